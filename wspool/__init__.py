@@ -1,0 +1,44 @@
+"""A pool of reusable WebSocket client connections for asyncio, built on aiohttp."""
+
+from wspool.connection import Transition, WebsocketConnection
+from wspool.draining import PendingConnection
+from wspool.errors import (
+    ConnectionBusyError,
+    ConnectionClosedError,
+    ConnectionDrainTimeoutError,
+    ConnectionPoolExhaustedError,
+    ConnectionPoolTimeoutError,
+    ConnectionPoolUnavailableError,
+    ConnectionUnavailableError,
+    IllegalTransitionError,
+    WebsocketError,
+)
+from wspool.introspection import ConnectionSnapshot, PoolSnapshot
+from wspool.options import DrainConditionCallback
+from wspool.pool import WebsocketConnectionPool
+from wspool.states import CloseReason, State
+from wspool.stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CloseReason",
+    "ConnectionBusyError",
+    "ConnectionClosedError",
+    "ConnectionDrainTimeoutError",
+    "ConnectionPoolExhaustedError",
+    "ConnectionPoolTimeoutError",
+    "ConnectionPoolUnavailableError",
+    "ConnectionSnapshot",
+    "ConnectionUnavailableError",
+    "DrainConditionCallback",
+    "IllegalTransitionError",
+    "PendingConnection",
+    "PoolSnapshot",
+    "State",
+    "Stats",
+    "Transition",
+    "WebsocketConnection",
+    "WebsocketConnectionPool",
+    "WebsocketError",
+]

@@ -1,0 +1,646 @@
+"""One connection: an aiohttp WebSocket, its state, and the right to read and write it.
+
+A connection knows nothing of pools. It carries the queues that the state machine moves it
+between, and it calls `on_close` once, when it enters the state closed: whoever made it then says
+goodbye to the socket.
+
+There is one routine that takes a frame off the wire, `_read`. `recv`, `ping`, the drain and the
+pool's attending all go through it, and never two at a time: who comes second waits for his turn
+and looks again after each frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import warnings
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from time import time
+from types import CodeType
+from typing import Any, Final, NamedTuple, Self
+
+import aiohttp
+from aiohttp import WSMsgType
+
+from wspool import states, wire
+from wspool.errors import ConnectionBusyError, ConnectionClosedError, scrub_uri
+from wspool.queues import Queues
+from wspool.states import CloseReason, Moved, State
+
+HISTORY: Final = 16
+"""Transitions that a connection remembers."""
+
+INBOX_BYTES: Final = 512 * 1024
+"""Bytes kept for a borrower who is not in `recv`; at this size reading stops.
+
+A message counts with 128 bytes more than its length, as in aiohttp's own queue, whose limit this
+is, so that a flood of tiny ones is bounded too.
+"""
+_MESSAGE_OVERHEAD: Final = 128
+
+PINGS: Final = 1024
+"""Unanswered pings that are remembered; a pong for an older one is not recognised."""
+
+Place = tuple[CodeType, int]
+"""A place in somebody's code, as cheap to note as can be: code object and instruction."""
+
+_in_hook_of: ContextVar[WebsocketConnection | None] = ContextVar("wspool_hook", default=None)
+
+
+class Transition(NamedTuple):
+    """One line of a connection's history. `at` is in Unix seconds."""
+
+    trigger: str
+    source: State
+    dest: State
+    at: float
+    why: str
+
+
+class Ping:
+    """A ping under way: when it was sent, and when a pong answered it (the loop's seconds)."""
+
+    __slots__ = ("answered", "sent")
+
+    def __init__(self, sent: float) -> None:
+        self.sent = sent
+        self.answered: float | None = None
+
+
+class WebsocketConnection:
+    """A WebSocket to the server, lent to one borrower at a time.
+
+    `uri` and `headers` are those of the last dial attempt, `last_activity` is the Unix time of
+    the last message sent or received, `id` counts the pool's connections from 1.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_at",
+        "_inbox",
+        "_inbox_bytes",
+        "_is_hooked",
+        "_is_reading",
+        "_is_receiving",
+        "_last_message",
+        "_loop",
+        "_payloads",
+        "_pings",
+        "_sending",
+        "_turns",
+        "_websocket",
+        "arrival",
+        "born",
+        "cause",
+        "clock",
+        "close_code",
+        "close_reason",
+        "created_at",
+        "drained_messages",
+        "generation",
+        "has_sent",
+        "headers",
+        "id",
+        "idle_since",
+        "is_lost",
+        "last_activity",
+        "lease",
+        "leases",
+        "moves",
+        "on_close",
+        "opened",
+        "pending",
+        "queues",
+        "received_messages",
+        "retire_at",
+        "round",
+        "rtt",
+        "sent_messages",
+        "socket",
+        "state",
+        "task",
+        "uri",
+        "uses",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        queues: Queues[WebsocketConnection],
+        loop: asyncio.AbstractEventLoop,
+        on_close: Callable[[WebsocketConnection], None],
+        generation: int = 0,
+    ) -> None:
+        self.id = id
+        # What the state machine moves: see states.py. This is the birth.
+        self.state = State.CONNECTING
+        self.queues = queues
+        self.moves: deque[Moved] = deque(maxlen=HISTORY)
+        self.clock = loop.time
+        # Called once, right after the connection has entered the state closed.
+        self.on_close = on_close
+        # The number of `expire_connections()` calls before this connection's birth.
+        self.generation = generation
+        self.uri = ""
+        self.headers: dict[str, str] = {}
+        self.created_at = self.last_activity = time()
+        self.born = loop.time()
+        self._loop = loop
+        self._websocket: aiohttp.ClientWebSocketResponse | None = None
+        self.socket: wire.Socket | None = None
+        # The pool's task that owns the wire: the dial, the drain, a keepalive.
+        self.task: asyncio.Task[None] | None = None
+        # The drain under way, a PendingConnection.
+        self.pending: Any = None
+
+        # The loop's seconds: open since, idle since, to be retired at.
+        self.opened: float | None = None
+        self.idle_since = 0.0
+        self.retire_at = float("inf")
+        # When the dial began: its place among the arrivals of waiters, the gate's round.
+        self.arrival = self.round = 0
+
+        # Loans to users so far, this one included.
+        self.uses = 0
+        # The number of the loan in force, 0 when no user has the connection.
+        self.lease = 0
+        self.leases = 0
+        # Where the loan was taken: code and instruction.
+        self._at: Place | None = None
+        # Whether something was sent in this loan, so that a reply may be under way.
+        self.has_sent = False
+        # Sends that have begun and did not end well; above 0, one may still leave later.
+        self._sending = 0
+        # The last message that recv returned, unless something was sent after it.
+        self._last_message: str | bytes | None = None
+        self._is_hooked = False
+
+        # The wire: nobody can be read from any more; who reads; who waits to.
+        self.is_lost = False
+        self._is_reading = False
+        self._is_receiving = False
+        self._turns: list[asyncio.Future[None]] = []
+        # Messages read while nobody was in recv, in order.
+        self._inbox: deque[str | bytes] = deque()
+        self._inbox_bytes = 0
+        self._pings: dict[bytes, Ping] = {}
+        self._payloads = itertools.count(1)
+        # The last ping's round trip in seconds.
+        self.rtt: float | None = None
+
+        self.sent_messages = 0
+        self.received_messages = 0
+        self.drained_messages = 0
+        self.close_code: int | None = None
+        self.close_reason = ""
+        # The error that closed the connection, if one did.
+        self.cause: BaseException | None = None
+
+    # What people look at.
+
+    @property
+    def websocket(self) -> aiohttp.ClientWebSocketResponse:
+        """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
+        if self._websocket is None:
+            raise ConnectionClosedError(f"Connection #{self.id} has no WebSocket yet")
+        # What is done with it cannot be seen, so take it that something is sent.
+        self.has_sent = True
+        return self._websocket
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages can be exchanged, as far as the event loop has heard."""
+        if self._websocket is None or self.is_lost or self.state is State.CLOSED:
+            return False
+        return not self._websocket.closed
+
+    @property
+    def is_busy(self) -> bool:
+        return self.state is State.BUSY
+
+    @property
+    def is_draining(self) -> bool:
+        return self.state is State.DRAINING
+
+    @property
+    def reused(self) -> bool:
+        """Whether somebody else has used this connection before the present borrower."""
+        return self.uses > 1
+
+    @property
+    def history(self) -> tuple[Transition, ...]:
+        """The last 16 transitions, oldest first."""
+        offset = time() - self.clock()
+        return tuple(
+            Transition(move.trigger, move.source, move.dest, at + offset, why)
+            for move, at, why in list(self.moves)
+        )
+
+    @property
+    def borrowed_at(self) -> str | None:
+        """Where the present loan was taken, as `file:line`, or None."""
+        if self._at is None:
+            return None
+        code, instruction = self._at
+        line = next(itertools.islice(code.co_positions(), instruction // 2, None))[0]
+        return f"{code.co_filename}:{line}"
+
+    def __repr__(self) -> str:
+        closed = f" {self.close_code}" if self.close_code is not None else ""
+        return (
+            f"<WebsocketConnection #{self.id} {self.state}{closed} {scrub_uri(self.uri)} "
+            f"uses={self.uses}>"
+        )
+
+    # What a borrower does.
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a text or a binary message.
+
+        Raises ConnectionClosedError when the connection is lost (the message may or may not have
+        arrived), ConnectionBusyError when it is not the caller's.
+        """
+        if isinstance(message, str):
+            send = self._check_right("send").send_str(message)
+        elif isinstance(message, (bytes, bytearray, memoryview)):
+            send = self._check_right("send").send_bytes(message)
+        else:
+            raise TypeError(f"send() takes str or bytes, not {type(message).__name__}")
+        self.has_sent = True
+        self._last_message = None
+        self._sending += 1
+        try:
+            await send
+        except (OSError, aiohttp.ClientError) as error:
+            self._lose(1006, "", error)
+            raise self._closed_error() from error
+        self._sending -= 1
+        self.sent_messages += 1
+        self.last_activity = time()
+
+    async def recv(self) -> str | bytes:
+        """Return the next message, in the order of arrival.
+
+        A recv that is cancelled or timed out has taken nothing. Raises ConnectionClosedError
+        once the messages that came before the close have been read, ConnectionBusyError when the
+        connection is not the caller's or another task is in recv.
+        """
+        if self._is_receiving:
+            raise ConnectionBusyError(
+                f"Another task is in recv on connection #{self.id}; one at a time may wait for "
+                "messages"
+            )
+        lease = self.lease
+        if self._inbox and lease:
+            message: str | bytes | None = self._take()
+        else:
+            self._check_right("recv")
+            self._is_receiving = True
+            try:
+                message = await self.next_message(lease)
+            finally:
+                self._is_receiving = False
+        if message is None:
+            raise self._closed_error()
+        self._last_message = message
+        self.last_activity = time()
+        return message
+
+    async def ping(self) -> float:
+        """Send a ping, wait for its pong and return the round trip in seconds.
+
+        It may run beside a `recv` and beside other pings; messages that arrive meanwhile are
+        kept for `recv`. A pong settles all earlier pings: a server may answer only the latest
+        (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
+        """
+        self._check_right("ping")
+        lease = self.lease
+        ping = await self.send_ping()
+        while ping.answered is None:
+            if self.is_lost or self.lease != lease or self.state is State.CLOSED:
+                raise self._closed_error()
+            if self._is_reading or self._inbox_bytes >= INBOX_BYTES:
+                await self._turn()
+            elif (message := await self._read()) is not None:
+                self._keep(message)
+        self.rtt = ping.answered - ping.sent
+        return self.rtt
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection for good and return when its socket is gone."""
+        self.finish(CloseReason.USER, code=code, reason=reason)
+        while self in self.queues.closed:
+            await self._turn()
+
+    async def send_json(self, value: Any) -> None:
+        """Send a value as a JSON text message."""
+        await self.send(json.dumps(value))
+
+    async def recv_json(self) -> Any:
+        """Return the next message, parsed as JSON."""
+        return json.loads(await self.recv())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        """Return the next message, until the server closes normally (1000 or 1001)."""
+        try:
+            return await self.recv()
+        except ConnectionClosedError as error:
+            if error.code in (1000, 1001):
+                raise StopAsyncIteration from None
+            raise
+
+    # The right to the wire.
+
+    def _check_right(self, doing: str) -> aiohttp.ClientWebSocketResponse:
+        """Return the WebSocket if the caller may use it now: the borrower, or a hook at work."""
+        websocket = self._websocket
+        if not self.lease and not (self._is_hooked and _in_hook_of.get() is self):
+            if self.state is State.CLOSED:
+                raise self._closed_error()
+            raise ConnectionBusyError(
+                f"Cannot {doing} on connection #{self.id}: it is {self.state} and not lent to "
+                "you; acquire it from the pool first"
+            )
+        if websocket is None or self.is_lost or self.state is State.CLOSED:
+            raise self._closed_error()
+        return websocket
+
+    def lend(self, at: Place | None) -> None:
+        """Begin a loan to a user: he alone may send and receive until it ends."""
+        self.leases = self.lease = self.leases + 1
+        self.uses += 1
+        self.has_sent = False
+        self._at = at
+
+    def end_loan(self) -> None:
+        """End the loan. Whoever is still in recv or ping finds that he has lost the right."""
+        self.lease = 0
+        self._at = None
+        self._last_message = None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a task is in recv or ping, or a large compressed send may still leave."""
+        if self._is_reading or self._is_receiving:
+            return True
+        # An uncompressed frame is written at once; only compressing may happen later.
+        return self._sending > 0 and self._websocket is not None and bool(self._websocket.compress)
+
+    @property
+    def last_message(self) -> str | bytes | None:
+        """What recv returned last, if nothing was sent and nothing has arrived since."""
+        return None if self._inbox else self._last_message
+
+    async def run_hook(self, hook: Callable[[WebsocketConnection], Awaitable[object]]) -> None:
+        """Run a hook of the user's, which alone may send and receive meanwhile."""
+        token = _in_hook_of.set(self)
+        self._is_hooked = True
+        try:
+            await hook(self)
+        finally:
+            self._is_hooked = False
+            _in_hook_of.reset(token)
+
+    @staticmethod
+    def in_hook() -> WebsocketConnection | None:
+        """The connection whose hook the calling task runs, or a task that the hook started."""
+        return _in_hook_of.get()
+
+    # Reading.
+
+    async def _read(self) -> str | bytes | None:
+        """Take one frame off the wire. A message is returned; the rest is dealt with: None."""
+        websocket = self._websocket
+        assert websocket is not None
+        self._is_reading = True
+        try:
+            frame = await websocket.receive()
+            kind = frame.type
+            if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+                self.received_messages += 1
+                return frame.data  # type: ignore[no-any-return]
+            if kind is WSMsgType.PING:
+                await self._write(websocket.pong(frame.data))
+            elif kind is WSMsgType.PONG:
+                self._settle(bytes(frame.data))
+            elif kind is WSMsgType.CLOSE:
+                self._lose(frame.data or 1005, frame.extra or "")
+            elif kind is WSMsgType.ERROR:
+                code = getattr(frame.data, "code", None)
+                self._lose(int(code or 1006), str(frame.data), frame.data)
+            else:
+                self._lose(1006, "", websocket.exception())
+        except (OSError, aiohttp.ClientError) as error:
+            self._lose(1006, "", error)
+        finally:
+            self._is_reading = False
+            self._wake()
+        return None
+
+    async def next_message(self, lease: int, until: Ping | None = None) -> str | bytes | None:
+        """Return the next message for the holder of this lease.
+
+        None when no more can come: the connection is lost or closed, the lease has ended, or the
+        ping `until` is answered, so that all that was sent before its pong has been returned.
+        """
+        while True:
+            if self.lease != lease or (until is not None and until.answered is not None):
+                return None
+            if self._inbox:
+                return self._take()
+            if self.is_lost or self.state is State.CLOSED:
+                return None
+            if self._is_reading:
+                await self._turn()
+            elif (message := await self._read()) is not None:
+                return message if self.lease == lease else None
+
+    def unread(self) -> Iterator[str | bytes]:
+        """Give the messages that the event loop has already read; pings are answered, and so on.
+
+        Nothing is given while a task is reading: that one will see them.
+        """
+        while self._inbox:
+            yield self._take()
+        yield from self._arrived()
+
+    def _arrived(self) -> Iterator[str | bytes]:
+        while not (self._is_reading or self.is_lost or self._websocket is None):
+            if not wire.has_news(self._websocket):
+                return
+            message = wire.step(self._read())
+            if message is wire.WOULD_BLOCK:
+                return
+            if message is not None:
+                yield message  # type: ignore[misc]
+
+    def has_news(self) -> bool:
+        """Whether something was read that nobody has looked at. This is the cheap look."""
+        return self._websocket is None or wire.has_news(self._websocket)
+
+    def is_flooded(self) -> bool:
+        """Whether more is unread than aiohttp's queue holds, so that the rest is still coming."""
+        return self._websocket is not None and wire.is_flooded(self._websocket)
+
+    def attend(self) -> None:
+        """Read for a borrower who is not in recv, up to the size of the inbox."""
+        if self._inbox_bytes < INBOX_BYTES:
+            for message in self._arrived():
+                self._keep(message)
+                if self._inbox_bytes >= INBOX_BYTES:
+                    return
+
+    def _keep(self, message: str | bytes) -> None:
+        self._inbox.append(message)
+        self._inbox_bytes += len(message) + _MESSAGE_OVERHEAD
+
+    def _take(self) -> str | bytes:
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD
+        if self._turns:
+            self._wake()  # a ping may wait for room
+        return message
+
+    async def send_ping(self) -> Ping:
+        """Send a ping and do not wait for its pong; whoever reads settles it."""
+        websocket = self._websocket
+        assert websocket is not None
+        payload = next(self._payloads).to_bytes(8, "big")
+        ping = self._pings[payload] = Ping(self.clock())
+        while len(self._pings) > PINGS:
+            self._pings.pop(next(iter(self._pings)))
+        await self._write(websocket.ping(payload))
+        return ping
+
+    def _settle(self, payload: bytes) -> None:
+        """Settle the ping of this pong and all earlier ones; other payloads are not ours."""
+        if payload in self._pings:
+            now = self.clock()
+            for earlier in list(self._pings):
+                self._pings.pop(earlier).answered = now
+                if earlier == payload:
+                    return
+
+    async def _turn(self) -> None:
+        """Wait until the present reader has dealt with a frame, or left."""
+        turn = self._loop.create_future()
+        self._turns.append(turn)
+        await turn
+
+    def _wake(self) -> None:
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            if not turn.done():
+                turn.set_result(None)
+
+    async def _write(self, write: Awaitable[None]) -> None:
+        """Send a control frame; a transport that is gone means a lost connection."""
+        try:
+            await write
+        except (OSError, aiohttp.ClientError) as error:
+            self._lose(1006, "", error)
+
+    # The end.
+
+    def finish(
+        self,
+        why: CloseReason,
+        *,
+        code: int = 1000,
+        reason: str = "",
+        cause: BaseException | None = None,
+    ) -> bool:
+        """Enter the state closed, from whichever; False if it was closed already."""
+        if self.state is State.CLOSED:
+            return False
+        states.close(self, why)
+        if self.close_code is None:
+            self.close_code, self.close_reason = code, reason
+        if cause is not None:
+            self.cause = cause
+        self._wake()
+        self.on_close(self)
+        return True
+
+    def _lose(self, code: int, reason: str, cause: BaseException | None = None) -> None:
+        """The server closed, or the transport is gone: nothing more can be read or written."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self._wake()
+        if self.state is not State.CLOSED:
+            self.close_code, self.close_reason, self.cause = code, reason, cause
+            if self.state is not State.CONNECTING:  # there, the dial will try again
+                self.finish(CloseReason.SERVER)
+
+    def _closed_error(self) -> ConnectionClosedError:
+        who = {CloseReason.SERVER: "closed by the server", CloseReason.POOL: "pool closed"}
+        if self.state is State.CLOSED:
+            why = CloseReason(self.moves[-1][2])
+            how = who.get(why, f"closed ({why})")
+        else:
+            how = who[CloseReason.SERVER] if self.is_lost else "no longer yours"
+        code = f", code {self.close_code}" if self.close_code is not None else ""
+        reason = f" {self.close_reason!r}" if self.close_reason else ""
+        reused = f"; it was a reused one, lent {self.uses} times" if self.reused else ""
+        return ConnectionClosedError(
+            f"Connection #{self.id}: {how}{code}{reason}{reused}",
+            code=self.close_code,
+            reason=self.close_reason,
+        )
+
+    def attach(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        """Take the WebSocket of a handshake that succeeded."""
+        self._websocket = websocket
+        self.socket = wire.Socket(websocket)
+        self.is_lost = False
+
+    async def hang_up(self, timeout: float) -> None:
+        """Close the socket with a CLOSE frame and return when it is gone, after `timeout` by force.
+
+        Without a peer that answers, and even after the session was closed, a socket whose bytes
+        are not taken would stay open for ever: it is aborted.
+        """
+        websocket, socket = self._websocket, self.socket
+        if websocket is None or socket is None:
+            return
+        # A peer's code is echoed (RFC 6455, 5.5.1); 1005 and 1006 are never sent (7.4.1).
+        code = self.close_code if self.close_code not in (None, 1005, 1006) else 1000
+        try:
+            async with asyncio.timeout(timeout):
+                await websocket.close(code=code, message=self.close_reason.encode()[:123])
+                await socket.wait_gone()
+        except (TimeoutError, OSError, aiohttp.ClientError):
+            pass
+        finally:
+            socket.abort()
+        await socket.wait_gone()
+
+    async def detach(self, timeout: float) -> None:
+        """Hang up and forget the WebSocket of a dial attempt that failed after its handshake."""
+        await self.hang_up(timeout)
+        self._websocket = self.socket = None
+        self._inbox.clear()
+        self._inbox_bytes = 0
+
+    def leave(self) -> None:
+        """Leave the last queue: the socket is gone, and the place is free."""
+        self.queues.remove(self)
+        self._inbox.clear()
+        self._wake()
+
+    def __del__(self) -> None:
+        if getattr(self, "lease", 0) and self.state is State.BUSY:
+            warnings.warn(
+                f"connection #{self.id}, borrowed at {self.borrowed_at}, was dropped without "
+                "being given back: release it, or use `async with pool.get_connection()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )

@@ -1,0 +1,152 @@
+"""The drain: what happens to a connection between its release and its next use.
+
+A server may still be sending when a borrower gives a connection back. The drain reads what comes
+until it knows that the connection is clean, or that it is not worth waiting for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from time import time
+
+from wspool.connection import WebsocketConnection
+from wspool.errors import ConnectionDrainTimeoutError
+from wspool.options import DrainConditionCallback, Options
+from wspool.states import CloseReason
+from wspool.stats import Stats
+
+logger = logging.getLogger("wspool")
+
+_ids = itertools.count(1)
+
+
+class PendingConnection:
+    """A connection that is being drained, as the pool's book-keeping shows it.
+
+    `created_at` is in Unix seconds, `drain_timeout` in seconds, `drain_task` the task at work.
+    """
+
+    def __init__(
+        self,
+        connection: WebsocketConnection,
+        drain_timeout: float,
+        drain_condition: DrainConditionCallback | None,
+    ) -> None:
+        self.connection = connection
+        self.drain_timeout = drain_timeout
+        self.drain_condition = drain_condition
+        self.created_at = time()
+        self.drain_task: asyncio.Task[None] | None = None
+        self.pending_id = f"pending-{next(_ids)}"
+        self._is_completed = False
+
+    async def mark_completed(self) -> bool:
+        """Mark the drain as completed. True the first time, False after that.
+
+        This is a flag and no more: what becomes of the connection is the state machine's matter.
+        """
+        is_first = not self._is_completed
+        self._is_completed = True
+        return is_first
+
+    def __repr__(self) -> str:
+        done = "completed" if self._is_completed else "pending"
+        return f"<PendingConnection {self.pending_id} {done} of {self.connection!r}>"
+
+
+class Discard(Exception):
+    """The connection cannot be used again. `__cause__` is the reason, if there is one."""
+
+    def __init__(self, why: CloseReason) -> None:
+        self.why = why
+
+
+def dispose(
+    connection: WebsocketConnection, message: str | bytes, options: Options, stats: Stats
+) -> None:
+    """Deal with a message that no borrower will read; raise Discard if it is refused.
+
+    A callable that raises costs the connection, and nothing else: a predicate that does not work
+    cannot vouch for a connection.
+    """
+    connection.drained_messages += 1
+    stats.drained_messages += 1
+    try:
+        if options.on_drained is not None:
+            options.on_drained(connection, message)
+        condition = options.drain_condition
+        is_fine = condition(message) if condition is not None else len(message) > 0
+    except Exception as error:
+        logger.exception("drain_condition or on_drained raised; closing #%d", connection.id)
+        raise Discard(CloseReason.ERROR) from error
+    if not is_fine:
+        raise Discard(CloseReason.DRAIN)
+
+
+def is_last(connection: WebsocketConnection, message: str | bytes, options: Options) -> bool:
+    """Return whether `drain_until` says that nothing comes after this message."""
+    if options.drain_until is None:
+        return False
+    try:
+        return bool(options.drain_until(message))
+    except Exception as error:
+        logger.exception("drain_until raised; closing #%d", connection.id)
+        raise Discard(CloseReason.ERROR) from error
+
+
+async def drain(
+    pending: PendingConnection, options: Options, stats: Stats, *, is_failed: bool
+) -> None:
+    """Return once the connection is clean; raise Discard if that will not be.
+
+    After a borrower that left by an exception (`is_failed`) only the named last message counts:
+    neither silence nor a pong says that a server has finished thinking.
+    """
+    connection = pending.connection
+    try:
+        async with asyncio.timeout(pending.drain_timeout):
+            if options.on_release is not None:
+                await _run_on_release(connection, options)
+            if is_failed and options.drain_until is None:
+                raise Discard(CloseReason.ERROR)
+            await _read_until_clean(connection, options, stats, is_failed=is_failed)
+    except TimeoutError:
+        raise Discard(CloseReason.DRAIN) from ConnectionDrainTimeoutError(
+            f"Connection #{connection.id} was not clean {pending.drain_timeout} s after its "
+            "release (drain_timeout)"
+        )
+
+
+async def _run_on_release(connection: WebsocketConnection, options: Options) -> None:
+    assert options.on_release is not None
+    try:
+        await connection.run_hook(options.on_release)
+    except Exception as error:
+        logger.exception("on_release raised; closing #%d", connection.id)
+        raise Discard(CloseReason.ERROR) from error
+
+
+async def _read_until_clean(
+    connection: WebsocketConnection, options: Options, stats: Stats, *, is_failed: bool
+) -> None:
+    for message in connection.unread():
+        dispose(connection, message, options, stats)
+        if is_last(connection, message, options):
+            return
+    if not options.is_checked_on_release:  # there was only on_release to run
+        return
+    quiet = None if is_failed else options.drain_quiet_period
+    fence = await connection.send_ping() if options.drain_fence and not is_failed else None
+    while True:
+        try:
+            async with asyncio.timeout(quiet):
+                following = await connection.next_message(lease=0, until=fence)
+        except TimeoutError:
+            return  # quiet
+        if following is None:
+            return  # the fence's pong; or lost, and then the state is closed already
+        dispose(connection, following, options, stats)
+        if is_last(connection, following, options):
+            return

@@ -1,0 +1,154 @@
+"""Every error that the pool raises, and the scrubbing of errors that it passes on.
+
+This module knows nothing of connections. What leaves it may be logged: headers, user-info and
+query values are taken out of the causes that aiohttp gives us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+
+class WebsocketError(RuntimeError):
+    """The base of all errors of this package. Without a message it carries its default one."""
+
+    default_message: ClassVar[str] = "WebSocket error"
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message or self.default_message
+        super().__init__(self.message)
+
+
+class ConnectionPoolExhaustedError(WebsocketError):
+    """All connections are in use, and the caller may not wait (any longer) for one."""
+
+    default_message = "All connections of the pool are in use"
+
+
+class ConnectionPoolTimeoutError(ConnectionPoolExhaustedError, TimeoutError):
+    """No connection could be had within the caller's timeout; the message has the pool's counts.
+
+    It is a `TimeoutError`, and with that an `OSError`: a rule "retry every OSError" would see it.
+    """
+
+    default_message = "No connection within the timeout"
+
+
+class ConnectionPoolUnavailableError(WebsocketError):
+    """The pool is closed."""
+
+    default_message = "The pool is closed"
+
+
+class ConnectionUnavailableError(WebsocketError):
+    """A dial failed for good. `__cause__` is the last failure, without secrets.
+
+    `status` is the server's HTTP status if it answered with one, `attempts` how many attempts
+    were made, `retry_after` the seconds that the server asked to wait, if it did.
+    """
+
+    default_message = "No connection could be made"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        attempts: int = 0,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.attempts = attempts
+        self.retry_after = retry_after
+
+
+class ConnectionClosedError(WebsocketError):
+    """The connection is closed. `code` and `reason` are those of the CLOSE frame.
+
+    Without a CLOSE frame `code` is 1006, for one without a code 1005 (RFC 6455, 7.1.5).
+    """
+
+    default_message = "The connection is closed"
+
+    def __init__(
+        self, message: str | None = None, *, code: int | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionBusyError(WebsocketError):
+    """The right to send and to receive belongs to somebody else just now."""
+
+    default_message = "The connection is in use by another owner"
+
+
+class ConnectionDrainTimeoutError(WebsocketError):
+    """A drain did not end within `drain_timeout`; kept as the `cause` of the connection's close."""
+
+    default_message = "The connection was still receiving data at the end of drain_timeout"
+
+
+class IllegalTransitionError(WebsocketError):
+    """A trigger that the state machine does not allow in this state. Nothing has moved."""
+
+    default_message = "The state machine does not allow this"
+
+
+def scrub_uri(uri: object) -> str:
+    """Return the URI without user-info, query values and fragment, fit for a log."""
+    try:
+        url = URL(str(uri))
+        shown = str(url.with_user(None).with_query(None).with_fragment(None))
+        return f"{shown}?…" if url.query_string else shown
+    except ValueError:
+        return "(not a URI)"
+
+
+def secrets_of(uri: str, headers: Mapping[str, str]) -> list[str]:
+    """Return the strings of a dial that must never be shown."""
+    secrets = list(headers.values())
+    try:
+        url = URL(uri)
+    except ValueError:
+        return [uri, *secrets]
+    user_info = (url.user, url.raw_user, url.password, url.raw_password)
+    queries = (url.query_string, url.raw_query_string, *url.query.values())
+    return [secret for secret in (*secrets, *user_info, *queries) if secret]
+
+
+def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
+    """Return the error, or what is left of it once the secrets are out, fit to be a `__cause__`.
+
+    aiohttp puts the whole URL into the text of a refused handshake and the request's headers into
+    its repr; those errors are built anew, in their class, with neither.
+    """
+    if isinstance(error, aiohttp.ClientResponseError):
+        url = URL(scrub_uri(error.request_info.real_url))
+        no_headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
+        request = aiohttp.RequestInfo(url, error.request_info.method, no_headers, url)
+        return type(error)(request, (), status=error.status, message=error.message)
+    if isinstance(error, aiohttp.InvalidURL):
+        return aiohttp.InvalidURL(scrub_uri(error.url), error.description)
+    seen: BaseException | None = error
+    secrets = tuple(secrets)
+    while seen is not None:
+        if any(secret in f"{seen} {seen!r}" for secret in secrets) or _shows_a_proxy(seen):
+            text = str(error)
+            for secret in secrets:
+                text = text.replace(secret, "…")
+            return ConnectionUnavailableError(f"{type(error).__name__}: {text}")
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _shows_a_proxy(error: BaseException) -> bool:
+    key = getattr(error, "_conn_key", None)
+    return key is not None and key.proxy is not None

@@ -1,0 +1,166 @@
+"""The pool's settings, checked once, when the pool is made.
+
+Every setting is described where it is an argument, in `WebsocketConnectionPool`. A wrong one is a
+TypeError or a ValueError that names it, says what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from wspool.connection import WebsocketConnection
+from wspool.errors import scrub_uri
+
+DrainConditionCallback = Callable[[str | bytes], bool]
+"""Is asked of each message that is drained: False gives the connection up."""
+
+Uri = str | URL | Callable[[], str | Awaitable[str]]
+Headers = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+Hook = Callable[[WebsocketConnection], Awaitable[object]]
+
+_OURS: Final = {
+    "timeout": "connection_timeout for the handshake, close_timeout for the goodbye",
+    "receive_timeout": "asyncio.timeout around recv()",
+    "autoping": "nothing: pings are always answered",
+    "autoclose": "nothing: a close is always answered",
+    "method": "nothing: the handshake is a GET",
+}
+"""Options of `ws_connect` that are the pool's own business, and what to use instead."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What `WebsocketConnectionPool` was given, checked. `max_connections` changes by resize()."""
+
+    uri: Uri
+    headers: Headers
+    idle_timeout: float
+    max_connections: int
+    max_retries: int
+    cleanup_interval: float
+    connection_timeout: float
+    warmup_connections: int
+    check_server_data_on_release: bool
+    drain_timeout: float
+    drain_quiet_period: float
+    drain_condition: DrainConditionCallback | None
+    acquire_timeout: float | None
+    max_waiting: int | None
+    max_connecting: int
+    min_connections: int
+    max_lifetime: float | None
+    max_uses: int | None
+    on_connect: Hook | None
+    on_release: Hook | None
+    drain_until: DrainConditionCallback | None
+    drain_fence: bool
+    on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
+    close_timeout: float
+    connect_options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.uri):
+            self.uri = check_uri(self.uri)
+        if self.headers is None:
+            self.headers = {}
+        if not (isinstance(self.headers, Mapping) or callable(self.headers)):
+            raise TypeError(_found("headers", self.headers, "a mapping of strings or a callable"))
+        for name in ("idle_timeout", "cleanup_interval", "connection_timeout", "drain_timeout"):
+            _seconds(name, getattr(self, name), above_zero=True)
+        for name in ("drain_quiet_period", "close_timeout"):
+            _seconds(name, getattr(self, name))
+        if self.acquire_timeout is not None:
+            _seconds("acquire_timeout", self.acquire_timeout)
+        if self.max_lifetime is not None:
+            _seconds("max_lifetime", self.max_lifetime, above_zero=True)
+        for name in ("max_connections", "max_retries", "max_connecting"):
+            check_count(name, getattr(self, name), at_least=1)
+        for name in ("warmup_connections", "min_connections"):
+            check_count(name, getattr(self, name), at_least=0)
+        if self.max_waiting is not None:
+            check_count("max_waiting", self.max_waiting, at_least=0)
+        if self.max_uses is not None:
+            check_count("max_uses", self.max_uses, at_least=1)
+        for name in ("check_server_data_on_release", "drain_fence"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(_found(name, value, "True or False"))
+        for name in ("drain_condition", "drain_until", "on_drained", "on_connect", "on_release"):
+            if (value := getattr(self, name)) is not None and not callable(value):
+                raise TypeError(_found(name, value, "a callable or None"))
+        for name in ("drain_condition", "drain_until", "on_drained"):
+            if inspect.iscoroutinefunction(value := getattr(self, name)):
+                raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
+        _check_connect_options(self.connect_options)
+        for name in ("warmup_connections", "min_connections"):
+            if getattr(self, name) > self.max_connections:
+                warnings.warn(
+                    f"{name}={getattr(self, name)} is above max_connections="
+                    f"{self.max_connections}; {self.max_connections} are used",
+                    UserWarning,
+                    stacklevel=4,
+                )
+                setattr(self, name, self.max_connections)
+
+    @property
+    def is_checked_on_release(self) -> bool:
+        """Whether a drain waits for the server to have finished."""
+        return bool(self.check_server_data_on_release or self.drain_until or self.drain_fence)
+
+
+def check_uri(uri: object) -> str:
+    """Return the URI as a string, or raise what is wrong with it, without its secrets."""
+    if not isinstance(uri, (str, URL)):
+        raise TypeError(_found("uri", uri, "a string, a yarl.URL or a callable"))
+    try:
+        url = URL(uri)
+    except ValueError:
+        raise ValueError("uri is not a URI; use ws://host/path or wss://host/path") from None
+    if url.scheme not in ("ws", "wss") or not url.host:
+        shown = repr(scrub_uri(url)) if str(url) else "empty"
+        raise ValueError(f"uri is {shown}; use ws://host/path or wss://host/path")
+    return str(uri)
+
+
+def check_count(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(_found(name, value, "a whole number"))
+    if value < at_least:
+        raise ValueError(_found(name, value, f"a whole number of at least {at_least}"))
+
+
+def _seconds(name: str, value: object, *, above_zero: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(_found(name, value, "a number of seconds"))
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        least = "above 0" if above_zero else "of at least 0"
+        raise ValueError(_found(name, value, f"a finite number of seconds {least}"))
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Check the `timeout` argument of a call: seconds, or None for no limit."""
+    if timeout is not None:
+        _seconds("timeout", timeout)
+
+
+def _check_connect_options(options: Mapping[str, Any]) -> None:
+    for name in options.keys() & _OURS.keys():
+        raise TypeError(f"{name!r} is the pool's own business; use {_OURS[name]}")
+    known = inspect.signature(aiohttp.ClientSession.ws_connect).parameters
+    allowed = known.keys() - _OURS.keys() - {"self", "url", "headers"}
+    for name in options.keys() - allowed:
+        raise TypeError(
+            f"{name!r} is neither an argument of the pool nor an option of aiohttp's ws_connect, "
+            f"which are: {', '.join(sorted(allowed))}"
+        )
+
+
+def _found(name: str, value: object, allowed: str) -> str:
+    return f"{name} is {value!r}; it must be {allowed}"

@@ -1,0 +1,410 @@
+"""The pool as its users see it: made, started, borrowed from, looked at, closed.
+
+Read `states.py` first: what a connection goes through. Then `routing.py`, which moves connections
+between the queues of those states and serves whoever waits (`waiting.py`). What a connection can
+do is in `connection.py`, how one is made in `dialing.py`, how one is cleaned after its use in
+`draining.py`, and what goes on while nobody calls in `upkeep.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Final, Self, cast
+
+import aiohttp
+
+from wspool import introspection, states, upkeep
+from wspool.connection import WebsocketConnection
+from wspool.errors import ConnectionPoolUnavailableError
+from wspool.options import (
+    DrainConditionCallback,
+    Headers,
+    Hook,
+    Options,
+    Uri,
+    check_count,
+    check_timeout,
+)
+from wspool.routing import Router
+from wspool.stats import Stats
+
+_DEFAULT: Final = cast(float, object())
+_names = itertools.count(1)
+
+
+class WebsocketConnectionPool:
+    """A pool of reusable WebSocket client connections to one URI, for one event loop.
+
+    All arguments are keyword-only, times are in seconds. Wrong ones raise TypeError or ValueError.
+
+    uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
+    headers: for the handshake, read at each attempt; or such a callable.
+    session: an aiohttp session to share; it is never closed. None: the pool has its own.
+    name: for logs and metrics; None makes one up.
+    idle_timeout: a connection that is idle for longer is closed, at the next cleanup.
+    max_connections: sockets at most, those being opened or closed included.
+    max_retries: attempts of a dial in all.
+    cleanup_interval: between two looks for what is too old.
+    connection_timeout: for one attempt: handshake, `on_connect`, token callables.
+    warmup_connections: opened by `start()`.
+    min_connections: kept open, and refilled after losses.
+    max_connecting: dials at work at a time.
+    max_lifetime: age at which a connection is retired, less up to 10 % of jitter; None: never.
+    max_uses: loans after which it is retired; None: no limit.
+    acquire_timeout: how long `acquire` waits for capacity. 0: not at all; None: for ever.
+    max_waiting: how many may wait for capacity; None: no limit.
+    check_server_data_on_release: drain a connection after each use until it is quiet.
+    drain_timeout: for a drain; a connection that takes longer is closed.
+    drain_quiet_period: silence after which a connection counts as clean.
+    drain_condition: asked of each message drained; False closes the connection. None: any
+        message that is not empty is fine.
+    drain_until: says of a message whether it is the last: then the connection is clean at once.
+    drain_fence: send a ping when the drain begins; what the server had sent comes before its pong.
+    on_connect: async hook on a fresh connection, before anybody gets it.
+    on_release: async hook, the first step of draining: cancel, unsubscribe.
+    on_drained: called with (connection, message) for each message that no borrower reads.
+    close_timeout: for the peer to answer a close; then the socket is aborted.
+    connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
+        compress, ssl, proxy, origin, params, max_msg_size.
+    """
+
+    def __init__(
+        self,
+        *,
+        uri: Uri,
+        headers: Headers | None = None,
+        idle_timeout: float = 60.0,
+        max_connections: int = 50,
+        max_retries: int = 3,
+        cleanup_interval: float = 5.0,
+        connection_timeout: float = 10.0,
+        warmup_connections: int = 0,
+        check_server_data_on_release: bool = False,
+        drain_timeout: float = 10.0,
+        drain_quiet_period: float = 2.0,
+        drain_condition: DrainConditionCallback | None = None,
+        session: aiohttp.ClientSession | None = None,
+        name: str | None = None,
+        acquire_timeout: float | None = 0.0,
+        max_waiting: int | None = None,
+        max_connecting: int = 10,
+        min_connections: int = 0,
+        max_lifetime: float | None = None,
+        max_uses: int | None = None,
+        on_connect: Hook | None = None,
+        on_release: Hook | None = None,
+        drain_until: DrainConditionCallback | None = None,
+        drain_fence: bool = False,
+        on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
+        close_timeout: float = 5.0,
+        **connect_options: Any,
+    ) -> None:
+        settings = dict(locals())
+        for taken in ("self", "session", "name"):
+            del settings[taken]
+        self.router = Router(Options(**settings))
+        if session is not None and not isinstance(session, aiohttp.ClientSession):
+            raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
+        self.name = name or f"pool-{next(_names)}"
+        self._session = session
+        self._owns_session = session is None
+        # The loop that the pool belongs to, from start() on.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = self._pid = 0
+        self._upkeep_task: asyncio.Task[None] | None = None
+        self._closing_task: asyncio.Task[None] | None = None
+        caller = sys._getframe(1)
+        self._made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+
+    # What people look at. All of it may be read from any thread.
+
+    @property
+    def uri(self) -> Uri:
+        return self.router.options.uri
+
+    @property
+    def headers(self) -> Headers:
+        return self.router.options.headers
+
+    @property
+    def is_started(self) -> bool:
+        return self._loop is not None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing_task is not None
+
+    @property
+    def total_connections(self) -> int:
+        """The connections that are open: idle, busy and draining."""
+        return self.router.total_connections
+
+    @property
+    def available_connections(self) -> int:
+        return len(self.router.queues.idle)
+
+    @property
+    def busy_connections(self) -> int:
+        return len(self.router.queues.busy)
+
+    @property
+    def pending_connections(self) -> int:
+        """The connections that are being drained."""
+        return len(self.router.queues.draining)
+
+    @property
+    def waiters(self) -> int:
+        return len(self.router.line)
+
+    @property
+    def stats(self) -> Stats:
+        """What happened since the pool was made."""
+        return self.router.stats
+
+    @property
+    def connections(self) -> tuple[WebsocketConnection, ...]:
+        return tuple(self.router.queues)
+
+    def snapshot(self) -> introspection.PoolSnapshot:
+        """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
+        return introspection.snapshot_pool(self)
+
+    def state_diagram(self) -> str:
+        """Return the state machine as a Mermaid diagram with the count of each state."""
+        return states.diagram(self.router.queues.counts())
+
+    def __repr__(self) -> str:
+        status = " closed" if self.is_closed else "" if self.is_started else " not started"
+        return (
+            f"<WebsocketConnectionPool {self.name!r}{status} "
+            f"{introspection.shown_uri(self.uri)} {self.router!r}>"
+        )
+
+    # Starting.
+
+    async def start(self) -> None:
+        """Start the pool and return when the warm-up is over, whatever came of it.
+
+        A server that is down is a warning in the log; the pool works once it is back. Started
+        twice, or after `close_all()`, it returns. Raises ValueError if the shared session's
+        connector admits fewer connections than `max_connections`.
+        """
+        if self.is_closed:
+            return
+        self._enter()
+        connecting = self.router.queues.connecting
+        dials = [connection.task for connection in connecting if connection.task is not None]
+        if dials:
+            await asyncio.wait(dials)
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """Check that the caller runs in the pool's loop; the first one's loop becomes that."""
+        loop: asyncio.AbstractEventLoop | None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is self._loop and loop is not None:
+            return loop
+        if self._loop is not None or loop is None:
+            raise RuntimeError(
+                f"{self!r} belongs to the event loop {self._loop!r} in thread {self._thread} of "
+                f"process {self._pid}; it was called from the loop {loop!r} in thread "
+                f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
+            )
+        self._check_connector(self.router.options.max_connections)
+        if self._session is None:
+            # The session's default total timeout, of 5 minutes, would cap connection_timeout.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
+            )
+        self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
+        self.router.start(loop, self._session)
+        interval = upkeep.period(
+            self.router.options.cleanup_interval,
+            self.router.options.connect_options.get("heartbeat"),
+        )
+        self._upkeep_task = self.router.spawn(upkeep.upkeep(weakref.ref(self.router), interval))
+        return loop
+
+    def _check_connector(self, wanted: int) -> None:
+        """Refuse a shared session that would let dials wait for ever."""
+        if self._session is None or self._session.connector is None:
+            return
+        for name in ("limit", "limit_per_host"):
+            limit = getattr(self._session.connector, name)
+            advice = f"set TCPConnector({name}=…) above max_connections={wanted}, or to 0 for none"
+            if 0 < limit < wanted:
+                raise ValueError(
+                    f"The shared session's connector has {name}={limit}, and each WebSocket "
+                    f"holds a place in it for life: {advice}, or lower max_connections"
+                )
+            if limit == wanted:
+                warnings.warn(
+                    f"The shared session's connector has {name}={limit}: once the pool is full, "
+                    f"the application's own requests on it will hang; {advice}",
+                    UserWarning,
+                    stacklevel=4,
+                )
+
+    # Borrowing.
+
+    async def acquire(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+        """Return a connection to be given back with `release`: an idle one, or a new one.
+
+        `timeout`, in seconds, overrides `acquire_timeout`: it bounds waiting, dialling, hooks and
+        all; 0 means not to wait for capacity, and a dial then takes what its attempts take; None
+        waits for ever. Raises ConnectionPoolExhaustedError when there is no capacity and waiting
+        is not allowed, ConnectionPoolTimeoutError when the time is up, ConnectionUnavailableError
+        when the dial failed, ConnectionPoolUnavailableError when the pool is closed.
+        """
+        return await self._acquire(timeout, sys._getframe(1))
+
+    async def acquire_new(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+        """Return a connection that nobody has used; otherwise as `acquire`.
+
+        At the limit the longest-idle connection, or else the next that is returned, is closed to
+        make room.
+        """
+        return await self._acquire(timeout, sys._getframe(1), wants_new=True)
+
+    def get_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
+        """Return an async context manager that acquires a connection and gives it back.
+
+        Left by an exception after something was sent, the connection is not handed on: it is
+        drained up to the message that `drain_until` names, or closed.
+        """
+        return Loan(self, timeout, wants_new=False)
+
+    def get_new_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
+        """Return the same as `get_connection`, around `acquire_new`."""
+        return Loan(self, timeout, wants_new=True)
+
+    async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
+        """Give a connection back; with `force_remove` it is closed.
+
+        Everything is done before the first await, and nothing waits for the network. Releasing
+        what is not lent by this pool is a warning in the log.
+        """
+        self._enter()
+        self.router.give_back(connection, force_remove=force_remove)
+
+    async def _acquire(
+        self, timeout: float | None, frame: FrameType, *, wants_new: bool = False
+    ) -> WebsocketConnection:
+        self._enter()
+        if self.is_closed:
+            raise ConnectionPoolUnavailableError(f"{self!r} is closed")
+        place = (frame.f_code, frame.f_lasti)
+        router = self.router
+        if not wants_new and (connection := router.next_idle()) is not None:
+            router.lend(connection, place)
+            return connection
+        if timeout is _DEFAULT:
+            timeout = router.options.acquire_timeout
+        check_timeout(timeout)
+        return await router.wait(place, timeout, wants_new=wants_new)
+
+    # Closing.
+
+    def expire_connections(self) -> None:
+        """Replace every connection that there is: idle ones now, busy ones when they come back."""
+        self._enter()
+        self.router.expire()
+
+    def resize(self, max_connections: int) -> None:
+        """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
+
+        Raises ValueError if the shared session's connector admits fewer connections.
+        """
+        check_count("max_connections", max_connections, at_least=1)
+        self._check_connector(max_connections)
+        self.router.options.max_connections = max_connections
+        if self.is_started:
+            self._enter()
+            self.router.shrink()
+            self.router.route()
+
+    async def close_all(self, timeout: float | None = 0.0) -> None:
+        """Close the pool and everything in it, and return when the last socket is gone.
+
+        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
+        get ConnectionPoolUnavailableError at once. A second call waits for the first; cancelled,
+        the closing goes on; called from a hook, it does not wait for that hook.
+        """
+        check_timeout(timeout)
+        loop = self._enter()
+        if self._closing_task is None:
+            hooked = WebsocketConnection.in_hook()
+            spared = hooked.task if hooked is not None else None
+            self._closing_task = asyncio.Task(self._finish(timeout, spared), loop=loop)
+            self.router.close()
+        await asyncio.shield(self._closing_task)
+
+    async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
+        assert self._upkeep_task is not None
+        assert self._session is not None
+        self._upkeep_task.cancel()
+        await self.router.finish(timeout, spared)
+        if self._owns_session:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close_all()
+
+    def __del__(self) -> None:
+        if getattr(self, "_loop", None) is not None and not self.is_closed:
+            warnings.warn(
+                f"{self!r}, made at {self._made_at}, was dropped without being closed: "
+                "await close_all(), or use `async with`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+class Loan:
+    """The context manager of `get_connection`: one loan, given back however the block is left."""
+
+    __slots__ = ("_connection", "_lease", "_pool", "_timeout", "_wants_new")
+
+    def __init__(
+        self, pool: WebsocketConnectionPool, timeout: float | None, *, wants_new: bool
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._wants_new = wants_new
+
+    async def __aenter__(self) -> WebsocketConnection:
+        connection = self._connection = await self._pool._acquire(
+            self._timeout, sys._getframe(1), wants_new=self._wants_new
+        )
+        self._lease = connection.lease
+        return connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A loan that was ended inside the block may be followed by somebody else's by now.
+        if self._connection.lease == self._lease:
+            self._pool.router.give_back(self._connection, is_failed=exc_type is not None)

@@ -1,0 +1,557 @@
+"""The routing: which connection goes to whom, and what becomes of it afterwards.
+
+`Router.route` is the heart: after anything that may serve a waiter, it serves the oldest ones and
+begins the dials that are missing. Like every step of a connection from queue to queue it is
+synchronous. What must wait for the network runs in a task of the router's; such a task holds the
+router weakly, so that a pool that was dropped is collected, and after each wait the router looks
+whether the connection is still in the state that it was left in: the loser ends silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import itertools
+import logging
+import random
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import aiohttp
+
+from wspool import states
+from wspool.connection import Place, WebsocketConnection
+from wspool.dialing import Gate, dial
+from wspool.draining import Discard, PendingConnection, dispose, drain, is_last
+from wspool.errors import (
+    ConnectionPoolExhaustedError,
+    ConnectionPoolTimeoutError,
+    ConnectionPoolUnavailableError,
+    ConnectionUnavailableError,
+)
+from wspool.options import Options
+from wspool.queues import Queues
+from wspool.states import CloseReason, State
+from wspool.stats import Stats
+from wspool.waiting import Line, Waiter
+
+logger = logging.getLogger("wspool")
+
+LIFETIME_JITTER: Final = 0.1
+"""Share of max_lifetime by which a connection may go earlier, so that not all go at once."""
+
+
+class Router:
+    """The connections of one pool, their queues, those who wait, and the tasks at work on them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.stats = Stats()
+        # Every connection that has, or may soon have, a socket.
+        self.queues: Queues[WebsocketConnection] = Queues()
+        self.line = Line()
+        # From the beginning of close() on nothing is lent, and nothing is dialled.
+        self.is_closing = False
+        # How often expire() was called; connections of earlier generations go.
+        self.generation = 0
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_routing = False
+        self._all_returned: asyncio.Future[None] | None = None
+        # Tasks run in the context of the pool's construction, not of whoever acquired first.
+        self._context = contextvars.copy_context()
+
+    def start(self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:
+        self.loop = loop
+        self.clock = loop.time
+        self._session = session
+        self._gate = Gate(self.options.max_connecting, loop.time)
+        for _ in range(max(self.options.warmup_connections, self.options.min_connections)):
+            self._begin_dial()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in a task of the router's.
+
+        Made directly: an eager task factory would run it in the middle of a routing step.
+        """
+        task = asyncio.Task(coroutine, loop=self.loop, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{state}={count}" for state, count in self.queues.counts().items())
+        return f"{counts} waiting={len(self.line)} max={self.options.max_connections}"
+
+    @property
+    def total_connections(self) -> int:
+        """The connections that are open: idle, busy and draining."""
+        return len(self.queues.idle) + len(self.queues.busy) + len(self.queues.draining)
+
+    # Lending.
+
+    def lend(self, connection: WebsocketConnection, place: Place) -> None:
+        states.checkout(connection, "acquire")
+        connection.lend(place)
+        self.stats.borrows += 1
+
+    async def wait(
+        self, place: Place, timeout: float | None, *, wants_new: bool
+    ) -> WebsocketConnection:
+        """Join the line and return the connection that this caller is given."""
+        self._check_may_wait(timeout, wants_new)
+        self.stats.waits += 1
+        waiter = self.line.join(place, wants_new=wants_new, is_patient=timeout != 0)
+        alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout) if timeout else None
+        try:
+            self.route()
+            return await waiter.future
+        except asyncio.CancelledError:
+            # Cancelled in the very tick in which it was served: on to the next.
+            future = waiter.future
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._pass_on(future.result())
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            if waiter in self.line:  # cancelled, and perhaps an idle one was kept for it
+                self.line.leave(waiter)
+                self.route()
+
+    def _check_may_wait(self, timeout: float | None, wants_new: bool) -> None:
+        """Raise unless a connection is to come without any borrower's doing, or waiting is allowed.
+
+        What is being dialled or buried, and room for a dial, each let one caller wait for it.
+        """
+        queues = self.queues
+        expected = len(queues.connecting) + len(queues.closed) + max(0, self.room)
+        if wants_new:
+            expected += len(queues.idle)
+        if len(self.line) < expected:
+            return
+        if timeout == 0:
+            raise ConnectionPoolExhaustedError(
+                f"All connections are in use and acquire_timeout is 0: {self!r}"
+            )
+        most = self.options.max_waiting
+        if most is not None and len(self.line) - expected >= most:
+            raise ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {self!r}")
+
+    def _time_out(self, waiter: Waiter, timeout: float) -> None:
+        if not waiter.future.done():
+            self.stats.timeouts += 1
+            error = ConnectionPoolTimeoutError(f"No connection within {timeout} s: {self!r}")
+            error.__cause__ = waiter.failure
+            self.line.fail(waiter, error)
+            self.route()
+
+    def _pass_on(self, connection: WebsocketConnection) -> None:
+        """Take back what a waiter was given and could not take: it has not been used."""
+        connection.end_loan()
+        if connection.state is State.BUSY:
+            connection.uses -= 1
+            self.stats.borrows -= 1
+            self._check_in(connection, "cancelled waiter")
+
+    # Routing.
+
+    @property
+    def room(self) -> int:
+        """How many more connections there may be; below 0 after a resize()."""
+        return self.options.max_connections - len(self.queues)
+
+    def route(self) -> None:
+        """Serve those who wait, oldest first, and begin the dials that are missing."""
+        if self._is_routing or self.is_closing:
+            return  # what a routing step sets off, the step under way takes into account
+        self._is_routing = True
+        try:
+            while self.line and self.queues.idle and self._serve_one():
+                pass
+            for _ in range(min(len(self.line) - len(self.queues.connecting), self.room)):
+                self._begin_dial()
+        finally:
+            self._is_routing = False
+
+    def _serve_one(self) -> bool:
+        """Make one step for those who wait with an idle connection; False if there is none."""
+        queues, line = self.queues, self.line
+        oldest = line.oldest()
+        # Who wants a new one gets the next dial; at the limit, an idle one makes room for it.
+        coming = len(queues.connecting) + len(queues.closed)
+        if oldest is not None and oldest.wants_new and self.room <= 0:
+            if coming < len(line.wanting_new):
+                next(iter(queues.idle)).finish(CloseReason.ROOM)
+                return True
+        if line.oldest_for_used() is None:
+            return False
+        connection = self.next_idle()
+        waiter = line.oldest_for_used()  # once more: the look may have run a user's callable
+        if connection is None or waiter is None:
+            return False
+        self.lend(connection, waiter.place)
+        line.give(waiter, connection)
+        return True
+
+    def next_idle(self) -> WebsocketConnection | None:
+        """Return the idle connection to lend next: the last one in, so that a pool can shrink.
+
+        Those that turn out to be lost, or too old, are closed on the way.
+        """
+        idle = self.queues.idle
+        while idle:
+            connection = next(reversed(idle))
+            if connection.has_news():
+                is_flooded = connection.is_flooded()
+                self.attend(connection)
+                if is_flooded:  # the rest would reach the borrower
+                    connection.finish(CloseReason.DRAIN)
+                if connection.state is not State.IDLE:
+                    continue
+            now = connection.clock()
+            if now >= connection.retire_at:
+                connection.finish(CloseReason.LIFETIME)
+            elif self.is_idle_too_long(connection, now):
+                connection.finish(CloseReason.IDLE)
+            else:
+                return connection
+        return None
+
+    def attend(self, connection: WebsocketConnection) -> bool:
+        """Deal with what has arrived on a connection that nobody reads; False if nothing had."""
+        if not connection.has_news():
+            return False
+        if connection.state is State.IDLE:
+            self._dispose_of_unread(connection)
+        elif connection.lease:
+            connection.attend()
+        return connection.state is State.IDLE
+
+    def _dispose_of_unread(self, connection: WebsocketConnection) -> None:
+        try:
+            for message in connection.unread():
+                dispose(connection, message, self.options, self.stats)
+        except Discard as discard:
+            connection.finish(discard.why, cause=discard.__cause__)
+
+    def is_idle_too_long(self, connection: WebsocketConnection, now: float) -> bool:
+        return (
+            now - connection.idle_since > self.options.idle_timeout
+            and self.total_connections > self.options.min_connections
+        )
+
+    # Giving back.
+
+    def give_back(
+        self,
+        connection: WebsocketConnection,
+        *,
+        is_failed: bool = False,
+        force_remove: bool = False,
+    ) -> None:
+        """End a loan and send the connection on: to the idle ones, the drain or the grave."""
+        if connection.queues is not self.queues or not connection.lease:
+            logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
+            return
+        options = self.options
+        is_in_use, has_sent = connection.is_in_use, connection.has_sent
+        last = connection.last_message
+        connection.end_loan()
+        if connection.state is not State.BUSY:
+            return  # lost, or closed by the borrower
+        is_failed = is_failed and has_sent  # else a clean exit: nothing can be under way
+        can_be_cleaned = options.drain_until or options.on_release or not is_failed
+        why: CloseReason | None
+        if force_remove:
+            why = CloseReason.USER
+        elif is_in_use or not can_be_cleaned:
+            why = CloseReason.ERROR
+        else:
+            why = self._why_retire(connection)
+        if why is not None:
+            connection.finish(why)
+        elif self._needs_drain(connection, last, has_sent=has_sent):
+            self._begin_drain(connection, is_failed=is_failed)
+        elif connection.state is State.BUSY:
+            self._dispose_of_unread(connection)
+            if connection.state is State.BUSY:
+                self._check_in(connection, "release")
+
+    def _why_retire(self, connection: WebsocketConnection) -> CloseReason | None:
+        options = self.options
+        if self.is_closing:
+            return CloseReason.POOL
+        if connection.generation != self.generation:
+            return CloseReason.EXPIRED
+        if connection.clock() >= connection.retire_at:
+            return CloseReason.LIFETIME
+        if options.max_uses is not None and connection.uses >= options.max_uses:
+            return CloseReason.USES
+        if self.room < 0:
+            return CloseReason.ROOM
+        return None
+
+    def _needs_drain(
+        self, connection: WebsocketConnection, last: str | bytes | None, *, has_sent: bool
+    ) -> bool:
+        options = self.options
+        if options.on_release is not None:
+            return True
+        try:
+            if last is not None and is_last(connection, last, options):
+                return False
+        except Discard as discard:
+            connection.finish(discard.why, cause=discard.__cause__)
+            return False
+        if options.check_server_data_on_release:
+            return True
+        # Where nothing was sent, nothing can be under way.
+        return has_sent and options.is_checked_on_release
+
+    def _check_in(self, connection: WebsocketConnection, why: str) -> None:
+        states.checkin(connection, why)
+        connection.idle_since = connection.clock()
+        if self.line:
+            self.route()
+
+    def _begin_drain(self, connection: WebsocketConnection, *, is_failed: bool) -> None:
+        options = self.options
+        states.drain(connection, "release")
+        pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
+        connection.pending = pending
+        connection.task = pending.drain_task = self.spawn(
+            _drain(weakref.ref(self), pending, options, self.stats, is_failed=is_failed)
+        )
+
+    def drained(self, pending: PendingConnection, discard: Discard | None) -> None:
+        """The drain has ended, well or badly."""
+        connection = pending.connection
+        if connection.pending is not pending:
+            return
+        connection.pending = connection.task = None
+        if connection.state is not State.DRAINING:
+            return
+        why = discard.why if discard is not None else self._why_retire(connection)
+        if why is not None:
+            connection.finish(why, cause=discard.__cause__ if discard else None)
+            return
+        states.drained(connection, "clean")
+        connection.idle_since = connection.clock()
+        self.route()
+
+    # Dialling.
+
+    def refill(self) -> None:
+        """Begin the dials that `min_connections` is short of."""
+        have = self.total_connections + len(self.queues.connecting)
+        for _ in range(min(self.options.min_connections - have, self.room)):
+            self._begin_dial()
+
+    def _begin_dial(self) -> None:
+        connection = WebsocketConnection(
+            next(self._ids), self.queues, self.loop, _bury_weakly(self), self.generation
+        )
+        connection.arrival = self.line.arrive()
+        self.queues.add(connection)
+        self.stats.dials += 1
+        connection.task = self.spawn(
+            _dial(weakref.ref(self), connection, self.options, self._session, self._gate)
+        )
+
+    def dialled(
+        self, connection: WebsocketConnection, failure: ConnectionUnavailableError | None
+    ) -> None:
+        """The dial has ended, well or badly."""
+        connection.task = None
+        if connection.state is not State.CONNECTING:
+            return
+        if failure is not None:
+            self.stats.dial_failures += 1
+            if not self._fail_waiters(failure, connection):
+                logger.warning("%s", failure)
+            connection.finish(CloseReason.DIAL, cause=failure)
+            self._call_off_dials()
+            return
+        now = connection.opened = connection.idle_since = connection.clock()
+        if self.options.max_lifetime is not None:
+            early = random.uniform(0, LIFETIME_JITTER)
+            connection.retire_at = now + self.options.max_lifetime * (1 - early)
+        states.connected(connection, "dialled")
+        if connection.generation != self.generation:
+            connection.finish(CloseReason.EXPIRED)
+            return
+        waiter = self.line.oldest()
+        if waiter is not None:
+            self.attend(connection)
+            if connection in self.queues.idle and waiter in self.line:
+                self.lend(connection, waiter.place)
+                self.line.give(waiter, connection)
+        self.route()
+
+    def _fail_waiters(
+        self, failure: ConnectionUnavailableError, connection: WebsocketConnection
+    ) -> bool:
+        """End those who waited when this dial began, unless a borrower may still help them."""
+        is_anybody = False
+        for waiter in self.line:
+            if waiter.arrival > connection.arrival:
+                continue
+            is_anybody = True
+            waiter.failure = failure
+            if not (waiter.is_patient and self.total_connections):
+                twin = copy.copy(failure)  # each has a traceback of its own
+                twin.__cause__ = failure.__cause__
+                self.line.fail(waiter, twin)
+        return is_anybody
+
+    def _call_off_dials(self) -> None:
+        """After a failure, give up the dials that have not begun and that nobody waits for."""
+        connecting = self.queues.connecting
+        surplus = len(connecting) - len(self.line) - self.options.min_connections
+        for connection in reversed(list(connecting)):
+            if surplus > 0 and not self._gate.is_at_work(connection):
+                surplus -= 1
+                connection.finish(CloseReason.DIAL)
+
+    # Closing.
+
+    def bury(self, connection: WebsocketConnection) -> None:
+        """Say goodbye to a connection that has just entered the state closed."""
+        self.stats.closes[str(connection.moves[-1][2])] += 1
+        returned = self._all_returned
+        if returned is not None and not self.queues.busy and not returned.done():
+            returned.set_result(None)
+        is_server = connection.moves[-1][2] is CloseReason.SERVER
+        if is_server and self._gate.lost(connection):
+            if self._gate.streak >= self.options.max_retries:
+                self._fail_waiters(
+                    ConnectionUnavailableError(
+                        "The server closes connections right after the handshake, with code "
+                        f"{connection.close_code} {connection.close_reason!r}",
+                        attempts=self._gate.streak,
+                    ),
+                    connection,
+                )
+        task, connection.task = connection.task, None
+        if task is asyncio.current_task() or WebsocketConnection.in_hook() is connection:
+            task = None  # it ends by itself, and cannot be waited for here
+        elif task is not None:
+            task.cancel()
+        self.spawn(_goodbye(weakref.ref(self), connection, task, self.options.close_timeout))
+        self.route()
+
+    def expire(self) -> None:
+        """Let everything that exists or is being dialled be replaced."""
+        self.generation += 1
+        for connection in list(self.queues.idle):
+            connection.finish(CloseReason.EXPIRED)
+        self.refill()
+
+    def shrink(self) -> None:
+        """Close idle connections, the longest idle first, until there is no surplus."""
+        while self.room + len(self.queues.closed) < 0 and self.queues.idle:
+            next(iter(self.queues.idle)).finish(CloseReason.ROOM)
+
+    def close(self) -> None:
+        """Refuse everybody from now on, and close what nobody has borrowed."""
+        self.is_closing = True
+        for waiter in self.line:
+            self.line.fail(waiter, ConnectionPoolUnavailableError("The pool was closed"))
+        for queue in (self.queues.connecting, self.queues.idle, self.queues.draining):
+            for connection in list(queue):
+                connection.finish(CloseReason.POOL)
+
+    async def finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
+        """Wait for the borrowers, close the rest, and return when no task is left but `spared`."""
+        if self.queues.busy and timeout != 0:
+            self._all_returned = self.loop.create_future()
+            await asyncio.wait({self._all_returned}, timeout=timeout)
+        if self.queues.busy:
+            logger.warning("closing with borrowers, who lose their connections: %r", self)
+        for connection in self.queues:
+            connection.finish(CloseReason.POOL)
+        while tasks := self._tasks - {spared}:
+            await asyncio.wait(tasks)
+
+
+def _bury_weakly(router: Router) -> Callable[[WebsocketConnection], None]:
+    """Return `router.bury` for a connection to call, without keeping the router alive."""
+    bury = weakref.WeakMethod(router.bury)
+
+    def on_close(connection: WebsocketConnection) -> None:
+        method = bury()
+        if method is not None:
+            method(connection)
+        elif connection.socket is not None:
+            connection.socket.abort()
+
+    return on_close
+
+
+async def _dial(
+    ref: weakref.ref[Router],
+    connection: WebsocketConnection,
+    options: Options,
+    session: aiohttp.ClientSession,
+    gate: Gate,
+) -> None:
+    failure: ConnectionUnavailableError | None = None
+    try:
+        await dial(connection, options, session, gate)
+    except ConnectionUnavailableError as error:
+        failure = error
+    except asyncio.CancelledError:
+        if connection.state is State.CONNECTING:  # the loop is ending, nobody has closed it
+            connection.finish(CloseReason.DIAL)
+        raise
+    router = ref()
+    if router is not None:
+        router.dialled(connection, failure)
+    elif connection.socket is not None:
+        connection.socket.abort()
+
+
+async def _drain(
+    ref: weakref.ref[Router],
+    pending: PendingConnection,
+    options: Options,
+    stats: Stats,
+    *,
+    is_failed: bool,
+) -> None:
+    discard: Discard | None = None
+    try:
+        await drain(pending, options, stats, is_failed=is_failed)
+    except Discard as error:
+        discard = error
+    except asyncio.CancelledError:
+        if pending.connection.state is State.DRAINING:  # the loop is ending
+            pending.connection.finish(CloseReason.DRAIN)
+        raise
+    await pending.mark_completed()
+    router = ref()
+    if router is not None:
+        router.drained(pending, discard)
+    elif pending.connection.socket is not None:
+        pending.connection.socket.abort()
+
+
+async def _goodbye(
+    ref: weakref.ref[Router],
+    connection: WebsocketConnection,
+    task: asyncio.Task[None] | None,
+    timeout: float,
+) -> None:
+    """Close the socket, once the task that owned it has ended, and give its place free."""
+    try:
+        if task is not None:
+            await asyncio.wait({task}, timeout=timeout)
+        await connection.hang_up(timeout)
+    finally:
+        connection.leave()
+    router = ref()
+    if router is not None:
+        router.route()

@@ -1,0 +1,87 @@
+"""The pool's one task: it reads for those who do not, retires what is old, and refills.
+
+It holds the router weakly, so that a pool that was dropped is collected and the task ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Final
+
+from wspool.connection import WebsocketConnection
+from wspool.routing import Router
+from wspool.states import CloseReason
+
+PERIOD: Final = 0.25
+"""Seconds between two looks at a connection that nobody reads."""
+
+SLICE: Final = 500
+"""Connections looked at before the event loop gets its turn: well under a millisecond."""
+
+ROUNDS: Final = 1000
+"""Ticks in a row in which a connection that keeps receiving is read, before the next sweep."""
+
+
+def period(cleanup_interval: float, heartbeat: float | None) -> float:
+    """Return the seconds between two sweeps.
+
+    aiohttp waits for half the heartbeat for a pong, and before 3.14 sees it only when it is read.
+    """
+    return min(PERIOD, cleanup_interval, heartbeat / 4 if heartbeat else PERIOD)
+
+
+async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
+    """Sweep every `interval` seconds and tidy up every `cleanup_interval`, until the pool ends."""
+    clock = asyncio.get_running_loop().time
+    tidied = clock()
+    while True:
+        await asyncio.sleep(interval)
+        receiving = await _sweep(ref)
+        for _ in range(ROUNDS):
+            if not receiving:
+                break
+            await asyncio.sleep(0)
+            receiving = _attend(ref, receiving)
+        router = ref()
+        if router is None or router.is_closing:
+            return
+        if clock() - tidied >= router.options.cleanup_interval:
+            tidied = clock()
+            tidy(router)
+        del router
+
+
+async def _sweep(ref: weakref.ref[Router]) -> list[WebsocketConnection]:
+    """Look at every connection once; return those that had received something unasked."""
+    router = ref()
+    if router is None:
+        return []
+    unread = [*router.queues.idle, *router.queues.busy]
+    del router
+    receiving = []
+    for start in range(0, len(unread), SLICE):
+        if start:
+            await asyncio.sleep(0)
+        receiving += _attend(ref, unread[start : start + SLICE])
+    return receiving
+
+
+def _attend(
+    ref: weakref.ref[Router], connections: list[WebsocketConnection]
+) -> list[WebsocketConnection]:
+    router = ref()
+    if router is None:
+        return []
+    return [connection for connection in connections if router.attend(connection)]
+
+
+def tidy(router: Router) -> None:
+    """Close what is past its lifetime or has been idle for too long, and refill."""
+    now = router.clock()
+    for connection in list(router.queues.idle):
+        if now >= connection.retire_at:
+            connection.finish(CloseReason.LIFETIME)
+        elif router.is_idle_too_long(connection, now):
+            connection.finish(CloseReason.IDLE)
+    router.refill()

@@ -1,0 +1,84 @@
+"""What a pool must know of an aiohttp WebSocket and cannot ask through its public interface.
+
+Three things, each in one place, each tested on every supported aiohttp:
+
+- whether the event loop has read anything for a WebSocket that nobody receives from. aiohttp
+  acts on pings, closes and lost transports only inside `receive()`, so `closed` says nothing. A
+  look at the reader's queue costs 0.1 µs, stepping `receive()` by hand 4 µs, and parking a task
+  in it and cancelling that at checkout 15 µs, against an echo of 170 µs over loopback;
+- whether reading is paused, because the queue is full: then more waits in the kernel's buffers;
+- when the socket is gone, and how to make it go: after `close()`, and even after the session was
+  closed, a socket stays open for as long as the peer does not read what was sent.
+
+Where the look is not possible, because an aiohttp to come keeps its queue elsewhere, `has_news`
+says True, and `step` finds out at a higher price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar, cast
+
+import aiohttp
+
+T = TypeVar("T")
+
+WOULD_BLOCK: Final = object()
+
+
+def has_news(websocket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Return whether `receive()` would return at once: a frame, an end of file, an error."""
+    reader = cast(Any, websocket)._reader
+    try:
+        return bool(reader._buffer) or reader.is_eof() or websocket.closed
+    except AttributeError:
+        return True
+
+
+def is_flooded(websocket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Return whether so much is unread that the transport is paused."""
+    try:
+        return bool(cast(Any, websocket)._reader._protocol._reading_paused)
+    except AttributeError:
+        return False
+
+
+def step(coroutine: Coroutine[Any, Any, T]) -> T | object:
+    """Run a coroutine as far as it goes without waiting; `WOULD_BLOCK` if that is not its end.
+
+    A `receive()` that would block has taken nothing, and a pong that would block is written: in
+    both cases the coroutine is cancelled, and nothing is lost.
+    """
+    try:
+        coroutine.send(None)
+        coroutine.throw(asyncio.CancelledError())
+    except StopIteration as stop:
+        return cast(T, stop.value)
+    except asyncio.CancelledError:
+        return WOULD_BLOCK
+    finally:
+        coroutine.close()
+    return WOULD_BLOCK
+
+
+class Socket:
+    """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
+
+    __slots__ = ("_protocol", "_transport")
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        connection = cast(Any, websocket)._response.connection
+        self._transport = connection.transport if connection is not None else None
+        self._protocol = connection.protocol if connection is not None else None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def wait_gone(self) -> None:
+        """Return when the transport has called `connection_lost`."""
+        lost = self._protocol.closed if self._protocol is not None else None
+        if lost is not None:
+            await asyncio.wait([lost])
+            lost.exception()

@@ -471,8 +471,8 @@ class WebsocketConnection:
         yield from self._arrived()
 
     def _arrived(self) -> Iterator[str | bytes]:
-        while not (self._is_reading or self.is_lost or self._websocket is None):
-            if not wire.has_news(self._websocket):
+        while not (self._is_reading or self.is_lost or self.state is State.CLOSED):
+            if self._websocket is None or not wire.has_news(self._websocket):
                 return
             message = wire.step(self._read())
             if message is wire.WOULD_BLOCK:
@@ -612,6 +612,8 @@ class WebsocketConnection:
             return
         # A peer's code is echoed (RFC 6455, 5.5.1); 1005 and 1006 are never sent (7.4.1).
         code = self.close_code if self.close_code not in (None, 1005, 1006) else 1000
+        if not self.is_lost:
+            wire.expect_close(websocket)
         try:
             async with asyncio.timeout(timeout):
                 await websocket.close(code=code, message=self.close_reason.encode()[:123])
@@ -621,6 +623,11 @@ class WebsocketConnection:
         finally:
             socket.abort()
         await socket.wait_gone()
+
+    def abort(self) -> None:
+        """Cut the socket off, without a word."""
+        if self.socket is not None:
+            self.socket.abort()
 
     async def detach(self, timeout: float) -> None:
         """Hang up and forget the WebSocket of a dial attempt that failed after its handshake."""

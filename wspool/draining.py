@@ -97,21 +97,25 @@ def is_last(connection: WebsocketConnection, message: str | bytes, options: Opti
 
 
 async def drain(
-    pending: PendingConnection, options: Options, stats: Stats, *, is_failed: bool
+    pending: PendingConnection, options: Options, stats: Stats, *, is_failed: bool, is_clean: bool
 ) -> None:
     """Return once the connection is clean; raise Discard if that will not be.
 
-    After a borrower that left by an exception (`is_failed`) only the named last message counts:
-    neither silence nor a pong says that a server has finished thinking.
+    `is_failed`: the borrower left by an exception, with a reply under way. `is_clean`: there is
+    nothing to wait for, unless `on_release` sends something.
     """
     connection = pending.connection
     try:
         async with asyncio.timeout(pending.drain_timeout):
             if options.on_release is not None:
+                connection.has_sent = False
                 await _run_on_release(connection, options)
-            if is_failed and options.drain_until is None:
+                is_clean = is_clean and not options.needs_check(has_sent=connection.has_sent)
+            if not is_clean and not options.can_drain(is_failed):
                 raise Discard(CloseReason.ERROR)
-            await _read_until_clean(connection, options, stats, is_failed=is_failed)
+            await _read_until_clean(
+                connection, options, stats, is_failed=is_failed, is_clean=is_clean
+            )
     except TimeoutError:
         raise Discard(CloseReason.DRAIN) from ConnectionDrainTimeoutError(
             f"Connection #{connection.id} was not clean {pending.drain_timeout} s after its "
@@ -129,13 +133,17 @@ async def _run_on_release(connection: WebsocketConnection, options: Options) -> 
 
 
 async def _read_until_clean(
-    connection: WebsocketConnection, options: Options, stats: Stats, *, is_failed: bool
+    connection: WebsocketConnection,
+    options: Options,
+    stats: Stats,
+    *,
+    is_failed: bool,
+    is_clean: bool,
 ) -> None:
     for message in connection.unread():
         dispose(connection, message, options, stats)
-        if is_last(connection, message, options):
-            return
-    if not options.is_checked_on_release:  # there was only on_release to run
+        is_clean = is_clean or is_last(connection, message, options)
+    if is_clean:
         return
     quiet = None if is_failed else options.drain_quiet_period
     fence = await connection.send_ping() if options.drain_fence and not is_failed else None

@@ -109,10 +109,21 @@ class Options:
                 )
                 setattr(self, name, self.max_connections)
 
-    @property
-    def is_checked_on_release(self) -> bool:
-        """Whether a drain waits for the server to have finished."""
-        return bool(self.check_server_data_on_release or self.drain_until or self.drain_fence)
+    def needs_check(self, *, has_sent: bool) -> bool:
+        """Return whether a clean release is followed by a drain, which waits for the server.
+
+        Where nothing was sent nothing is under way, but the interface's own switch checks always.
+        """
+        has_drain = self.drain_until is not None or self.drain_fence
+        return self.check_server_data_on_release or (has_drain and has_sent)
+
+    def can_drain(self, is_failed: bool) -> bool:
+        """Return whether a drain can find out that the server has finished.
+
+        After a borrower that left by an exception only a named last message says that: neither
+        silence nor a pong proves that a server has finished thinking.
+        """
+        return not is_failed or self.drain_until is not None
 
 
 def check_uri(uri: object) -> str:

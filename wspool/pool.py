@@ -140,7 +140,7 @@ class WebsocketConnectionPool:
 
     @property
     def is_closed(self) -> bool:
-        return self._closing_task is not None
+        return self.router.is_closing
 
     @property
     def total_connections(self) -> int:
@@ -294,15 +294,16 @@ class WebsocketConnectionPool:
         Everything is done before the first await, and nothing waits for the network. Releasing
         what is not lent by this pool is a warning in the log.
         """
-        self._enter()
+        if self.is_started:
+            self._enter()
         self.router.give_back(connection, force_remove=force_remove)
 
     async def _acquire(
         self, timeout: float | None, frame: FrameType, *, wants_new: bool = False
     ) -> WebsocketConnection:
-        self._enter()
         if self.is_closed:
             raise ConnectionPoolUnavailableError(f"{self!r} is closed")
+        self._enter()
         place = (frame.f_code, frame.f_lasti)
         router = self.router
         if not wants_new and (connection := router.next_idle()) is not None:
@@ -341,6 +342,9 @@ class WebsocketConnectionPool:
         the closing goes on; called from a hook, it does not wait for that hook.
         """
         check_timeout(timeout)
+        if not self.is_started:
+            self.router.close()
+            return
         loop = self._enter()
         if self._closing_task is None:
             hooked = WebsocketConnection.in_hook()

@@ -16,7 +16,8 @@ import itertools
 import logging
 import random
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -154,7 +155,11 @@ class Router:
         if connection.state is State.BUSY:
             connection.uses -= 1
             self.stats.borrows -= 1
-            self._check_in(connection, "cancelled waiter")
+            why = self._why_retire(connection)
+            if why is not None:
+                connection.finish(why)
+            else:
+                self._check_in(connection, "cancelled waiter")
 
     # Routing.
 
@@ -260,25 +265,35 @@ class Router:
         is_in_use, has_sent = connection.is_in_use, connection.has_sent
         last = connection.last_message
         connection.end_loan()
-        if connection.state is not State.BUSY:
-            return  # lost, or closed by the borrower
-        is_failed = is_failed and has_sent  # else a clean exit: nothing can be under way
-        can_be_cleaned = options.drain_until or options.on_release or not is_failed
-        why: CloseReason | None
-        if force_remove:
-            why = CloseReason.USER
-        elif is_in_use or not can_be_cleaned:
-            why = CloseReason.ERROR
-        else:
-            why = self._why_retire(connection)
+        # Without a send nothing can be under way, however the borrower left.
+        is_failed = is_failed and has_sent
+        why: CloseReason | None = None
+        cause: BaseException | None = None
+        is_clean = True
+        try:
+            if connection.state is not State.BUSY:
+                pass  # lost, or closed by the borrower
+            elif force_remove:
+                why = CloseReason.USER
+            elif is_in_use:
+                why = CloseReason.ERROR
+            elif (why := self._why_retire(connection)) is None:
+                if last is None or not is_last(connection, last, options):
+                    is_clean = not (is_failed or options.needs_check(has_sent=has_sent))
+                if options.on_release is not None or (
+                    not is_clean and options.can_drain(is_failed)
+                ):
+                    self._begin_drain(connection, is_failed=is_failed, is_clean=is_clean)
+                    return
+                if not is_clean:
+                    why = CloseReason.ERROR
+        except Discard as discard:
+            why, cause = discard.why, discard.__cause__
+        self._dispose_of_unread(connection)
         if why is not None:
-            connection.finish(why)
-        elif self._needs_drain(connection, last, has_sent=has_sent):
-            self._begin_drain(connection, is_failed=is_failed)
+            connection.finish(why, cause=cause)
         elif connection.state is State.BUSY:
-            self._dispose_of_unread(connection)
-            if connection.state is State.BUSY:
-                self._check_in(connection, "release")
+            self._check_in(connection, "release")
 
     def _why_retire(self, connection: WebsocketConnection) -> CloseReason | None:
         options = self.options
@@ -294,36 +309,27 @@ class Router:
             return CloseReason.ROOM
         return None
 
-    def _needs_drain(
-        self, connection: WebsocketConnection, last: str | bytes | None, *, has_sent: bool
-    ) -> bool:
-        options = self.options
-        if options.on_release is not None:
-            return True
-        try:
-            if last is not None and is_last(connection, last, options):
-                return False
-        except Discard as discard:
-            connection.finish(discard.why, cause=discard.__cause__)
-            return False
-        if options.check_server_data_on_release:
-            return True
-        # Where nothing was sent, nothing can be under way.
-        return has_sent and options.is_checked_on_release
-
     def _check_in(self, connection: WebsocketConnection, why: str) -> None:
         states.checkin(connection, why)
         connection.idle_since = connection.clock()
         if self.line:
             self.route()
 
-    def _begin_drain(self, connection: WebsocketConnection, *, is_failed: bool) -> None:
+    def _begin_drain(
+        self, connection: WebsocketConnection, *, is_failed: bool, is_clean: bool
+    ) -> None:
         options = self.options
         states.drain(connection, "release")
         pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
         connection.pending = pending
         connection.task = pending.drain_task = self.spawn(
-            _drain(weakref.ref(self), pending, options, self.stats, is_failed=is_failed)
+            _drain(
+                weakref.ref(self),
+                pending,
+                partial(
+                    drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean
+                ),
+            )
         )
 
     def drained(self, pending: PendingConnection, discard: Discard | None) -> None:
@@ -485,8 +491,9 @@ def _bury_weakly(router: Router) -> Callable[[WebsocketConnection], None]:
         method = bury()
         if method is not None:
             method(connection)
-        elif connection.socket is not None:
-            connection.socket.abort()
+            return
+        connection.abort()
+        connection.leave()
 
     return on_close
 
@@ -510,21 +517,16 @@ async def _dial(
     router = ref()
     if router is not None:
         router.dialled(connection, failure)
-    elif connection.socket is not None:
-        connection.socket.abort()
+    else:
+        connection.abort()
 
 
 async def _drain(
-    ref: weakref.ref[Router],
-    pending: PendingConnection,
-    options: Options,
-    stats: Stats,
-    *,
-    is_failed: bool,
+    ref: weakref.ref[Router], pending: PendingConnection, run: Callable[[], Awaitable[None]]
 ) -> None:
     discard: Discard | None = None
     try:
-        await drain(pending, options, stats, is_failed=is_failed)
+        await run()
     except Discard as error:
         discard = error
     except asyncio.CancelledError:
@@ -535,8 +537,8 @@ async def _drain(
     router = ref()
     if router is not None:
         router.drained(pending, discard)
-    elif pending.connection.socket is not None:
-        pending.connection.socket.abort()
+    else:
+        pending.connection.abort()
 
 
 async def _goodbye(

@@ -105,6 +105,7 @@ class WebsocketConnection:
         "headers",
         "id",
         "idle_since",
+        "is_flooding",
         "is_lost",
         "last_activity",
         "lease",
@@ -180,6 +181,8 @@ class WebsocketConnection:
 
         # The wire: nobody can be read from any more; who reads; who waits to.
         self.is_lost = False
+        # At the last look more was unread than aiohttp's queue holds: the rest is still coming.
+        self.is_flooding = False
         self._is_reading = False
         self._is_receiving = False
         self._turns: list[asyncio.Future[None]] = []
@@ -635,11 +638,14 @@ class WebsocketConnection:
         self._websocket = self.socket = None
         self._inbox.clear()
         self._inbox_bytes = 0
+        if self.state is State.CONNECTING:  # what ended the attempt has not ended the connection
+            self.close_code, self.close_reason, self.cause = None, "", None
 
     def leave(self) -> None:
         """Leave the last queue: the socket is gone, and the place is free."""
         self.queues.remove(self)
-        self._inbox.clear()
+        if not self.lease:  # else its borrower may still read what came before the close
+            self._inbox.clear()
         self._wake()
 
     def __del__(self) -> None:

@@ -162,6 +162,7 @@ async def dial(
     else has closed the connection meanwhile.
     """
     async with gate.turn(connection):
+        failure: BaseException
         retry_after = 0.0
         attempt = 0
         while True:
@@ -170,6 +171,11 @@ async def dial(
             connection.round = gate.round
             try:
                 await _attempt(connection, options, session)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                failure = error  # not of the dial: of something that a callable waited for
             except Exception as error:
                 failure = error
             else:

@@ -7,7 +7,7 @@ query values are taken out of the causes that aiohttp gives us.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -112,23 +112,28 @@ def scrub_uri(uri: object) -> str:
         return "(not a URI)"
 
 
+SHORTEST_SECRET: Final = 4
+"""Characters: a shorter value, such as a version number, protects nothing and is in every text."""
+
+
 def secrets_of(uri: str, headers: Mapping[str, str]) -> list[str]:
     """Return the strings of a dial that must never be shown."""
-    secrets = list(headers.values())
+    secrets = [str(value) for value in headers.values()]
     try:
         url = URL(uri)
     except ValueError:
         return [uri, *secrets]
     user_info = (url.user, url.raw_user, url.password, url.raw_password)
     queries = (url.query_string, url.raw_query_string, *url.query.values())
-    return [secret for secret in (*secrets, *user_info, *queries) if secret]
+    found = (*secrets, *user_info, *queries)
+    return [secret for secret in found if secret is not None and len(secret) >= SHORTEST_SECRET]
 
 
 def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
     """Return the error, or what is left of it once the secrets are out, fit to be a `__cause__`.
 
     aiohttp puts the whole URL into the text of a refused handshake and the request's headers into
-    its repr; those errors are built anew, in their class, with neither.
+    its repr; those errors are built anew with neither.
     """
     if isinstance(error, aiohttp.ClientResponseError):
         url = URL(scrub_uri(error.request_info.real_url))
@@ -137,6 +142,10 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
         return type(error)(request, (), status=error.status, message=error.message)
     if isinstance(error, aiohttp.InvalidURL):
         return aiohttp.InvalidURL(scrub_uri(error.url), error.description)
+    if isinstance(error, aiohttp.NonHttpUrlClientError):
+        return aiohttp.NonHttpUrlClientError(scrub_uri(error.args[0]))
+    if isinstance(error, aiohttp.ClientConnectorError) and not _shows_a_proxy(error):
+        return error
     seen: BaseException | None = error
     secrets = tuple(secrets)
     while seen is not None:

@@ -55,6 +55,7 @@ class PoolSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
         picture = asdict(self)
+        picture["stats"]["closes"] = dict(self.stats.closes)  # asdict garbles a Counter
         for connection in itertools.chain(picture["connections"], picture["gone"]):
             connection["history"] = [line._asdict() for line in connection["history"]]
         return picture

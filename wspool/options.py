@@ -10,7 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -40,8 +40,9 @@ _OURS: Final = {
 class Options:
     """What `WebsocketConnectionPool` was given, checked. `max_connections` changes by resize()."""
 
-    uri: Uri
-    headers: Headers
+    # Not shown, because of their secrets.
+    uri: Uri = field(repr=False)
+    headers: Headers = field(repr=False)
     idle_timeout: float
     max_connections: int
     max_retries: int
@@ -64,7 +65,7 @@ class Options:
     drain_fence: bool
     on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
     close_timeout: float
-    connect_options: dict[str, Any]
+    connect_options: dict[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.uri):

@@ -209,10 +209,10 @@ class Router:
         idle = self.queues.idle
         while idle:
             connection = next(reversed(idle))
-            if connection.has_news():
-                is_flooded = connection.is_flooded()
+            if connection.is_flooding or connection.has_news():
+                was_flooding = connection.is_flooding
                 self.attend(connection)
-                if is_flooded:  # the rest would reach the borrower
+                if was_flooding or connection.is_flooding:  # the rest would reach the borrower
                     connection.finish(CloseReason.DRAIN)
                 if connection.state is not State.IDLE:
                     continue
@@ -228,6 +228,7 @@ class Router:
     def attend(self, connection: WebsocketConnection) -> bool:
         """Deal with what has arrived on a connection that nobody reads; False if nothing had."""
         if not connection.has_news():
+            connection.is_flooding = False
             return False
         if connection.state is State.IDLE:
             self._dispose_of_unread(connection)
@@ -236,6 +237,7 @@ class Router:
         return connection.state is State.IDLE
 
     def _dispose_of_unread(self, connection: WebsocketConnection) -> None:
+        connection.is_flooding = connection.is_flooded()
         try:
             for message in connection.unread():
                 dispose(connection, message, self.options, self.stats)
@@ -290,6 +292,8 @@ class Router:
         except Discard as discard:
             why, cause = discard.why, discard.__cause__
         self._dispose_of_unread(connection)
+        if connection.is_flooding:
+            why = why or CloseReason.DRAIN
         if why is not None:
             connection.finish(why, cause=cause)
         elif connection.state is State.BUSY:
@@ -510,6 +514,10 @@ async def _dial(
         await dial(connection, options, session, gate)
     except ConnectionUnavailableError as error:
         failure = error
+    except Exception:
+        # A fault of this package's: it must not cost a place, and those who wait, as well.
+        logger.exception("the dial of #%d broke down", connection.id)
+        failure = ConnectionUnavailableError("The dial broke down; the log says where")
     except asyncio.CancelledError:
         if connection.state is State.CONNECTING:  # the loop is ending, nobody has closed it
             connection.finish(CloseReason.DIAL)

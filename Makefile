@@ -1,0 +1,34 @@
+# The first run makes a virtual environment in .venv with all that the demo and the tests need.
+# It takes Python 3.11 or newer: `make test PYTHON=python3.12` if python3 is another one.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m wspool demo $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -X dev -m pytest $(ARGS)
+
+lint: .venv/lint-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,rich]'
+	@touch $@
+
+.venv/lint-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@

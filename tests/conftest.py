@@ -1,0 +1,66 @@
+"""What every test is held to: no warning, no loop exception, no task and no socket left over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.server import Server
+from wspool import WebsocketConnectionPool
+
+MakePool = Callable[..., WebsocketConnectionPool]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left() -> AsyncIterator[None]:
+    """Fail the test on an exception that reached the loop, and on tasks that outlive it."""
+    loop = asyncio.get_running_loop()
+    troubles: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: troubles.append(context))
+    before = asyncio.all_tasks()
+    yield
+    gc.collect()
+    await until(lambda: not _pool_tasks(before), "the tasks have ended")
+    gc.collect()
+    assert not troubles, troubles
+
+
+def _pool_tasks(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    current = asyncio.current_task()
+    return [t for t in asyncio.all_tasks() - before if t is not current and not t.done()]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with Server() as server:
+        yield server
+
+
+@pytest.fixture
+async def make_pool(server: Server) -> AsyncIterator[MakePool]:
+    """Make pools to the test's server that are closed when the test ends."""
+    pools: list[WebsocketConnectionPool] = []
+
+    def make(**options: Any) -> WebsocketConnectionPool:
+        pool = WebsocketConnectionPool(**{"uri": server.uri, "close_timeout": 1.0} | options)
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        if pool.is_started and not pool.is_closed:
+            await pool.close_all()
+
+
+async def until(condition: Callable[[], object], what: str, within: float = 10.0) -> None:
+    """Wait for a condition; the time limit is only a net."""
+    try:
+        async with asyncio.timeout(within):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"it never came true that {what}") from None

@@ -1,0 +1,145 @@
+"""The examples run, and do what their first lines say."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from tests.conftest import until
+from tests.server import Server
+from wspool import State
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name: str) -> ModuleType:
+    """Import an example as a module, without running it as a script."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def run(name: str, *arguments: str) -> tuple[str, str, int | None]:
+    """Run an example as a script; return what it printed, its complaints and its exit status."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", str(ROOT / "examples" / name), *arguments),
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, complaint = await process.communicate()
+    return printed.decode(), complaint.decode(), process.returncode
+
+
+async def test_the_web_app_asks_over_the_pool(server: Server) -> None:
+    example = load("web_app")
+    async with TestClient(TestServer(example.make_app(server.uri))) as client:
+        for text in ("hello", "and again"):
+            async with client.get("/ask", params={"text": text}) as response:
+                assert (response.status, await response.text()) == (200, text)
+        assert len(server.requests) == 1, "the second question is asked on the same connection"
+    await until(lambda: not server.open, "the application has closed its connections")
+
+
+async def test_the_web_app_shows_its_pool_as_json(server: Server) -> None:
+    example = load("web_app")
+    async with TestClient(TestServer(example.make_app(server.uri))) as client:
+        async with client.get("/ask", params={"text": "hello"}) as response:
+            assert response.status == 200
+        async with client.get("/debug/pool") as response:
+            assert response.content_type == "application/json"
+            picture = await response.json()
+    assert picture["name"] == "upstream"
+    assert picture["counts"] == {str(state): int(state is State.IDLE) for state in State}
+    [connection] = picture["connections"]
+    assert [line["trigger"] for line in connection["history"]] == [
+        "connected",
+        "checkout",
+        "checkin",
+    ]
+
+
+async def test_the_web_apps_page_shows_why_connections_are_gone(server: Server) -> None:
+    example = load("web_app")
+    app = example.make_app(server.uri)
+    async with TestClient(TestServer(app)) as client:
+        pool = app[example.POOL]
+        await pool.release(await pool.acquire(), force_remove=True)
+        await until(lambda: not pool.connections, "the connection is gone")
+        async with client.get("/debug/pool") as response:
+            assert response.status == 200
+            picture = await response.json()
+    assert picture["stats"]["closes"] == {"user": 1}
+    assert picture["gone"][0]["history"][-1]["why"] == "user"
+
+
+async def test_the_web_app_lends_its_session_and_closes_it_itself(server: Server) -> None:
+    example = load("web_app")
+    app = example.make_app(server.uri)
+    async with TestClient(TestServer(app)):
+        session = app[example.SESSION]
+        await app[example.POOL].close_all()
+        assert not session.closed
+    assert session.closed
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status"), [("the server is away", 502), ("all are in use", 503)]
+)
+async def test_the_web_app_answers_in_trouble_too(
+    server: Server, trouble: str, status: int
+) -> None:
+    example = load("web_app")
+    app = example.make_app(server.uri)
+    async with TestClient(TestServer(app)) as client:
+        pool = app[example.POOL]
+        options = pool.router.options
+        if trouble == "all are in use":
+            options.acquire_timeout = 0.0
+            pool.resize(1)
+            taken = await pool.acquire()
+        else:
+            options.max_retries = 1
+            await server.stop()
+        async with client.get("/ask", params={"text": "hello"}) as response:
+            assert response.status == status
+        if trouble == "all are in use":
+            await pool.release(taken)
+
+
+async def test_the_web_app_is_a_script_that_needs_a_uri() -> None:
+    _, complaint, status = await run("web_app.py")
+    assert status == 2
+    assert "--uri" in complaint
+
+
+async def test_watching_states_prints_every_move_of_the_story() -> None:
+    printed, complaint, status = await run("watch_states.py")
+    assert status == 0, complaint
+    moves = re.findall(r"#\d+ +(\w+) → (\w+) +(\w+)", printed)
+    for move in (
+        ("connecting", "idle", "dialled"),
+        ("idle", "busy", "acquire"),
+        ("busy", "idle", "release"),
+        ("busy", "draining", "release"),
+        ("draining", "idle", "clean"),
+        ("busy", "closed", "server"),
+        ("idle", "closed", "idle"),
+        ("busy", "closed", "pool"),
+    ):
+        assert move in moves, f"{move} is missing in:\n{printed}"
+    assert "with code 1001" in printed
+    assert "Traceback" not in complaint

@@ -1,0 +1,78 @@
+"""The command line, `python -m wspool`: one subcommand for each thing to be seen or done."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wspool import __version__, demo
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status; wrong arguments raise SystemExit(2)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wspool", description="A WebSocket client connection pool on aiohttp."
+    )
+    parser.add_argument("--version", action="version", version=f"wspool {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    _add_demo(commands)
+    args = parser.parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except* BrokenPipeError:  # `| head`: what is still buffered must not fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="many borrowers share few connections while the server drops some",
+        description="Many borrowers share few connections to an echo server, which drops some of "
+        "them on purpose. Watch the states, then read the summary. Exit status: 0; 1 if a request "
+        "was lost or answered wrongly; 2 for wrong arguments or a server that cannot be reached; "
+        "130 after Ctrl-C, which ends the demo with the summary so far.",
+    )
+    parser.add_argument(
+        "--uri",
+        help="ws:// or wss:// URI of a server to use instead of the embedded one; it must be an "
+        "echo server, and no drops are injected there",
+    )
+    count, seconds = _number(int, 1), _number(float, 0.1)
+    parser.add_argument("--connections", type=count, default=5, help="at most (default: 5)")
+    parser.add_argument("--borrowers", type=count, default=50, help="(default: 50)")
+    parser.add_argument("--seconds", type=seconds, default=8.0, help="(default: 8)")
+    parser.add_argument(
+        "--drop-rate",
+        type=_number(float, 0, 1),
+        default=0.005,
+        help="share of the requests at which the embedded server drops the connection, evenly "
+        "spread (default: 0.005)",
+    )
+    parser.set_defaults(run=demo.run)
+
+
+def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    """Return a type for argparse: a finite number within bounds."""
+    what = f"a {'whole ' if kind is int else ''}number of at least {least}"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and value < math.inf):
+            up_to = f" and at most {most}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}{up_to}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

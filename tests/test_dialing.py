@@ -938,12 +938,13 @@ async def test_many_connections_that_are_closed_at_once_together_are_one_failure
 
 
 @pytest.mark.parametrize(("age", "messages"), [(1.5, 0), (0.5, 1)])
-async def test_a_close_after_a_while_or_a_message_says_nothing_about_the_next_dial(
+async def test_a_close_after_a_while_or_after_use_says_nothing_about_the_next_dial(
     clock: Clock, new: Callable[[], WebsocketConnection], age: float, messages: int
 ) -> None:
     gate = Gate(1, clock)
     connection = new()
     connection.opened, connection.received_messages = clock.now - age, messages
+    connection.uses = messages
     connection.close_code = 1001
     assert not gate.lost(connection)
     assert gate.streak == 0

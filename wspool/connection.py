@@ -354,7 +354,8 @@ class WebsocketConnection:
         try:
             return await self.recv()
         except ConnectionClosedError as error:
-            if error.code in (1000, 1001):
+            is_by_server = self.state is State.CLOSED and self.moves[-1][2] is CloseReason.SERVER
+            if is_by_server and error.code in (1000, 1001):
                 raise StopAsyncIteration from None
             raise
 

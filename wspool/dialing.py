@@ -42,7 +42,10 @@ RETRY_AFTER_MAX: Final = 30.0
 """Seconds: a server that asks for a longer wait is not waited for."""
 
 EARLY: Final = 1.0
-"""Seconds: a close within this time, and before any message, is as bad as a refusal."""
+"""Seconds: a close within this time, of a connection that was of no use yet, is a refusal.
+
+Many servers refuse a token so: a handshake, an error message, a close.
+"""
 
 RESTARTING: Final = frozenset({1012, 1013})
 """Close codes "service restart" and "try again later" (IANA's WebSocket registry)."""
@@ -143,7 +146,7 @@ class Gate:
         """
         now = self._clock()
         is_young = connection.opened is not None and now - connection.opened <= EARLY
-        if is_young and not connection.received_messages:
+        if is_young and not (connection.received_messages and connection.uses):
             if connection.round == self.round:
                 self.streak = max(self.streak, self._ended_streak)
             self.failed(connection.round)

@@ -6,7 +6,7 @@ query values are taken out of the causes that aiohttp gives us.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Final
 
 import aiohttp
@@ -135,27 +135,46 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
     aiohttp puts the whole URL into the text of a refused handshake and the request's headers into
     its repr; those errors are built anew with neither.
     """
+    # A repr shows some characters of a secret by escapes.
+    secrets = tuple({form for secret in secrets for form in (secret, repr(secret)[1:-1])})
     if isinstance(error, aiohttp.ClientResponseError):
         url = URL(scrub_uri(error.request_info.real_url))
         no_headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
         request = aiohttp.RequestInfo(url, error.request_info.method, no_headers, url)
-        return type(error)(request, (), status=error.status, message=error.message)
+        return type(error)(
+            request, (), status=error.status, message=_without(secrets, error.message)
+        )
     if isinstance(error, aiohttp.InvalidURL):
         return aiohttp.InvalidURL(scrub_uri(error.url), error.description)
     if isinstance(error, aiohttp.NonHttpUrlClientError):
         return aiohttp.NonHttpUrlClientError(scrub_uri(error.args[0]))
     if isinstance(error, aiohttp.ClientConnectorError) and not _shows_a_proxy(error):
         return error
-    seen: BaseException | None = error
-    secrets = tuple(secrets)
-    while seen is not None:
-        if any(secret in f"{seen} {seen!r}" for secret in secrets) or _shows_a_proxy(seen):
-            text = str(error)
-            for secret in secrets:
-                text = text.replace(secret, "…")
-            return ConnectionUnavailableError(f"{type(error).__name__}: {text}")
-        seen = seen.__cause__ or seen.__context__
+    for shown in _chain(error):
+        text = "".join([str(shown), repr(shown), *getattr(shown, "__notes__", ())])
+        if _without(secrets, text) != text or _shows_a_proxy(shown):
+            return ConnectionUnavailableError(
+                f"{type(error).__name__}: {_without(secrets, str(error))}"
+            )
     return error
+
+
+def _without(secrets: Iterable[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return text
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Give the error with all that is chained to it, each once: a chain may be a ring."""
+    following: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while following:
+        chained = following.pop()
+        if chained is not None and not any(chained is one for one in seen):
+            seen.append(chained)
+            yield chained
+            following += (chained.__cause__, chained.__context__)
 
 
 def _shows_a_proxy(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ TypeError or a ValueError that names it, says what was found and what is allowed
 from __future__ import annotations
 
 import inspect
-import math
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -73,7 +73,10 @@ class Options:
         if self.headers is None:
             self.headers = {}
         if not (isinstance(self.headers, Mapping) or callable(self.headers)):
-            raise TypeError(_found("headers", self.headers, "a mapping of strings or a callable"))
+            kind = type(self.headers).__name__  # the value is a secret
+            raise TypeError(
+                f"headers is of type {kind}; it must be a mapping of strings or a callable"
+            )
         for name in ("idle_timeout", "cleanup_interval", "connection_timeout", "drain_timeout"):
             _seconds(name, getattr(self, name), above_zero=True)
         for name in ("drain_quiet_period", "close_timeout"):
@@ -97,7 +100,8 @@ class Options:
             if (value := getattr(self, name)) is not None and not callable(value):
                 raise TypeError(_found(name, value, "a callable or None"))
         for name in ("drain_condition", "drain_until", "on_drained"):
-            if inspect.iscoroutinefunction(value := getattr(self, name)):
+            value = getattr(self, name)
+            if any(map(inspect.iscoroutinefunction, (value, type(value).__call__))):
                 raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
         _check_connect_options(self.connect_options)
         for name in ("warmup_connections", "min_connections"):
@@ -130,7 +134,8 @@ class Options:
 def check_uri(uri: object) -> str:
     """Return the URI as a string, or raise what is wrong with it, without its secrets."""
     if not isinstance(uri, (str, URL)):
-        raise TypeError(_found("uri", uri, "a string, a yarl.URL or a callable"))
+        kind = type(uri).__name__  # the value may hold a secret
+        raise TypeError(f"uri is of type {kind}; it must be a string, a yarl.URL or a callable")
     try:
         url = URL(uri)
     except ValueError:
@@ -151,7 +156,7 @@ def check_count(name: str, value: object, *, at_least: int) -> None:
 def _seconds(name: str, value: object, *, above_zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(_found(name, value, "a number of seconds"))
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+    if not 0 <= value <= sys.float_info.max or (above_zero and value == 0):
         least = "above 0" if above_zero else "of at least 0"
         raise ValueError(_found(name, value, f"a finite number of seconds {least}"))
 

@@ -113,6 +113,8 @@ class WebsocketConnectionPool:
         self.router = Router(Options(**settings))
         if session is not None and not isinstance(session, aiohttp.ClientSession):
             raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; it must be a string or None")
         self.name = name or f"pool-{next(_names)}"
         self._session = session
         self._owns_session = session is None
@@ -304,14 +306,15 @@ class WebsocketConnectionPool:
         if self.is_closed:
             raise ConnectionPoolUnavailableError(f"{self!r} is closed")
         self._enter()
+        if timeout is _DEFAULT:
+            timeout = self.router.options.acquire_timeout
+        else:
+            check_timeout(timeout)
         place = (frame.f_code, frame.f_lasti)
         router = self.router
         if not wants_new and (connection := router.next_idle()) is not None:
             router.lend(connection, place)
             return connection
-        if timeout is _DEFAULT:
-            timeout = router.options.acquire_timeout
-        check_timeout(timeout)
         return await router.wait(place, timeout, wants_new=wants_new)
 
     # Closing.
@@ -327,10 +330,11 @@ class WebsocketConnectionPool:
         Raises ValueError if the shared session's connector admits fewer connections.
         """
         check_count("max_connections", max_connections, at_least=1)
+        if self.is_started:
+            self._enter()
         self._check_connector(max_connections)
         self.router.options.max_connections = max_connections
         if self.is_started:
-            self._enter()
             self.router.shrink()
             self.router.route()
 

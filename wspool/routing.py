@@ -396,7 +396,7 @@ class Router:
         waiter = self.line.oldest()
         if waiter is not None:
             self.attend(connection)
-            if connection in self.queues.idle and waiter in self.line:
+            if connection in self.queues.idle and waiter in self.line and not waiter.future.done():
                 self.lend(connection, waiter.place)
                 self.line.give(waiter, connection)
         self.route()

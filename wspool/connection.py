@@ -642,6 +642,13 @@ class WebsocketConnection:
         if self.state is State.CONNECTING:  # what ended the attempt has not ended the connection
             self.close_code, self.close_reason, self.cause = None, "", None
 
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Call back when the socket is gone; at once, if it is."""
+        if self.socket is None:
+            callback()
+        else:
+            self.socket.when_gone(callback)
+
     def leave(self) -> None:
         """Leave the last queue: the socket is gone, and the place is free."""
         self.queues.remove(self)

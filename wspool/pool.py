@@ -350,7 +350,8 @@ class WebsocketConnectionPool:
             self.router.close()
             return
         loop = self._enter()
-        if self._closing_task is None:
+        # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
+        if self._closing_task is None or self._closing_task.cancelled():
             hooked = WebsocketConnection.in_hook()
             spared = hooked.task if hooked is not None else None
             self._closing_task = asyncio.Task(self._finish(timeout, spared), loop=loop)

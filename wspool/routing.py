@@ -72,14 +72,21 @@ class Router:
         for _ in range(max(self.options.warmup_connections, self.options.min_connections)):
             self._begin_dial()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, None], if_cancelled: Callable[[], None] | None = None
+    ) -> asyncio.Task[None]:
         """Run a coroutine in a task of the router's.
+
+        `if_cancelled` clears up after a task that was cancelled, and it too works where the task
+        was cancelled before its first step, as at the end of `asyncio.run`.
 
         Made directly: an eager task factory would run it in the middle of a routing step.
         """
         task = asyncio.Task(coroutine, loop=self.loop, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if if_cancelled is not None:
+            task.add_done_callback(lambda task: if_cancelled() if task.cancelled() else None)
         return task
 
     def __repr__(self) -> str:
@@ -333,7 +340,8 @@ class Router:
                 partial(
                     drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean
                 ),
-            )
+            ),
+            partial(_give_up, connection, State.DRAINING, CloseReason.DRAIN),
         )
 
     def drained(self, pending: PendingConnection, discard: Discard | None) -> None:
@@ -368,7 +376,8 @@ class Router:
         self.queues.add(connection)
         self.stats.dials += 1
         connection.task = self.spawn(
-            _dial(weakref.ref(self), connection, self.options, self._session, self._gate)
+            _dial(weakref.ref(self), connection, self.options, self._session, self._gate),
+            partial(_give_up, connection, State.CONNECTING, CloseReason.DIAL),
         )
 
     def dialled(
@@ -450,7 +459,10 @@ class Router:
             task = None  # it ends by itself, and cannot be waited for here
         elif task is not None:
             task.cancel()
-        self.spawn(_goodbye(weakref.ref(self), connection, task, self.options.close_timeout))
+        self.spawn(
+            _goodbye(weakref.ref(self), connection, task, self.options.close_timeout),
+            partial(_cut_off, weakref.ref(self), connection),
+        )
         self.route()
 
     def expire(self) -> None:
@@ -518,10 +530,6 @@ async def _dial(
         # A fault of this package's: it must not cost a place, and those who wait, as well.
         logger.exception("the dial of #%d broke down", connection.id)
         failure = ConnectionUnavailableError("The dial broke down; the log says where")
-    except asyncio.CancelledError:
-        if connection.state is State.CONNECTING:  # the loop is ending, nobody has closed it
-            connection.finish(CloseReason.DIAL)
-        raise
     router = ref()
     if router is not None:
         router.dialled(connection, failure)
@@ -537,10 +545,6 @@ async def _drain(
         await run()
     except Discard as error:
         discard = error
-    except asyncio.CancelledError:
-        if pending.connection.state is State.DRAINING:  # the loop is ending
-            pending.connection.finish(CloseReason.DRAIN)
-        raise
     await pending.mark_completed()
     router = ref()
     if router is not None:
@@ -560,8 +564,28 @@ async def _goodbye(
         if task is not None:
             await asyncio.wait({task}, timeout=timeout)
         await connection.hang_up(timeout)
-    finally:
-        connection.leave()
+    except Exception:
+        # A fault of this package's: it must not cost a place as well.
+        logger.exception("the goodbye of #%d broke down", connection.id)
+        _cut_off(ref, connection)
+    else:
+        _leave(ref, connection)
+
+
+def _leave(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
+    connection.leave()
     router = ref()
     if router is not None:
         router.route()
+
+
+def _give_up(connection: WebsocketConnection, state: State, why: CloseReason) -> None:
+    """The dial or the drain was cancelled by somebody who has not closed the connection."""
+    if connection.state is state:
+        connection.finish(why)
+
+
+def _cut_off(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
+    """The goodbye was cancelled: the place is kept all the same until the socket is gone."""
+    connection.abort()
+    connection.when_gone(partial(_leave, ref, connection))

@@ -18,7 +18,7 @@ says True, and `step` finds out at a higher price.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
 import aiohttp
@@ -85,6 +85,14 @@ class Socket:
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Call back when the transport has called `connection_lost`; at once, if it has."""
+        lost = self._protocol.closed if self._protocol is not None else None
+        if lost is None or lost.done():
+            callback()
+        else:
+            lost.add_done_callback(lambda _: callback())
 
     async def wait_gone(self) -> None:
         """Return when the transport has called `connection_lost`."""

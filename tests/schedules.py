@@ -1,0 +1,374 @@
+"""A test loop that explores schedules: what runs next, what the network does, who is cancelled.
+
+`Loop` has a clock of its own and runs one ready callback at a time, a seeded random one; when none
+is ready it jumps to the next timer. `World` puts a pool on it, and on a network that is as open
+(`network.py`), and checks after each step what must hold at all times. The same seed gives the same
+schedule, to the last step.
+
+Callbacks run in any order, which is more than asyncio allows: what holds here holds there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import heapq
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+import wspool
+from tests.network import CALM, WILD, Network, Temper
+from wspool import State, WebsocketConnection, WebsocketConnectionPool, WebsocketError
+
+T = TypeVar("T")
+Task = asyncio.Task[Any]
+
+HORIZON: Final = 120.0
+"""Virtual seconds after which whoever still waits is taken to wait for ever."""
+
+CORE: Final = Path(wspool.__file__).parent
+
+
+class Violation(AssertionError):
+    """Something that must hold at all times did not."""
+
+
+class _Future(asyncio.Future[Any]):
+    """A future whose place in a set does not depend on its address."""
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = number
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class Loop(asyncio.BaseEventLoop):
+    """An event loop without I/O, in which a seeded generator decides what is open."""
+
+    def __init__(self, seed: int, *, is_shuffling: bool = True) -> None:
+        super().__init__()
+        self.set_debug(False)  # a traceback for each callback would take most of the time
+        self.random = random.Random(seed)
+        self.is_shuffling = is_shuffling
+        self.now = 0.0
+        self.steps = self.decisions = self._futures = 0
+        # Called around each step, with the task whose step it is, if it is one's.
+        self.before_step: Callable[[Task | None], None] = lambda task: None
+        self.after_step: Callable[[Task | None, object], None] = lambda task, callback: None
+
+    def choose(self, options: Sequence[T]) -> T:
+        self.decisions += len(options) > 1
+        return options[self.random.randrange(len(options))]
+
+    def chance(self, probability: float) -> bool:
+        self.decisions += 0 < probability < 1
+        return self.random.random() < probability
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._futures += 1
+        return _Future(self._futures, self)
+
+    def _write_to_self(self) -> None:
+        """Wake the loop up from a wait for I/O, of which there is none."""
+
+    def _run_once(self) -> None:
+        ready, timers = cast(Any, self)._ready, cast(Any, self)._scheduled
+        while timers and (not ready or timers[0]._when <= self.now):
+            timer = heapq.heappop(timers)
+            timer._scheduled = False
+            if not timer._cancelled:
+                self.now = max(self.now, timer._when)
+                ready.append(timer)
+        if not ready:
+            raise Violation("nobody can move any more")
+        if self.is_shuffling:
+            ready.rotate(-self.choose(range(len(ready))))
+        handle = ready.popleft()
+        if not handle._cancelled:
+            self.steps += 1
+            callback = handle._callback
+            owner = getattr(callback, "__self__", None)
+            task = owner if isinstance(owner, asyncio.Task) else None
+            self.before_step(task)
+            handle._run()
+            self.after_step(task, callback)
+
+
+def is_last(message: str | bytes) -> bool:
+    return str(message).startswith("last")
+
+
+OPTIONS: Final[dict[str, Any]] = {
+    "uri": "ws://server/",
+    "max_connections": 2,
+    "max_retries": 2,
+    "connection_timeout": 1.0,
+    "close_timeout": 0.5,
+    "drain_timeout": 1.0,
+    "drain_quiet_period": 0.1,
+    "acquire_timeout": 3.0,
+}
+
+
+class World:
+    """A loop, a network and a pool, watched."""
+
+    def __init__(self, loop: Loop, temper: Temper = CALM, **options: Any) -> None:
+        self.loop = loop
+        self.network = Network(loop, temper)
+        self.pool = WebsocketConnectionPool(**{**OPTIONS, **options})
+        self.pool._session = cast(Any, self.network)
+        self.trace: list[object] = []
+        # Tasks by order of appearance; how often each has yielded.
+        self._numbers: dict[Task, int] = {}
+        self._yields: Counter[Task] = Counter()
+        # Who was cancelled, at which lines of the core; who is to be when about to go on.
+        self.cancelled: dict[Task, list[tuple[str, int]]] = {}
+        self._doomed: set[Task] = set()
+        # Who is to be cancelled after which yield, and whether late.
+        self._plans: dict[Task, tuple[int, bool]] = {}
+        self.on_yield: Callable[[Task], None] = self._follow_plan
+        # The present loan of each connection, and the step in which it began.
+        self._lent: dict[WebsocketConnection, tuple[int, int]] = {}
+        loop.set_exception_handler(self._on_trouble)
+        loop.before_step, loop.after_step = self._before, self._after
+        self._troubles: list[dict[str, Any]] = []
+
+    def _on_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._troubles.append(context)
+
+    # Around each step.
+
+    def cancel(self, task: Task, *, is_late: bool = False) -> None:
+        """Cancel a task that waits: now, or in the moment in which it would have gone on."""
+        if is_late:
+            self._doomed.add(task)
+        else:
+            self.cancelled[task] = list(lines_of(task))
+            task.cancel()
+
+    def _follow_plan(self, task: Task) -> None:
+        k, is_late = self._plans.get(task, (0, False))
+        if k == self._yields[task]:
+            self.cancel(task, is_late=is_late)
+
+    def _before(self, task: Task | None) -> None:
+        if task in self._doomed:
+            self._doomed.discard(task)
+            self.cancel(task)
+
+    def _after(self, task: Task | None, callback: object) -> None:
+        counts = tuple(self.pool.router.queues.counts().values())
+        if task is None:
+            name = getattr(callback, "__qualname__", type(callback).__name__)
+            self.trace.append((name, self.loop.now, counts))
+        else:
+            number = self._numbers.setdefault(task, len(self._numbers))
+            self.trace.append((number, task.done(), self.loop.now, counts))
+            if not task.done():
+                self._yields[task] += 1
+                self.on_yield(task)
+        self._check()
+
+    def _check(self) -> None:
+        """What holds after each step."""
+        queues = self.pool.router.queues
+        for state in State:
+            for connection in queues[state]:
+                if connection.state is not state:
+                    raise Violation(f"{connection!r} is in the queue {state}")
+                if connection.lease and state not in (State.BUSY, State.CLOSED):
+                    raise Violation(f"{connection!r} is lent")
+        for connection in queues.busy:
+            if self._lent.get(connection, (0, 0))[0] != connection.lease:
+                self._lent[connection] = (connection.lease, self.loop.steps)
+        if len(queues) > self.pool.router.options.max_connections:
+            raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
+        if len(self.network.open) > len(queues):
+            raise Violation(f"{len(self.network.open)} sockets are open: {self.pool!r}")
+        if self._troubles:
+            raise Violation(f"an exception reached the loop: {self._troubles}")
+        if self.loop.now > HORIZON:
+            raise Violation(f"somebody waits for ever: {self.pool!r}")
+
+    # What borrowers do.
+
+    async def ask(self, connection: WebsocketConnection, question: str) -> None:
+        """Ask and read the answer; a message that is not for this borrower is a violation."""
+        lease, lent_at = self._lent.get(connection, (0, 0))
+        if lease != connection.lease:
+            lent_at = self.loop.steps
+        await connection.send(question)
+        while True:
+            kind, about = str(await connection.recv()).split(" ", 1)
+            if kind == "stray":
+                if int(about) < lent_at:
+                    raise Violation(f"what came in step {about} is read in a loan of {lent_at}")
+            elif about != question:
+                raise Violation(f"{question!r} was asked, and {kind} {about!r} read")
+            elif kind == "last":
+                return
+
+    async def loan(self, name: str) -> None:
+        """Borrow in one way or another, ask, think, and give back; the server may spoil it."""
+        loop, pool = self.loop, self.pool
+        timeout, patience = loop.choose((0, 0.2, 3.0, None)), loop.choose((0.02, 0.5, 5.0))
+        is_new = loop.chance(0.25)
+        try:
+            if loop.chance(0.5):
+                get = pool.get_new_connection if is_new else pool.get_connection
+                async with get(timeout=timeout) as connection, asyncio.timeout(patience):
+                    await self.ask(connection, name)
+                    await asyncio.sleep(self.network.delay())
+                return
+            connection = await (pool.acquire_new if is_new else pool.acquire)(timeout=timeout)
+            is_dropped = True
+            try:
+                async with asyncio.timeout(patience):
+                    await self.ask(connection, name)
+                    is_dropped = loop.chance(0.1)
+            finally:
+                await pool.release(connection, force_remove=is_dropped)
+        except (WebsocketError, TimeoutError):
+            pass  # told what went wrong, as promised
+
+    async def suffer(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Do something that is perhaps cancelled, after some step."""
+        task = self.loop.create_task(coroutine)
+        if self.loop.chance(0.5):
+            self._plans[task] = (self.loop.choose(range(1, 7)), self.loop.chance(0.5))
+        await asyncio.wait([task])
+        self.judge(task)
+        await asyncio.sleep(self.network.delay())
+
+    async def borrow(self, name: str) -> None:
+        for n in range(2):
+            await self.suffer(self.loan(f"{name}{n}"))
+
+    def judge(self, task: Task) -> None:
+        """A task ends cancelled if it was cancelled, and else not; errors are not lost."""
+        if task.cancelled() != (task in self.cancelled):
+            raise Violation(f"{task!r}, cancelled at {self.cancelled.get(task)}")
+        if not task.cancelled():
+            task.result()
+
+    async def finish(self) -> None:
+        """All capacity can be had; and closing leaves nothing and nobody behind."""
+        self.network.temper = CALM
+        pool = self.pool
+        if not pool.is_closed:
+            seize = [self._seize() for _ in range(pool.router.options.max_connections)]
+            for connection in await asyncio.gather(*seize):
+                await pool.release(connection)
+        await pool.close_all()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left or self.network.open or len(pool.router.queues) or pool.waiters:
+            raise Violation(f"{left} and {self.network.open} are left of {pool!r}")
+        if pool.is_started and not self.network.is_closed:
+            raise Violation("the session is not closed")
+
+    async def _seize(self) -> WebsocketConnection:
+        while True:
+            try:
+                return await self.pool.acquire(timeout=None)
+            except wspool.ConnectionUnavailableError:
+                pass  # of a dial from before the network calmed down
+
+    def run(self, main: Coroutine[Any, Any, object]) -> None:
+        """Run to the end; after a failure, clean up so that it is the only thing heard of."""
+        state = random.getstate()
+        random.seed(0)  # of the pool's jitters
+        try:
+            self.loop.run_until_complete(main)
+        except BaseException:
+            self.loop.before_step, self.loop.after_step = lambda _: None, lambda _, __: None
+            self.pool.router.is_closing = True
+            for connection in self.pool.connections:
+                connection.end_loan()
+            while tasks := asyncio.all_tasks(self.loop):
+                for task in tasks:
+                    task.cancel()
+                self.loop.run_until_complete(asyncio.wait(tasks))
+            raise
+        finally:
+            random.setstate(state)
+            self.loop.close()
+
+
+def lines_of(task: Task) -> Iterator[tuple[str, int]]:
+    """Give the lines of the core that a task is suspended at: file and line, outermost first."""
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        if type(awaiting).__name__.startswith("async_generator_a"):  # it hides its generator
+            awaiting = next(r for r in gc.get_referents(awaiting) if hasattr(r, "ag_frame"))
+        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
+        if frame is not None and Path(frame.f_code.co_filename).parent == CORE:
+            yield Path(frame.f_code.co_filename).name, frame.f_lineno
+        awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
+
+
+class Outcome(NamedTuple):
+    """What a schedule was: a hash of all its steps, their number, the choices, what happened."""
+
+    trace: str
+    steps: int
+    decisions: int
+    events: Counter[str]
+
+
+def explore(seed: int, task_factory: Any = None) -> Outcome:
+    """Run the schedule of this seed: 3 borrowers, 2 connections, 1 upkeep, a wild network."""
+    loop = Loop(seed)
+    loop.set_task_factory(task_factory)
+    world = World(loop, WILD, **_options(loop))
+
+    async def main() -> None:
+        borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
+        if loop.chance(0.3):
+            await asyncio.sleep(loop.choose((0.0, 0.02, 0.1, 0.5)))
+            await world.suffer(world.pool.close_all(loop.choose((0.0, 0.1, None))))
+        await asyncio.gather(*borrowers)
+        await world.finish()
+
+    world.run(main())
+    digest = hashlib.blake2b(repr(world.trace).encode(), digest_size=8).hexdigest()
+    counts = vars(world.pool.stats) | {"cancelled": len(world.cancelled)}
+    events: Counter[str] = counts.pop("closes") + Counter(counts)
+    return Outcome(digest, loop.steps, loop.decisions, events)
+
+
+async def _pause(connection: WebsocketConnection) -> None:
+    await asyncio.sleep(0.01)
+
+
+async def _greet(connection: WebsocketConnection) -> None:
+    await connection.send("hello")
+    while not is_last(await connection.recv()):
+        pass
+
+
+def _options(loop: Loop) -> dict[str, Any]:
+    hooks: tuple[Callable[[WebsocketConnection], Awaitable[None]] | None, ...]
+    hooks = (None, None, _pause, _greet)
+    return {
+        "max_connecting": loop.choose((1, 2)),
+        "min_connections": loop.choose((0, 0, 1)),
+        "max_uses": loop.choose((None, None, None, None, 1)),
+        "max_lifetime": loop.choose((None, None, None, 0.3)),
+        "idle_timeout": loop.choose((60.0, 0.3)),
+        "cleanup_interval": loop.choose((5.0, 0.25)),
+        "check_server_data_on_release": loop.chance(0.3),
+        "drain_until": loop.choose((None, is_last)),
+        "drain_fence": loop.chance(0.3),
+        "on_connect": loop.choose(hooks),
+        "on_release": loop.choose(hooks[:3]),
+    }

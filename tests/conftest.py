@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,10 +16,26 @@ from wspool import WebsocketConnectionPool
 MakePool = Callable[..., WebsocketConnectionPool]
 
 
+LOOP = os.environ.get("WSPOOL_LOOP", "asyncio")
+"""What the tests run on: asyncio, uvloop, or eager (asyncio with its eager task factory)."""
+
+
+if LOOP == "uvloop":
+
+    def pytest_asyncio_loop_factories(
+        config: pytest.Config, item: pytest.Item
+    ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+        import uvloop
+
+        return {LOOP: uvloop.new_event_loop}
+
+
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
     """Fail the test on an exception that reached the loop, and on tasks that outlive it."""
     loop = asyncio.get_running_loop()
+    if LOOP == "eager":
+        loop.set_task_factory(asyncio.eager_task_factory)
     troubles: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: troubles.append(context))
     before = asyncio.all_tasks()

@@ -70,7 +70,6 @@ async def test_who_leaves_is_out_and_the_order_of_the_rest_is_kept() -> None:
     line.leave(second)
     assert second not in line
     assert list(line) == [first, third]
-    assert not line.wanting_new
 
 
 async def test_leaving_twice_is_leaving_once() -> None:
@@ -92,11 +91,16 @@ async def test_the_line_may_change_while_it_is_iterated() -> None:
     assert not line
 
 
-async def test_who_wants_a_new_one_is_in_both_lines() -> None:
+async def test_those_lead_who_want_a_new_one_before_all_who_take_a_used_one() -> None:
     line = Line()
-    used, new = join(line), join(line, wants_new=True)
-    assert list(line) == [used, new]
-    assert list(line.wanting_new) == [new]
+    join(line, wants_new=True).future.cancel()
+    new, used = join(line, wants_new=True), join(line)
+    join(line, wants_new=True)
+    assert line.leading_new() == 1
+    line.leave(used)
+    assert line.leading_new() == 2
+    line.leave(new)
+    assert line.leading_new() == 1
 
 
 async def test_the_oldest_for_a_used_connection_is_the_first_who_takes_one() -> None:
@@ -131,7 +135,6 @@ async def test_a_cancelled_waiter_for_a_new_connection_leaves_both_lines() -> No
     new.future.cancel()
     assert line.oldest() is None
     assert not line
-    assert not line.wanting_new
 
 
 async def test_who_is_given_a_connection_has_it_and_is_out() -> None:
@@ -140,7 +143,6 @@ async def test_who_is_given_a_connection_has_it_and_is_out() -> None:
     connection = a_connection()
     line.give(waiter, connection)
     assert waiter not in line
-    assert not line.wanting_new
     assert await waiter.future is connection
 
 
@@ -149,7 +151,6 @@ async def test_who_is_failed_gets_the_error_and_is_out() -> None:
     waiter = join(line, wants_new=True)
     line.fail(waiter, ConnectionPoolTimeoutError("too late"))
     assert waiter not in line
-    assert not line.wanting_new
     with pytest.raises(ConnectionPoolTimeoutError, match="too late"):
         await waiter.future
 

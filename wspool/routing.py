@@ -135,7 +135,7 @@ class Router:
         What is being dialled or buried, and room for a dial, each let one caller wait for it.
         """
         queues = self.queues
-        expected = len(queues.connecting) + len(queues.closed) + max(0, self.room)
+        expected = len(queues.connecting) + max(0, self.room + len(queues.closed))
         if wants_new:
             expected += len(queues.idle)
         if len(self.line) < expected:
@@ -175,6 +175,11 @@ class Router:
         """How many more connections there may be; below 0 after a resize()."""
         return self.options.max_connections - len(self.queues)
 
+    @property
+    def surplus(self) -> int:
+        """How many connections too many there are after a resize(), those being closed apart."""
+        return -self.room - len(self.queues.closed)
+
     def route(self) -> None:
         """Serve those who wait, oldest first, and begin the dials that are missing."""
         if self._is_routing or self.is_closing:
@@ -195,7 +200,7 @@ class Router:
         # Who wants a new one gets the next dial; at the limit, an idle one makes room for it.
         coming = len(queues.connecting) + len(queues.closed)
         if oldest is not None and oldest.wants_new and self.room <= 0:
-            if coming < len(line.wanting_new):
+            if coming < line.leading_new():
                 next(iter(queues.idle)).finish(CloseReason.ROOM)
                 return True
         if line.oldest_for_used() is None:
@@ -316,7 +321,7 @@ class Router:
             return CloseReason.LIFETIME
         if options.max_uses is not None and connection.uses >= options.max_uses:
             return CloseReason.USES
-        if self.room < 0:
+        if self.surplus > 0:
             return CloseReason.ROOM
         return None
 
@@ -409,6 +414,7 @@ class Router:
                 self.lend(connection, waiter.place)
                 self.line.give(waiter, connection)
         self.route()
+        self.shrink()
 
     def _fail_waiters(
         self, failure: ConnectionUnavailableError, connection: WebsocketConnection
@@ -474,7 +480,7 @@ class Router:
 
     def shrink(self) -> None:
         """Close idle connections, the longest idle first, until there is no surplus."""
-        while self.room + len(self.queues.closed) < 0 and self.queues.idle:
+        while self.surplus > 0 and self.queues.idle:
             next(iter(self.queues.idle)).finish(CloseReason.ROOM)
 
     def close(self) -> None:

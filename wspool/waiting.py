@@ -44,12 +44,10 @@ class Waiter:
 class Line:
     """The waiters, oldest first."""
 
-    __slots__ = ("_arrivals", "_waiters", "wanting_new")
+    __slots__ = ("_arrivals", "_waiters")
 
     def __init__(self) -> None:
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-        # The same waiters as far as they want a new connection.
-        self.wanting_new: OrderedDict[Waiter, None] = OrderedDict()
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -70,14 +68,11 @@ class Line:
         future = asyncio.get_running_loop().create_future()
         waiter = Waiter(future, self.arrive(), place, wants_new=wants_new, is_patient=is_patient)
         self._waiters[waiter] = None
-        if wants_new:
-            self.wanting_new[waiter] = None
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
         """Take a waiter out, if it is still in."""
         self._waiters.pop(waiter, None)
-        self.wanting_new.pop(waiter, None)
 
     def oldest(self) -> Waiter | None:
         """Return the oldest waiter; one that was cancelled in this very tick leaves instead."""
@@ -94,6 +89,15 @@ class Line:
         if oldest is None or not oldest.wants_new:
             return oldest
         return next((w for w in self if not w.wants_new and not w.future.done()), None)
+
+    def leading_new(self) -> int:
+        """Return how many want a new connection and are before all who take a used one."""
+        count = 0
+        for waiter in self._waiters:
+            if not waiter.wants_new:
+                break
+            count += not waiter.future.done()
+        return count
 
     def give(self, waiter: Waiter, connection: WebsocketConnection) -> None:
         self.leave(waiter)

@@ -5,13 +5,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -X dev -m pytest $(ARGS)
+
+# Minutes: many more schedules, a long soak, and each known fault put back once.
+soak: .venv/installed
+	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/test_schedules.py
+	$(BIN)/python -X dev -W error -m tests.soak --seconds 120 $(ARGS)
+	$(BIN)/python -m tests.mutations
 
 lint: .venv/lint-installed
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from aiohttp import WSMsgType, web
 
@@ -37,13 +37,12 @@ class Peer:
 
     def stop_reading(self) -> None:
         """Become mute: neither pings nor a close are answered from now on."""
-        transport = self.request.transport
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, self.request.transport)
         transport.pause_reading()
 
     def resume_reading(self) -> None:
-        transport = self.request.transport
-        if isinstance(transport, asyncio.Transport) and not transport.is_closing():
+        transport = cast(asyncio.Transport | None, self.request.transport)
+        if transport is not None and not transport.is_closing():
             transport.resume_reading()
 
 

@@ -486,7 +486,7 @@ async def test_expired_connections_are_refilled(make_pool: MakePool) -> None:
     pool.expire_connections()
     assert pool.available_connections == 0
     await until(lambda: pool.available_connections == 2, "they are replaced")
-    assert {connection.id for connection in pool.connections} == {3, 4}
+    assert {connection.id for connection in pool.router.queues.idle} == {3, 4}
 
 
 async def test_a_draining_connection_expires_too(make_pool: MakePool) -> None:

@@ -18,7 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from time import time
+from time import perf_counter, time
 from types import CodeType
 from typing import Any, Final, NamedTuple, Self
 
@@ -61,7 +61,7 @@ class Transition(NamedTuple):
 
 
 class Ping:
-    """A ping under way: when it was sent, and when a pong answered it (the loop's seconds)."""
+    """A ping under way: when it was sent, and when a pong answered it, by perf_counter."""
 
     __slots__ = ("answered", "sent")
 
@@ -516,7 +516,7 @@ class WebsocketConnection:
         websocket = self._websocket
         assert websocket is not None
         payload = next(self._payloads).to_bytes(8, "big")
-        ping = self._pings[payload] = Ping(self.clock())
+        ping = self._pings[payload] = Ping(perf_counter())
         while len(self._pings) > PINGS:
             self._pings.pop(next(iter(self._pings)))
         await self._write(websocket.ping(payload))
@@ -525,7 +525,7 @@ class WebsocketConnection:
     def _settle(self, payload: bytes) -> None:
         """Settle the ping of this pong and all earlier ones; other payloads are not ours."""
         if payload in self._pings:
-            now = self.clock()
+            now = perf_counter()  # uvloop's clock has milliseconds only
             for earlier in list(self._pings):
                 self._pings.pop(earlier).answered = now
                 if earlier == payload:

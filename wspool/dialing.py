@@ -78,6 +78,8 @@ class Gate:
         self._ended_streak = 0
         self._succeeded_at = float("-inf")
         self._waiting: set[asyncio.Future[None]] = set()
+        # Why the last dial failed, until one succeeds.
+        self.failure: BaseException | None = None
 
     def is_at_work(self, connection: WebsocketConnection) -> bool:
         return connection in self._at_work
@@ -134,6 +136,7 @@ class Gate:
         self._ended_streak = max(self.streak, self._ended_streak if is_one_of_many else 0)
         self._succeeded_at = now
         self.streak = 0
+        self.failure = None
         self._not_before = float("-inf")
         for opened in self._waiting:
             if not opened.done():

@@ -152,7 +152,7 @@ class Router:
         if not waiter.future.done():
             self.stats.timeouts += 1
             error = ConnectionPoolTimeoutError(f"No connection within {timeout} s: {self!r}")
-            error.__cause__ = waiter.failure
+            error.__cause__ = waiter.failure or self._gate.failure
             self.line.fail(waiter, error)
             self.route()
 
@@ -394,6 +394,7 @@ class Router:
             return
         if failure is not None:
             self.stats.dial_failures += 1
+            self._gate.failure = failure
             if not self._fail_waiters(failure, connection):
                 logger.warning("%s", failure)
             connection.finish(CloseReason.DIAL, cause=failure)
@@ -449,17 +450,14 @@ class Router:
         returned = self._all_returned
         if returned is not None and not self.queues.busy and not returned.done():
             returned.set_result(None)
-        is_server = connection.moves[-1][2] is CloseReason.SERVER
-        if is_server and self._gate.lost(connection):
+        if connection.moves[-1][2] is CloseReason.SERVER and self._gate.lost(connection):
+            failure = self._gate.failure = ConnectionUnavailableError(
+                "The server closes connections right after the handshake, with code "
+                f"{connection.close_code} {connection.close_reason!r}",
+                attempts=self._gate.streak,
+            )
             if self._gate.streak >= self.options.max_retries:
-                self._fail_waiters(
-                    ConnectionUnavailableError(
-                        "The server closes connections right after the handshake, with code "
-                        f"{connection.close_code} {connection.close_reason!r}",
-                        attempts=self._gate.streak,
-                    ),
-                    connection,
-                )
+                self._fail_waiters(failure, connection)
         task, connection.task = connection.task, None
         if task is asyncio.current_task() or WebsocketConnection.in_hook() is connection:
             task = None  # it ends by itself, and cannot be waited for here

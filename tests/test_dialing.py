@@ -852,7 +852,10 @@ async def test_a_newcomer_does_not_overtake_one_that_was_just_given_its_turn(
             late.append(asyncio.create_task(work(2)))
 
     late: list[asyncio.Task[None]] = []
-    await asyncio.gather(work(0), work(1))
+    async with gate.turn(new()):  # so that both are in the line
+        working = asyncio.gather(work(0), work(1))
+        await asyncio.sleep(0)
+    await working
     await asyncio.gather(*late)
     assert order == [0, 1, 2]
 

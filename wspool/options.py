@@ -167,6 +167,27 @@ def check_timeout(timeout: float | None) -> None:
         _seconds("timeout", timeout)
 
 
+def check_connector(session: aiohttp.ClientSession | None, wanted: int) -> None:
+    """Refuse a shared session that would let dials wait for ever."""
+    if session is None or session.connector is None:
+        return
+    for name in ("limit", "limit_per_host"):
+        limit = getattr(session.connector, name)
+        advice = f"set TCPConnector({name}=…) above max_connections={wanted}, or to 0 for none"
+        if 0 < limit < wanted:
+            raise ValueError(
+                f"The shared session's connector has {name}={limit}, and each WebSocket "
+                f"holds a place in it for life: {advice}, or lower max_connections"
+            )
+        if limit == wanted:
+            warnings.warn(
+                f"The shared session's connector has {name}={limit}: once the pool is full, "
+                f"the application's own requests on it will hang; {advice}",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
 def _check_connect_options(options: Mapping[str, Any]) -> None:
     for name in options.keys() & _OURS.keys():
         raise TypeError(f"{name!r} is the pool's own business; use {_OURS[name]}")

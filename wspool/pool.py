@@ -30,6 +30,7 @@ from wspool.options import (
     Hook,
     Options,
     Uri,
+    check_connector,
     check_count,
     check_timeout,
 )
@@ -222,7 +223,7 @@ class WebsocketConnectionPool:
                 f"process {self._pid}; it was called from the loop {loop!r} in thread "
                 f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
             )
-        self._check_connector(self.router.options.max_connections)
+        check_connector(self._session, self.router.options.max_connections)
         if self._session is None:
             # The session's default total timeout, of 5 minutes, would cap connection_timeout.
             self._session = aiohttp.ClientSession(
@@ -236,26 +237,6 @@ class WebsocketConnectionPool:
         )
         self._upkeep_task = self.router.spawn(upkeep.upkeep(weakref.ref(self.router), interval))
         return loop
-
-    def _check_connector(self, wanted: int) -> None:
-        """Refuse a shared session that would let dials wait for ever."""
-        if self._session is None or self._session.connector is None:
-            return
-        for name in ("limit", "limit_per_host"):
-            limit = getattr(self._session.connector, name)
-            advice = f"set TCPConnector({name}=…) above max_connections={wanted}, or to 0 for none"
-            if 0 < limit < wanted:
-                raise ValueError(
-                    f"The shared session's connector has {name}={limit}, and each WebSocket "
-                    f"holds a place in it for life: {advice}, or lower max_connections"
-                )
-            if limit == wanted:
-                warnings.warn(
-                    f"The shared session's connector has {name}={limit}: once the pool is full, "
-                    f"the application's own requests on it will hang; {advice}",
-                    UserWarning,
-                    stacklevel=4,
-                )
 
     # Borrowing.
 
@@ -332,7 +313,7 @@ class WebsocketConnectionPool:
         check_count("max_connections", max_connections, at_least=1)
         if self.is_started:
             self._enter()
-        self._check_connector(max_connections)
+        check_connector(self._session, max_connections)
         self.router.options.max_connections = max_connections
         if self.is_started:
             self.router.shrink()

@@ -42,11 +42,13 @@ WILD: Final = Temper(0.15, 0.05, 0.05, 0.08, 0.05, 0.2, 0.1, (0.0, 0.01, 0.05, 0
 class _Writer(WebSocketWriter):
     """aiohttp's writer, giving whole frames instead of bytes to the transport."""
 
-    def _write_websocket_frame(self, message: bytes, opcode: int, rsv: int) -> None:
-        if self.transport.is_closing():
+    async def send_frame(self, message: bytes, opcode: int, compress: int | None = None) -> None:
+        is_close = opcode == WSMsgType.CLOSE
+        if self.transport.is_closing() or (self._closing and not is_close):
             raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-        self._output_size = self._limit + 1  # so that it looks whether the transport is full
         cast(Any, self.transport).write_frame(WSMsgType(opcode), message)
+        if self.protocol._paused:
+            await self.protocol._drain_helper()
 
 
 class Socket:

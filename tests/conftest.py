@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.server import Server
-from wspool import WebsocketConnectionPool
+from wspool import WebsocketConnection, WebsocketConnectionPool
 
 MakePool = Callable[..., WebsocketConnectionPool]
 
@@ -81,3 +81,9 @@ async def until(condition: Callable[[], object], what: str, within: float = 10.0
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"it never came true that {what}") from None
+
+
+async def echoes(connection: WebsocketConnection, message: str = "hello") -> bool:
+    """Return whether the next message on the connection is the reply to this one."""
+    await connection.send(message)
+    return await connection.recv() == message

@@ -9,7 +9,7 @@ import logging
 import aiohttp
 import pytest
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, echoes, until
 from tests.server import Server
 from wspool import (
     CloseReason,
@@ -20,12 +20,6 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-
-
-async def echoes(connection: WebsocketConnection, message: str) -> bool:
-    """Return whether the next message on the connection is the reply to this one."""
-    await connection.send(message)
-    return await connection.recv() == message
 
 
 async def nothing_is_open(server: Server, pool: WebsocketConnectionPool) -> None:

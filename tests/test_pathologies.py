@@ -24,7 +24,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, echoes, until
 from tests.server import Peer, Server
 from wspool import (
     CloseReason,
@@ -55,12 +55,6 @@ async def ticks(count: int = 1) -> None:
     """Let the event loop go round, so many times."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def echoes(connection: WebsocketConnection, message: str = "hello") -> bool:
-    """Return whether the next message on the connection is the reply to this one."""
-    await connection.send(message)
-    return await connection.recv() == message
 
 
 async def every_slot_works(pool: WebsocketConnectionPool, slots: int) -> None:

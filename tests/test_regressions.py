@@ -7,22 +7,15 @@ import asyncio
 import pytest
 from aiohttp import WSMsgType, web
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, echoes, until
 from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
-    WebsocketConnection,
     WebsocketConnectionPool,
 )
-
-
-async def echoes(connection: WebsocketConnection, message: str) -> bool:
-    """Return whether the next message on the connection is the reply to this one."""
-    await connection.send(message)
-    return await connection.recv() == message
 
 
 @pytest.fixture

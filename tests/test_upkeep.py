@@ -10,7 +10,7 @@ import pytest
 from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, echoes, until
 from tests.server import Peer, Server
 from wspool import (
     CloseReason,
@@ -29,12 +29,6 @@ SOON = 0.05
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let dials be tried again at once."""
     monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
-
-
-async def echoes(connection: WebsocketConnection, message: str) -> bool:
-    """Return whether the next message on the connection is the reply to this one."""
-    await connection.send(message)
-    return await connection.recv() == message
 
 
 async def borrow(pool: WebsocketConnectionPool, count: int) -> list[WebsocketConnection]:

@@ -30,6 +30,12 @@ if LOOP == "uvloop":
         return {LOOP: uvloop.new_event_loop}
 
 
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of the collections after each test: 20 ms apiece."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
     """Fail the test on an exception that reached the loop, and on tasks that outlive it."""

@@ -116,7 +116,7 @@ MUTATIONS: Final = (
         7,
         "slot not freed when a dial fails",
         "test_a_failed_dial_frees_its_slot",
-        "routing.py",
+        "tasks.py",
         "    connection.leave()\n    router = ref()",
         "    if connection.socket is not None:\n        connection.leave()\n    router = ref()",
     ),
@@ -124,7 +124,7 @@ MUTATIONS: Final = (
         8,
         "waiter not woken when a bad connection is dropped",
         "test_a_waiter_gets_the_place_of_a_connection_that_is_dropped",
-        "routing.py",
+        "tasks.py",
         "        router.route()",
         "        router.refill()",
     ),
@@ -211,7 +211,7 @@ MUTATIONS: Final = (
         "all expire in one second",
         "test_connections_of_one_age_do_not_go_in_one_moment",
         "routing.py",
-        "random.uniform(0, LIFETIME_JITTER)",
+        "JITTER * connection.jitter\n            connection",
         "0.0",
     ),
     Mutation(
@@ -297,9 +297,9 @@ MUTATIONS: Final = (
         "a user's hook raises",
         "test_a_hook_that_raises_costs_the_connection_and_no_slot",
         "draining.py",
-        'logger.exception("on_release raised; closing #%d", connection.id)\n'
+        'logger.exception("%s raised; closing #%d", name, connection.id)\n'
         "        raise Discard(CloseReason.ERROR) from error",
-        'logger.exception("on_release raised; closing #%d", connection.id)',
+        'logger.exception("%s raised; closing #%d", name, connection.id)',
     ),
     Mutation(
         29,

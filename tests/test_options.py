@@ -23,6 +23,8 @@ def nothing_is_left() -> None:
 
 
 def make(**options: Any) -> WebsocketConnectionPool:
+    if "keepalive" in options:
+        options.setdefault("keepalive_interval", 1.0)
     return WebsocketConnectionPool(**{"uri": "ws://localhost/"} | options)
 
 
@@ -39,8 +41,8 @@ def cases(names: list[str], values: list[Any]) -> list[Any]:
 
 ABOVE_ZERO = ["idle_timeout", "cleanup_interval", "connection_timeout", "drain_timeout"]
 FROM_ZERO = ["drain_quiet_period", "close_timeout"]
-OPTIONAL_ABOVE_ZERO = ["max_lifetime"]
-OPTIONAL_FROM_ZERO = ["acquire_timeout"]
+OPTIONAL_ABOVE_ZERO = ["max_lifetime", "keepalive_interval"]
+OPTIONAL_FROM_ZERO = ["acquire_timeout", "check_after_idle"]
 SECONDS = [*ABOVE_ZERO, *FROM_ZERO, *OPTIONAL_ABOVE_ZERO, *OPTIONAL_FROM_ZERO]
 
 COUNTS_FROM_ONE = ["max_connections", "max_retries", "max_connecting"]
@@ -57,7 +59,7 @@ COUNTS = [
 NOT_OPTIONAL = [*ABOVE_ZERO, *FROM_ZERO, *COUNTS_FROM_ONE, *COUNTS_FROM_ZERO]
 BOOLEANS = ["check_server_data_on_release", "drain_fence"]
 PLAIN_CALLABLES = ["drain_condition", "drain_until", "on_drained"]
-HOOKS = ["on_connect", "on_release"]
+HOOKS = ["on_connect", "on_release", "keepalive"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,11 @@ def test_a_coroutine_function_as_a_plain_callable_is_a_type_error(
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_hook_may_be_a_coroutine_function(name: str) -> None:
     make(**{name: a_coroutine_function})
+
+
+def test_a_keepalive_without_its_interval_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="keepalive_interval"):
+        make(keepalive=a_coroutine_function, keepalive_interval=None)
 
 
 # What is clamped.

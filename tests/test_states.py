@@ -84,6 +84,8 @@ ORDER = [
     "waiting",
     "dialing",
     "draining",
+    "errands",
+    "tasks",
     "routing",
     "upkeep",
     "introspection",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -95,18 +96,22 @@ class WebsocketConnection:
         "arrival",
         "born",
         "cause",
+        "checked_at",
         "clock",
         "close_code",
         "close_reason",
         "created_at",
         "drained_messages",
         "generation",
+        "handshake",
         "has_sent",
         "headers",
         "id",
         "idle_since",
         "is_flooding",
         "is_lost",
+        "jitter",
+        "kept_alive_at",
         "last_activity",
         "lease",
         "leases",
@@ -152,15 +157,21 @@ class WebsocketConnection:
         self._loop = loop
         self._websocket: aiohttp.ClientWebSocketResponse | None = None
         self.socket: wire.Socket | None = None
-        # The pool's task that owns the wire: the dial, the drain, a keepalive.
+        # The pool's task that owns the wire: the dial, the drain, an errand.
         self.task: asyncio.Task[None] | None = None
         # The drain under way, a PendingConnection.
         self.pending: Any = None
 
-        # The loop's seconds: open since, idle since, to be retired at.
+        # The loop's seconds: open since, idle since, to be retired at; the last time that a check
+        # was answered, and that a keepalive went well.
         self.opened: float | None = None
         self.idle_since = 0.0
         self.retire_at = float("inf")
+        self.checked_at = self.kept_alive_at = float("-inf")
+        # From 0 to 1: where in a spread of times this connection's is.
+        self.jitter = random.random()
+        # How long the handshake took, in seconds.
+        self.handshake = 0.0
         # When the dial began: its place among the arrivals of waiters, the gate's round.
         self.arrival = self.round = 0
 
@@ -316,8 +327,8 @@ class WebsocketConnection:
         """Send a ping, wait for its pong and return the round trip in seconds.
 
         It may run beside a `recv` and beside other pings; messages that arrive meanwhile are
-        kept for `recv`. A pong settles all earlier pings: a server may answer only the latest
-        (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
+        kept for `recv`, however many. A pong settles all earlier pings: a server may answer only
+        the latest (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
         """
         self._check_right("ping")
         lease = self.lease
@@ -325,12 +336,11 @@ class WebsocketConnection:
         while ping.answered is None:
             if self.is_lost or self.lease != lease or self.state is State.CLOSED:
                 raise self._closed_error()
-            if self._is_reading or self._inbox_bytes >= INBOX_BYTES:
+            if self._is_reading:
                 await self._turn()
             elif (message := await self._read()) is not None:
                 self._keep(message)
-        self.rtt = ping.answered - ping.sent
-        return self.rtt
+        return ping.answered - ping.sent
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection for good and return when its socket is gone."""
@@ -475,9 +485,10 @@ class WebsocketConnection:
         yield from self._arrived()
 
     def _arrived(self) -> Iterator[str | bytes]:
-        while not (self._is_reading or self.is_lost or self.state is State.CLOSED):
-            if self._websocket is None or not wire.has_news(self._websocket):
-                return
+        websocket = self._websocket
+        while not (websocket is None or self._is_reading or self.is_lost):
+            if not wire.has_news(websocket) or (self.state is State.CLOSED and websocket.closed):
+                return  # from the goodbye's beginning on, the goodbye reads
             message = wire.step(self._read())
             if message is wire.WOULD_BLOCK:
                 return
@@ -486,14 +497,14 @@ class WebsocketConnection:
 
     def has_news(self) -> bool:
         """Whether something was read that nobody has looked at. This is the cheap look."""
-        return self._websocket is None or wire.has_news(self._websocket)
+        return bool(self._inbox) or self._websocket is None or wire.has_news(self._websocket)
 
     def is_flooded(self) -> bool:
         """Whether more is unread than aiohttp's queue holds, so that the rest is still coming."""
         return self._websocket is not None and wire.is_flooded(self._websocket)
 
     def attend(self) -> None:
-        """Read for a borrower who is not in recv, up to the size of the inbox."""
+        """Read for an owner who is not in recv, up to the size of the inbox."""
         if self._inbox_bytes < INBOX_BYTES:
             for message in self._arrived():
                 self._keep(message)
@@ -507,8 +518,6 @@ class WebsocketConnection:
     def _take(self) -> str | bytes:
         message = self._inbox.popleft()
         self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD
-        if self._turns:
-            self._wake()  # a ping may wait for room
         return message
 
     async def send_ping(self) -> Ping:
@@ -527,8 +536,10 @@ class WebsocketConnection:
         if payload in self._pings:
             now = perf_counter()  # uvloop's clock has milliseconds only
             for earlier in list(self._pings):
-                self._pings.pop(earlier).answered = now
+                ping = self._pings.pop(earlier)
+                ping.answered = now
                 if earlier == payload:
+                    self.rtt = now - ping.sent
                     return
 
     async def _turn(self) -> None:

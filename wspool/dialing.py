@@ -205,6 +205,7 @@ async def _attempt(
     async with asyncio.timeout(options.connection_timeout):
         connection.uri = check_uri(await _fresh(options.uri))
         connection.headers = dict(await _fresh(options.headers))
+        began = connection.clock()
         websocket = await session.ws_connect(
             connection.uri,
             headers=connection.headers,
@@ -213,6 +214,7 @@ async def _attempt(
             timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=options.close_timeout),
             **options.connect_options,
         )
+        connection.handshake = connection.clock() - began
         connection.attach(websocket)
         if options.on_connect is not None:
             await connection.run_hook(options.on_connect)

@@ -13,8 +13,8 @@ from time import time
 
 from wspool.connection import WebsocketConnection
 from wspool.errors import ConnectionDrainTimeoutError
-from wspool.options import DrainConditionCallback, Options
-from wspool.states import CloseReason
+from wspool.options import DrainConditionCallback, Hook, Options
+from wspool.states import CloseReason, State
 from wspool.stats import Stats
 
 logger = logging.getLogger("wspool")
@@ -71,11 +71,8 @@ def dispose(
     A callable that raises costs the connection, and nothing else: a predicate that does not work
     cannot vouch for a connection.
     """
-    connection.drained_messages += 1
-    stats.drained_messages += 1
     try:
-        if options.on_drained is not None:
-            options.on_drained(connection, message)
+        _show(connection, message, options, stats)
         condition = options.drain_condition
         is_fine = condition(message) if condition is not None else len(message) > 0
     except Exception as error:
@@ -83,6 +80,24 @@ def dispose(
         raise Discard(CloseReason.ERROR) from error
     if not is_fine:
         raise Discard(CloseReason.DRAIN)
+
+
+def dispose_of_rest(connection: WebsocketConnection, options: Options, stats: Stats) -> None:
+    """Deal with what a connection that is closed had received by then."""
+    for message in connection.unread():
+        try:
+            _show(connection, message, options, stats)
+        except Exception:
+            logger.exception("on_drained raised, of closed #%d", connection.id)
+
+
+def _show(
+    connection: WebsocketConnection, message: str | bytes, options: Options, stats: Stats
+) -> None:
+    connection.drained_messages += 1
+    stats.drained_messages += 1
+    if options.on_drained is not None:
+        options.on_drained(connection, message)
 
 
 def is_last(connection: WebsocketConnection, message: str | bytes, options: Options) -> bool:
@@ -109,7 +124,7 @@ async def drain(
         async with asyncio.timeout(pending.drain_timeout):
             if options.on_release is not None:
                 connection.has_sent = False
-                await _run_on_release(connection, options)
+                await run_hook(connection, options.on_release, "on_release")
                 is_clean = is_clean and not options.needs_check(has_sent=connection.has_sent)
             if not is_clean and not options.can_drain(is_failed):
                 raise Discard(CloseReason.ERROR)
@@ -121,14 +136,17 @@ async def drain(
             f"Connection #{connection.id} was not clean {pending.drain_timeout} s after its "
             "release (drain_timeout)"
         )
+    finally:
+        await pending.mark_completed()
 
 
-async def _run_on_release(connection: WebsocketConnection, options: Options) -> None:
-    assert options.on_release is not None
+async def run_hook(connection: WebsocketConnection, hook: Hook, name: str) -> None:
+    """Run a hook of the user's on a connection that the pool owns; an error costs it."""
     try:
-        await connection.run_hook(options.on_release)
+        await connection.run_hook(hook)
     except Exception as error:
-        logger.exception("on_release raised; closing #%d", connection.id)
+        if connection.state is not State.CLOSED:  # else that is why
+            logger.exception("%s raised; closing #%d", name, connection.id)
         raise Discard(CloseReason.ERROR) from error
 
 
@@ -140,10 +158,13 @@ async def _read_until_clean(
     is_failed: bool,
     is_clean: bool,
 ) -> None:
+    is_flooded = connection.is_flooded()
     for message in connection.unread():
         dispose(connection, message, options, stats)
         is_clean = is_clean or is_last(connection, message, options)
     if is_clean:
+        if is_flooded:  # the rest would reach the next borrower
+            raise Discard(CloseReason.DRAIN)
         return
     quiet = None if is_failed else options.drain_quiet_period
     fence = await connection.send_ping() if options.drain_fence and not is_failed else None

@@ -59,6 +59,9 @@ class Options:
     min_connections: int
     max_lifetime: float | None
     max_uses: int | None
+    check_after_idle: float | None
+    keepalive: Hook | None
+    keepalive_interval: float | None
     on_connect: Hook | None
     on_release: Hook | None
     drain_until: DrainConditionCallback | None
@@ -81,10 +84,12 @@ class Options:
             _seconds(name, getattr(self, name), above_zero=True)
         for name in ("drain_quiet_period", "close_timeout"):
             _seconds(name, getattr(self, name))
-        if self.acquire_timeout is not None:
-            _seconds("acquire_timeout", self.acquire_timeout)
-        if self.max_lifetime is not None:
-            _seconds("max_lifetime", self.max_lifetime, above_zero=True)
+        for name in ("acquire_timeout", "check_after_idle"):
+            if (value := getattr(self, name)) is not None:
+                _seconds(name, value)
+        for name in ("max_lifetime", "keepalive_interval"):
+            if (value := getattr(self, name)) is not None:
+                _seconds(name, value, above_zero=True)
         for name in ("max_connections", "max_retries", "max_connecting"):
             check_count(name, getattr(self, name), at_least=1)
         for name in ("warmup_connections", "min_connections"):
@@ -96,13 +101,18 @@ class Options:
         for name in ("check_server_data_on_release", "drain_fence"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(_found(name, value, "True or False"))
-        for name in ("drain_condition", "drain_until", "on_drained", "on_connect", "on_release"):
+        for name in (
+            *("drain_condition", "drain_until", "on_drained"),
+            *("on_connect", "on_release", "keepalive"),
+        ):
             if (value := getattr(self, name)) is not None and not callable(value):
                 raise TypeError(_found(name, value, "a callable or None"))
         for name in ("drain_condition", "drain_until", "on_drained"):
             value = getattr(self, name)
             if any(map(inspect.iscoroutinefunction, (value, type(value).__call__))):
                 raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
+        if self.keepalive is not None and self.keepalive_interval is None:
+            raise ValueError("keepalive needs keepalive_interval, the seconds between two of them")
         _check_connect_options(self.connect_options)
         for name in ("warmup_connections", "min_connections"):
             if getattr(self, name) > self.max_connections:

@@ -69,6 +69,12 @@ class WebsocketConnectionPool:
         message that is not empty is fine.
     drain_until: says of a message whether it is the last: then the connection is clean at once.
     drain_fence: send a ping when the drain begins; what the server had sent comes before its pong.
+    check_after_idle: a connection that is idle for longer must answer a ping before anybody gets
+        it; None: it is not asked.
+    keepalive: async hook on a connection that is idle: send what the server counts as activity,
+        and read its reply if there is one. None: send a ping and wait for its pong.
+    keepalive_interval: between two of those, less up to 10 % of jitter; None: there are none.
+        It is no use: `idle_timeout` and `max_uses` do not notice.
     on_connect: async hook on a fresh connection, before anybody gets it.
     on_release: async hook, the first step of draining: cancel, unsubscribe.
     on_drained: called with (connection, message) for each message that no borrower reads.
@@ -100,6 +106,9 @@ class WebsocketConnectionPool:
         min_connections: int = 0,
         max_lifetime: float | None = None,
         max_uses: int | None = None,
+        check_after_idle: float | None = None,
+        keepalive: Hook | None = None,
+        keepalive_interval: float | None = None,
         on_connect: Hook | None = None,
         on_release: Hook | None = None,
         drain_until: DrainConditionCallback | None = None,
@@ -314,10 +323,7 @@ class WebsocketConnectionPool:
         if self.is_started:
             self._enter()
         check_connector(self._session, max_connections)
-        self.router.options.max_connections = max_connections
-        if self.is_started:
-            self.router.shrink()
-            self.router.route()
+        self.router.resize(max_connections)
 
     async def close_all(self, timeout: float | None = 0.0) -> None:
         """Close the pool and everything in it, and return when the last socket is gone.

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import heapq
 import itertools
 import logging
-import random
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -24,8 +24,16 @@ import aiohttp
 
 from wspool import states
 from wspool.connection import Place, WebsocketConnection
-from wspool.dialing import Gate, dial
-from wspool.draining import Discard, PendingConnection, dispose, drain, is_last
+from wspool.dialing import Gate
+from wspool.draining import (
+    Discard,
+    PendingConnection,
+    dispose,
+    dispose_of_rest,
+    drain,
+    is_last,
+)
+from wspool.errands import check, keep_alive
 from wspool.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
@@ -36,12 +44,14 @@ from wspool.options import Options
 from wspool.queues import Queues
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
+from wspool.tasks import bury_weakly, cut_off, give_up, open_socket, own, say_goodbye
 from wspool.waiting import Line, Waiter
 
 logger = logging.getLogger("wspool")
 
-LIFETIME_JITTER: Final = 0.1
-"""Share of max_lifetime by which a connection may go earlier, so that not all go at once."""
+JITTER: Final = 0.1
+"""Share of max_lifetime and keepalive_interval by which a connection's turn may come earlier, so
+that not all have theirs at once."""
 
 
 class Router:
@@ -55,6 +65,11 @@ class Router:
         self.line = Line()
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
+        # Those that the pool has borrowed itself.
+        self._checks: set[WebsocketConnection] = set()
+        self._keepalives: set[WebsocketConnection] = set()
+        # Whether a check was not answered, and none has been since.
+        self._is_suspicious = False
         # How often expire() was called; connections of earlier generations go.
         self.generation = 0
         self._ids = itertools.count(1)
@@ -130,23 +145,30 @@ class Router:
                 self.route()
 
     def _check_may_wait(self, timeout: float | None, wants_new: bool) -> None:
-        """Raise unless a connection is to come without any borrower's doing, or waiting is allowed.
-
-        What is being dialled or buried, and room for a dial, each let one caller wait for it.
-        """
-        queues = self.queues
-        expected = len(queues.connecting) + max(0, self.room + len(queues.closed))
-        if wants_new:
-            expected += len(queues.idle)
+        """Raise unless waiting is allowed, or needless: a connection is to come anyway."""
+        expected = self._expected()
         if len(self.line) < expected:
             return
         if timeout == 0:
-            raise ConnectionPoolExhaustedError(
-                f"All connections are in use and acquire_timeout is 0: {self!r}"
-            )
+            raise self._exhausted()
         most = self.options.max_waiting
         if most is not None and len(self.line) - expected >= most:
             raise ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {self!r}")
+
+    def _exhausted(self) -> ConnectionPoolExhaustedError:
+        return ConnectionPoolExhaustedError(
+            f"All connections are in use and acquire_timeout is 0: {self!r}"
+        )
+
+    def _expected(self) -> int:
+        """Return how many connections are to come without any borrower's doing.
+
+        What is being dialled, kept alive, checked or buried, room for a dial, and an idle one that
+        has to be checked, or to make room, first: each lets one caller wait for it.
+        """
+        queues = self.queues
+        coming = len(queues.connecting) + len(self._checks) + len(self._keepalives)
+        return coming + max(0, self.room + len(queues.closed)) + len(queues.idle)
 
     def _time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
@@ -188,10 +210,17 @@ class Router:
         try:
             while self.line and self.queues.idle and self._serve_one():
                 pass
-            for _ in range(min(len(self.line) - len(self.queues.connecting), self.room)):
+            wanted = len(self.line) - len(self.queues.connecting) - self._promising_checks()
+            for _ in range(min(wanted, self.room)):
                 self._begin_dial()
         finally:
             self._is_routing = False
+
+    def _promising_checks(self) -> int:
+        """Return how many waiters a check will serve, as far as one knows, and need no dial."""
+        if not self._checks or self._is_suspicious:
+            return 0
+        return min(len(self._checks), sum(not waiter.wants_new for waiter in self.line))
 
     def _serve_one(self) -> bool:
         """Make one step for those who wait with an idle connection; False if there is none."""
@@ -201,22 +230,37 @@ class Router:
         coming = len(queues.connecting) + len(queues.closed)
         if oldest is not None and oldest.wants_new and self.room <= 0:
             if coming < line.leading_new():
-                next(iter(queues.idle)).finish(CloseReason.ROOM)
+                self._make_room(1)
                 return True
         if line.oldest_for_used() is None:
             return False
         connection = self.next_idle()
         waiter = line.oldest_for_used()  # once more: the look may have run a user's callable
-        if connection is None or waiter is None:
+        if waiter is None:
             return False
+        if connection is None:
+            if not queues.idle or len(self._checks) >= len(line):
+                return False
+            self._check(next(reversed(queues.idle)))
+            return True
         self.lend(connection, waiter.place)
         line.give(waiter, connection)
         return True
 
+    def _hand_over(self, connection: WebsocketConnection, waiter: Waiter | None) -> None:
+        """Lend this very connection, which has just become idle, if that is still possible."""
+        if waiter is not None:
+            self.attend(connection)
+            is_here = connection in self.queues.idle
+            if is_here and waiter in self.line and not waiter.future.done():
+                self.lend(connection, waiter.place)
+                self.line.give(waiter, connection)
+
     def next_idle(self) -> WebsocketConnection | None:
         """Return the idle connection to lend next: the last one in, so that a pool can shrink.
 
-        Those that turn out to be lost, or too old, are closed on the way.
+        Those that turn out to be lost, or too old, are closed on the way. None, too, when that
+        one, and so all that are idle for longer, must be checked first.
         """
         idle = self.queues.idle
         while idle:
@@ -234,7 +278,7 @@ class Router:
             elif self.is_idle_too_long(connection, now):
                 connection.finish(CloseReason.IDLE)
             else:
-                return connection
+                return None if self._is_check_due(connection, now) else connection
         return None
 
     def attend(self, connection: WebsocketConnection) -> bool:
@@ -244,7 +288,7 @@ class Router:
             return False
         if connection.state is State.IDLE:
             self._dispose_of_unread(connection)
-        elif connection.lease:
+        elif connection.state is not State.CLOSED:
             connection.attend()
         return connection.state is State.IDLE
 
@@ -261,6 +305,55 @@ class Router:
             now - connection.idle_since > self.options.idle_timeout
             and self.total_connections > self.options.min_connections
         )
+
+    # What the pool borrows itself.
+
+    def _is_check_due(self, connection: WebsocketConnection, now: float) -> bool:
+        after = self.options.check_after_idle
+        return after is not None and now - max(connection.idle_since, connection.checked_at) > after
+
+    def is_keepalive_due(self, connection: WebsocketConnection, now: float) -> bool:
+        interval = self.options.keepalive_interval
+        if interval is None:
+            return False
+        since = max(connection.idle_since, connection.kept_alive_at)
+        return now - since >= interval * (1 - JITTER * connection.jitter)
+
+    def _check(self, connection: WebsocketConnection) -> None:
+        if not self._checks:
+            self._is_suspicious = False
+        self._checks.add(connection)
+        self._borrow(connection, "check", partial(check, connection, self.options, self.stats))
+
+    def keep_alive(self, connection: WebsocketConnection) -> None:
+        self._keepalives.add(connection)
+        work = partial(keep_alive, connection, self.options, self.stats)
+        self._borrow(connection, "keepalive", work)
+
+    def _borrow(
+        self, connection: WebsocketConnection, why: str, errand: Callable[[], Awaitable[None]]
+    ) -> None:
+        states.checkout(connection, why)
+        connection.task = self.spawn(
+            own(weakref.ref(self), connection, errand),
+            partial(give_up, connection, State.BUSY, CloseReason.ERROR),
+        )
+
+    def _back_from_errand(self, connection: WebsocketConnection, why: str) -> None:
+        """Let a connection be idle again, at its place among those that are idle for as long."""
+        idle = self.queues.idle
+        newest = next(reversed(idle), None)
+        states.checkin(connection, why)
+        if newest is not None and newest.idle_since > connection.idle_since:
+            idle.move_to_end(connection, last=False)
+
+    def _suspect_the_rest(self) -> None:
+        """After a check without an answer, ask all others of its age, and dial meanwhile."""
+        now = self.clock()
+        for connection in list(self.queues.idle):
+            if self._is_check_due(connection, now):
+                self._check(connection)
+        self._is_suspicious = True
 
     # Giving back.
 
@@ -338,31 +431,35 @@ class Router:
         states.drain(connection, "release")
         pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
         connection.pending = pending
+        work = partial(drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean)
         connection.task = pending.drain_task = self.spawn(
-            _drain(
-                weakref.ref(self),
-                pending,
-                partial(
-                    drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean
-                ),
-            ),
-            partial(_give_up, connection, State.DRAINING, CloseReason.DRAIN),
+            own(weakref.ref(self), connection, work),
+            partial(give_up, connection, State.DRAINING, CloseReason.DRAIN),
         )
 
-    def drained(self, pending: PendingConnection, discard: Discard | None) -> None:
-        """The drain has ended, well or badly."""
-        connection = pending.connection
-        if connection.pending is not pending:
+    def regain(self, connection: WebsocketConnection, discard: Discard | None) -> None:
+        """A drain or an errand has ended, well or badly."""
+        if connection.state is State.CLOSED:
             return
         connection.pending = connection.task = None
-        if connection.state is not State.DRAINING:
-            return
+        was_checked = connection in self._checks
+        self._checks.discard(connection)
+        self._keepalives.discard(connection)
         why = discard.why if discard is not None else self._why_retire(connection)
         if why is not None:
+            if was_checked and why is CloseReason.STALE:
+                self._suspect_the_rest()
             connection.finish(why, cause=discard.__cause__ if discard else None)
             return
-        states.drained(connection, "clean")
-        connection.idle_since = connection.clock()
+        if connection.state is State.DRAINING:
+            states.drained(connection, "clean")
+            connection.idle_since = connection.clock()
+        elif was_checked:
+            self._is_suspicious = False
+            self._back_from_errand(connection, "check")
+            self._hand_over(connection, self.line.oldest_for_used())
+        else:
+            self._back_from_errand(connection, "keepalive")
         self.route()
 
     # Dialling.
@@ -375,14 +472,14 @@ class Router:
 
     def _begin_dial(self) -> None:
         connection = WebsocketConnection(
-            next(self._ids), self.queues, self.loop, _bury_weakly(self), self.generation
+            next(self._ids), self.queues, self.loop, bury_weakly(self), self.generation
         )
         connection.arrival = self.line.arrive()
         self.queues.add(connection)
         self.stats.dials += 1
         connection.task = self.spawn(
-            _dial(weakref.ref(self), connection, self.options, self._session, self._gate),
-            partial(_give_up, connection, State.CONNECTING, CloseReason.DIAL),
+            open_socket(weakref.ref(self), connection, self.options, self._session, self._gate),
+            partial(give_up, connection, State.CONNECTING, CloseReason.DIAL),
         )
 
     def dialled(
@@ -402,20 +499,15 @@ class Router:
             return
         now = connection.opened = connection.idle_since = connection.clock()
         if self.options.max_lifetime is not None:
-            early = random.uniform(0, LIFETIME_JITTER)
+            early = JITTER * connection.jitter
             connection.retire_at = now + self.options.max_lifetime * (1 - early)
         states.connected(connection, "dialled")
         if connection.generation != self.generation:
             connection.finish(CloseReason.EXPIRED)
             return
-        waiter = self.line.oldest()
-        if waiter is not None:
-            self.attend(connection)
-            if connection in self.queues.idle and waiter in self.line and not waiter.future.done():
-                self.lend(connection, waiter.place)
-                self.line.give(waiter, connection)
+        self._hand_over(connection, self.line.oldest())
         self.route()
-        self.shrink()
+        self._make_room(self.surplus)
 
     def _fail_waiters(
         self, failure: ConnectionUnavailableError, connection: WebsocketConnection
@@ -446,11 +538,16 @@ class Router:
 
     def bury(self, connection: WebsocketConnection) -> None:
         """Say goodbye to a connection that has just entered the state closed."""
-        self.stats.closes[str(connection.moves[-1][2])] += 1
+        self._checks.discard(connection)
+        self._keepalives.discard(connection)
+        if not connection.lease:  # else its borrower may still read what came before the close
+            dispose_of_rest(connection, self.options, self.stats)
+        why = connection.moves[-1][2]
+        self.stats.closes[str(why)] += 1
         returned = self._all_returned
         if returned is not None and not self.queues.busy and not returned.done():
             returned.set_result(None)
-        if connection.moves[-1][2] is CloseReason.SERVER and self._gate.lost(connection):
+        if why is CloseReason.SERVER and self._gate.lost(connection):
             failure = self._gate.failure = ConnectionUnavailableError(
                 "The server closes connections right after the handshake, with code "
                 f"{connection.close_code} {connection.close_reason!r}",
@@ -463,9 +560,11 @@ class Router:
             task = None  # it ends by itself, and cannot be waited for here
         elif task is not None:
             task.cancel()
+        # A mute peer will not answer the goodbye either.
+        patience = 0.0 if why is CloseReason.STALE else self.options.close_timeout
         self.spawn(
-            _goodbye(weakref.ref(self), connection, task, self.options.close_timeout),
-            partial(_cut_off, weakref.ref(self), connection),
+            say_goodbye(weakref.ref(self), connection, task, patience),
+            partial(cut_off, weakref.ref(self), connection),
         )
         self.route()
 
@@ -476,18 +575,29 @@ class Router:
             connection.finish(CloseReason.EXPIRED)
         self.refill()
 
-    def shrink(self) -> None:
-        """Close idle connections, the longest idle first, until there is no surplus."""
-        while self.surplus > 0 and self.queues.idle:
-            next(iter(self.queues.idle)).finish(CloseReason.ROOM)
+    def resize(self, max_connections: int) -> None:
+        """Change the limit; who may wait only for what is no longer to come waits no more."""
+        self.options.max_connections = max_connections
+        self._make_room(self.surplus)
+        self.route()
+        for waiter in list(self.line)[max(0, self._expected()) :]:
+            if not waiter.is_patient:
+                self.line.fail(waiter, self._exhausted())
+
+    def _make_room(self, count: int) -> None:
+        """Close this many idle connections, the longest idle first."""
+        idle = self.queues.idle
+        for connection in heapq.nsmallest(count, idle, key=lambda idle: idle.idle_since):
+            if connection in idle:
+                connection.finish(CloseReason.ROOM)
 
     def close(self) -> None:
         """Refuse everybody from now on, and close what nobody has borrowed."""
         self.is_closing = True
         for waiter in self.line:
             self.line.fail(waiter, ConnectionPoolUnavailableError("The pool was closed"))
-        for queue in (self.queues.connecting, self.queues.idle, self.queues.draining):
-            for connection in list(queue):
+        for connection in self.queues:
+            if not connection.lease:
                 connection.finish(CloseReason.POOL)
 
     async def finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
@@ -501,95 +611,3 @@ class Router:
             connection.finish(CloseReason.POOL)
         while tasks := self._tasks - {spared}:
             await asyncio.wait(tasks)
-
-
-def _bury_weakly(router: Router) -> Callable[[WebsocketConnection], None]:
-    """Return `router.bury` for a connection to call, without keeping the router alive."""
-    bury = weakref.WeakMethod(router.bury)
-
-    def on_close(connection: WebsocketConnection) -> None:
-        method = bury()
-        if method is not None:
-            method(connection)
-            return
-        connection.abort()
-        connection.leave()
-
-    return on_close
-
-
-async def _dial(
-    ref: weakref.ref[Router],
-    connection: WebsocketConnection,
-    options: Options,
-    session: aiohttp.ClientSession,
-    gate: Gate,
-) -> None:
-    failure: ConnectionUnavailableError | None = None
-    try:
-        await dial(connection, options, session, gate)
-    except ConnectionUnavailableError as error:
-        failure = error
-    except Exception:
-        # A fault of this package's: it must not cost a place, and those who wait, as well.
-        logger.exception("the dial of #%d broke down", connection.id)
-        failure = ConnectionUnavailableError("The dial broke down; the log says where")
-    router = ref()
-    if router is not None:
-        router.dialled(connection, failure)
-    else:
-        connection.abort()
-
-
-async def _drain(
-    ref: weakref.ref[Router], pending: PendingConnection, run: Callable[[], Awaitable[None]]
-) -> None:
-    discard: Discard | None = None
-    try:
-        await run()
-    except Discard as error:
-        discard = error
-    await pending.mark_completed()
-    router = ref()
-    if router is not None:
-        router.drained(pending, discard)
-    else:
-        pending.connection.abort()
-
-
-async def _goodbye(
-    ref: weakref.ref[Router],
-    connection: WebsocketConnection,
-    task: asyncio.Task[None] | None,
-    timeout: float,
-) -> None:
-    """Close the socket, once the task that owned it has ended, and give its place free."""
-    try:
-        if task is not None:
-            await asyncio.wait({task}, timeout=timeout)
-        await connection.hang_up(timeout)
-    except Exception:
-        # A fault of this package's: it must not cost a place as well.
-        logger.exception("the goodbye of #%d broke down", connection.id)
-        _cut_off(ref, connection)
-    else:
-        _leave(ref, connection)
-
-
-def _leave(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
-    connection.leave()
-    router = ref()
-    if router is not None:
-        router.route()
-
-
-def _give_up(connection: WebsocketConnection, state: State, why: CloseReason) -> None:
-    """The dial or the drain was cancelled by somebody who has not closed the connection."""
-    if connection.state is state:
-        connection.finish(why)
-
-
-def _cut_off(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
-    """The goodbye was cancelled: the place is kept all the same until the socket is gone."""
-    connection.abort()
-    connection.when_gone(partial(_leave, ref, connection))

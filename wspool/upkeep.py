@@ -48,6 +48,7 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
         router = ref()
         if router is None or router.is_closing:
             return
+        _keep_alive(router)
         if clock() - tidied >= router.options.cleanup_interval:
             tidied = clock()
             tidy(router)
@@ -59,7 +60,7 @@ async def _sweep(ref: weakref.ref[Router]) -> list[WebsocketConnection]:
     router = ref()
     if router is None:
         return []
-    unread = [*router.queues.idle, *router.queues.busy]
+    unread = list(router.queues)
     del router
     receiving = []
     for start in range(0, len(unread), SLICE):
@@ -76,6 +77,16 @@ def _attend(
     if router is None:
         return []
     return [connection for connection in connections if router.attend(connection)]
+
+
+def _keep_alive(router: Router) -> None:
+    """Begin the keepalives that are due."""
+    if router.options.keepalive_interval is None:
+        return
+    now = router.clock()
+    for connection in list(router.queues.idle):
+        if router.is_keepalive_due(connection, now):
+            router.keep_alive(connection)
 
 
 def tidy(router: Router) -> None:

@@ -273,10 +273,8 @@ class Router:
                 if connection.state is not State.IDLE:
                     continue
             now = connection.clock()
-            if now >= connection.retire_at:
-                connection.finish(CloseReason.LIFETIME)
-            elif self.is_idle_too_long(connection, now):
-                connection.finish(CloseReason.IDLE)
+            if (why := self.too_old(connection, now)) is not None:
+                connection.finish(why)
             else:
                 return None if self._is_check_due(connection, now) else connection
         return None
@@ -300,11 +298,14 @@ class Router:
         except Discard as discard:
             connection.finish(discard.why, cause=discard.__cause__)
 
-    def is_idle_too_long(self, connection: WebsocketConnection, now: float) -> bool:
-        return (
-            now - connection.idle_since > self.options.idle_timeout
-            and self.total_connections > self.options.min_connections
-        )
+    def too_old(self, connection: WebsocketConnection, now: float) -> CloseReason | None:
+        """Return why an idle connection is to be closed, if it is."""
+        if now >= connection.retire_at:
+            return CloseReason.LIFETIME
+        if now - connection.idle_since > self.options.idle_timeout:
+            if self.total_connections > self.options.min_connections:
+                return CloseReason.IDLE
+        return None
 
     # What the pool borrows itself.
 
@@ -460,6 +461,9 @@ class Router:
             self._hand_over(connection, self.line.oldest_for_used())
         else:
             self._back_from_errand(connection, "keepalive")
+            # One that is kept alive whenever the upkeep looks would live for ever.
+            if (why := self.too_old(connection, connection.clock())) is not None:
+                connection.finish(why)
         self.route()
 
     # Dialling.

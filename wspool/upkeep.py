@@ -11,7 +11,6 @@ from typing import Final
 
 from wspool.connection import WebsocketConnection
 from wspool.routing import Router
-from wspool.states import CloseReason
 
 PERIOD: Final = 0.25
 """Seconds between two looks at a connection that nobody reads."""
@@ -93,8 +92,6 @@ def tidy(router: Router) -> None:
     """Close what is past its lifetime or has been idle for too long, and refill."""
     now = router.clock()
     for connection in list(router.queues.idle):
-        if now >= connection.retire_at:
-            connection.finish(CloseReason.LIFETIME)
-        elif router.is_idle_too_long(connection, now):
-            connection.finish(CloseReason.IDLE)
+        if (why := router.too_old(connection, now)) is not None:
+            connection.finish(why)
     router.refill()

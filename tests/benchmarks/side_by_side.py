@@ -1,0 +1,134 @@
+"""Fair comparisons: several ways of doing the same thing, in interleaved rounds of one run.
+
+A machine's speed drifts by more than what is measured here. So the ways take turns within each
+round, each for some milliseconds, first in one order and then in the other, and ways are compared
+by the median of the ratios of their rounds. What answers is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Final, TypeVar
+
+from aiohttp import WSMsgType
+
+from tests.server import Peer, Server
+
+T = TypeVar("T")
+Body = Callable[[], Awaitable[object]]
+
+LOOPS: Final = ("asyncio", "uvloop")
+
+
+class Comparison:
+    """What the ways cost: for each, the seconds per call of each round."""
+
+    def __init__(self, rounds: Mapping[str, list[float]]) -> None:
+        self.rounds = rounds
+
+    def seconds(self, way: str) -> float:
+        """Return the median of the seconds per call."""
+        return median(self.rounds[way])
+
+    def ratio(self, way: str, to: str) -> float:
+        """Return how many times as long as the other one a way takes, round by round."""
+        return median(a / b for a, b in zip(self.rounds[way], self.rounds[to], strict=True))
+
+    def difference(self, way: str, to: str) -> float:
+        """Return how many seconds more than the other one a way takes, round by round."""
+        return median(a - b for a, b in zip(self.rounds[way], self.rounds[to], strict=True))
+
+
+async def side_by_side(
+    ways: Mapping[str, Body],
+    *,
+    rounds: int = 100,
+    round_seconds: float = 0.01,
+    clock: Callable[[], float] = perf_counter,
+) -> Comparison:
+    """Compare the ways in this many rounds, in each of which each has about `round_seconds`.
+
+    With `clock=time.process_time` it is CPU time that is compared.
+    """
+    calls = {way: await _calls_within(round_seconds, body) for way, body in ways.items()}
+    measured: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in reversed(ways) if number % 2 else ways:
+            seconds = await _seconds(ways[way], calls[way], clock)
+            measured[way].append(seconds / calls[way])
+    return Comparison(measured)
+
+
+async def _calls_within(round_seconds: float, body: Body) -> int:
+    """Return how many calls last for a round; this is the warm-up, too."""
+    calls = 1
+    while (seconds := await _seconds(body, calls, perf_counter)) < round_seconds:
+        calls = max(calls + 1, int(calls * min(10.0, 1.2 * round_seconds / seconds)))
+    return calls
+
+
+async def _seconds(body: Body, calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(calls):
+        await body()
+    return clock() - start
+
+
+def run(main: Callable[[str], Coroutine[Any, Any, T]], loop: str = "asyncio") -> T:
+    """Run `main` with the URI of an echo server, on asyncio's or uvloop's event loop."""
+    if loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    else:
+        factory = asyncio.new_event_loop
+    with echo_server() as uri, asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main(uri))
+
+
+def chosen_loops(description: str | None) -> list[str]:
+    """Return the event loops that the command line names: both, if it names none."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("loops", nargs="*", choices=[*LOOPS, []], help=" or ".join(LOOPS))
+    return parser.parse_args().loops or list(LOOPS)
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    """Give the URI of an echo server in a child process, which ends with the block."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.side_by_side"],
+        cwd=Path(__file__).parent.parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:  # leaving closes the child's stdin, and waits for its end
+        assert child.stdout is not None
+        yield child.stdout.readline().strip()
+
+
+async def _serve() -> None:
+    async with Server(_echo) as server:
+        print(server.uri, flush=True)
+        await asyncio.to_thread(sys.stdin.read)  # until the parent closes it, or is gone
+
+
+async def _echo(peer: Peer) -> None:
+    async for message in peer.websocket:
+        if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+            await peer.send(message.data)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

@@ -180,7 +180,7 @@ MUTATIONS: Final = (
         15,
         "dirty hand-out (off by one)",
         "test_a_late_reply_is_never_read_by_the_next_borrower",
-        "pool.py",
+        "loans.py",
         "is_failed=exc_type is not None",
         "is_failed=False",
     ),

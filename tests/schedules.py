@@ -341,8 +341,10 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
 
     world.run(main())
     digest = hashlib.blake2b(repr(world.trace).encode(), digest_size=8).hexdigest()
-    counts = vars(world.pool.stats) | {"cancelled": len(world.cancelled)}
-    events: Counter[str] = counts.pop("closes") + Counter(counts)
+    stats = world.pool.stats
+    names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
+    events = stats.closes + Counter({name: getattr(stats, name) for name in names})
+    events["cancelled"] = len(world.cancelled)
     return Outcome(digest, loop.steps, loop.decisions, events)
 
 

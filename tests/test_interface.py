@@ -76,6 +76,7 @@ ADDED: dict[str, object] = {
     "drain_fence": False,
     "on_drained": None,
     "close_timeout": 5.0,
+    "leak_threshold": None,
 }
 
 
@@ -405,8 +406,8 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     assert SECRET not in text
     picture = json.loads(text)
     assert set(picture) == {
-        "name", "uri", "is_started", "is_closed", "counts", "waiters", "max_connections",
-        "max_connecting", "connections", "gone", "stats",
+        "name", "at", "uri", "is_started", "is_closed", "counts", "waiters", "max_connections",
+        "min_connections", "max_connecting", "connections", "gone", "waiting", "stats",
     }  # fmt: skip
     assert picture["name"] == "speech"
     assert picture["uri"] == f"ws://127.0.0.1:{server.port}/?…"
@@ -423,16 +424,20 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     [there], [left] = picture["connections"], picture["gone"]
     for shown in (there, left):
         assert set(shown) == {
-            "id", "state", "seconds_in_state", "age", "uses", "close_code", "close_reason",
-            "drained_messages", "history",
+            "id", "state", "seconds_in_state", "age", "uses", "idle_seconds", "rtt",
+            "sent_messages", "sent_bytes", "received_messages", "received_bytes",
+            "drained_messages", "subprotocol", "close_code", "close_reason", "borrower",
+            "is_overdue", "history",
         }  # fmt: skip
         for line in shown["history"]:
             assert set(line) == {"trigger", "source", "dest", "at", "why"}
     assert (there["id"], there["state"], there["uses"]) == (connection.id, "busy", 1)
     assert [line["trigger"] for line in left["history"]] == ["connected", "checkout", "close"]
     assert left["history"][-1]["why"] == "user"
+    seconds = [picture["stats"].pop(name) for name in ("wait_seconds", "dial_seconds")]
+    assert all(second > 0 for second in seconds)
     assert picture["stats"] == {
-        "borrows": 2, "waits": 2, "timeouts": 0, "dials": 2, "dial_failures": 0,
+        "borrows": 2, "waits": 2, "timeouts": 0, "dials": 2, "failures": {},
         "drained_messages": 0, "closes": {"user": 1},
     }  # fmt: skip
 

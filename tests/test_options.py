@@ -41,7 +41,7 @@ def cases(names: list[str], values: list[Any]) -> list[Any]:
 
 ABOVE_ZERO = ["idle_timeout", "cleanup_interval", "connection_timeout", "drain_timeout"]
 FROM_ZERO = ["drain_quiet_period", "close_timeout"]
-OPTIONAL_ABOVE_ZERO = ["max_lifetime", "keepalive_interval"]
+OPTIONAL_ABOVE_ZERO = ["max_lifetime", "keepalive_interval", "leak_threshold"]
 OPTIONAL_FROM_ZERO = ["acquire_timeout", "check_after_idle"]
 SECONDS = [*ABOVE_ZERO, *FROM_ZERO, *OPTIONAL_ABOVE_ZERO, *OPTIONAL_FROM_ZERO]
 

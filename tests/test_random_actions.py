@@ -34,7 +34,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool.connection import Place
+from wspool.places import Borrower
 
 TICKS = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 40])
 """How many turns the event loop gets after an action: the next may come in the middle of it."""
@@ -147,8 +147,10 @@ class Story(RuleBasedStateMachine):
         self.most_sockets = self.max_connections
         lend = self.pool.router.lend
 
-        def checked_lend(connection: WebsocketConnection, place: Place) -> None:
-            lend(connection, place)
+        def checked_lend(
+            connection: WebsocketConnection, borrower: Borrower, waited: float = 0.0
+        ) -> None:
+            lend(connection, borrower, waited)
             assert not connection.has_news(), "something is unread at the checkout"
             assert not list(connection.unread()), "the inbox is full at the checkout"
 

@@ -75,12 +75,14 @@ stateDiagram-v2
 
 ORDER = [
     "errors",
+    "places",
     "states",
     "queues",
     "wire",
     "connection",
     "options",
     "stats",
+    "events",
     "waiting",
     "dialing",
     "draining",
@@ -89,6 +91,7 @@ ORDER = [
     "routing",
     "upkeep",
     "introspection",
+    "loans",
     "pool",
     "demo",
     "__init__",

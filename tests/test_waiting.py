@@ -10,7 +10,7 @@ import pytest
 from wspool import ConnectionPoolTimeoutError, WebsocketConnection
 from wspool.waiting import Line, Waiter
 
-PLACE = ((lambda: None).__code__, 0)
+BORROWER = ((lambda: None).__code__, 0, None)
 
 
 def a_connection() -> WebsocketConnection:
@@ -18,7 +18,7 @@ def a_connection() -> WebsocketConnection:
 
 
 def join(line: Line, *, wants_new: bool = False, is_patient: bool = True) -> Waiter:
-    return line.join(PLACE, wants_new=wants_new, is_patient=is_patient)
+    return line.join(BORROWER, wants_new=wants_new, is_patient=is_patient)
 
 
 async def test_a_new_line_is_empty() -> None:
@@ -30,10 +30,10 @@ async def test_a_new_line_is_empty() -> None:
     assert line.oldest_for_used() is None
 
 
-async def test_who_joins_is_told_apart_by_place_patience_and_wish() -> None:
+async def test_who_joins_is_told_apart_by_borrower_patience_and_wish() -> None:
     line = Line()
-    waiter = line.join(PLACE, wants_new=True, is_patient=False)
-    assert waiter.place is PLACE
+    waiter = line.join(BORROWER, wants_new=True, is_patient=False)
+    assert waiter.borrower is BORROWER
     assert waiter.wants_new
     assert not waiter.is_patient
     assert waiter.failure is None

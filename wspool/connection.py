@@ -20,14 +20,20 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from time import perf_counter, time
-from types import CodeType
 from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
 from aiohttp import WSMsgType
 
 from wspool import states, wire
-from wspool.errors import ConnectionBusyError, ConnectionClosedError, scrub_uri
+from wspool.errors import (
+    ConnectionBusyError,
+    ConnectionClosedError,
+    scrub_text,
+    scrub_uri,
+    secrets_of,
+)
+from wspool.places import Borrower, borrowed_at
 from wspool.queues import Queues
 from wspool.states import CloseReason, Moved, State
 
@@ -45,10 +51,14 @@ _MESSAGE_OVERHEAD: Final = 128
 PINGS: Final = 1024
 """Unanswered pings that are remembered; a pong for an older one is not recognised."""
 
-Place = tuple[CodeType, int]
-"""A place in somebody's code, as cheap to note as can be: code object and instruction."""
-
 _in_hook_of: ContextVar[WebsocketConnection | None] = ContextVar("wspool_hook", default=None)
+
+
+def _size(message: str | bytes) -> int:
+    """Return the bytes of a message's payload."""
+    if isinstance(message, str) and not message.isascii():
+        return len(message.encode())
+    return len(message)
 
 
 class Transition(NamedTuple):
@@ -80,7 +90,6 @@ class WebsocketConnection:
 
     __slots__ = (
         "__weakref__",
-        "_at",
         "_inbox",
         "_inbox_bytes",
         "_is_hooked",
@@ -95,12 +104,14 @@ class WebsocketConnection:
         "_websocket",
         "arrival",
         "born",
+        "borrower",
         "cause",
         "checked_at",
         "clock",
         "close_code",
         "close_reason",
         "created_at",
+        "dial_seconds",
         "drained_messages",
         "generation",
         "handshake",
@@ -118,12 +129,15 @@ class WebsocketConnection:
         "moves",
         "on_close",
         "opened",
+        "overdue_lease",
         "pending",
         "queues",
+        "received_bytes",
         "received_messages",
         "retire_at",
         "round",
         "rtt",
+        "sent_bytes",
         "sent_messages",
         "socket",
         "state",
@@ -170,8 +184,8 @@ class WebsocketConnection:
         self.checked_at = self.kept_alive_at = float("-inf")
         # From 0 to 1: where in a spread of times this connection's is.
         self.jitter = random.random()
-        # How long the handshake took, in seconds.
-        self.handshake = 0.0
+        # How long the handshake took, and all of the attempt that succeeded, in seconds.
+        self.handshake = self.dial_seconds = 0.0
         # When the dial began: its place among the arrivals of waiters, the gate's round.
         self.arrival = self.round = 0
 
@@ -180,8 +194,10 @@ class WebsocketConnection:
         # The number of the loan in force, 0 when no user has the connection.
         self.lease = 0
         self.leases = 0
-        # Where the loan was taken: code and instruction.
-        self._at: Place | None = None
+        # Who took the loan, and where.
+        self.borrower: Borrower | None = None
+        # The loan that a warning has named as taking too long.
+        self.overdue_lease = 0
         # Whether something was sent in this loan, so that a reply may be under way.
         self.has_sent = False
         # Sends that have begun and did not end well; above 0, one may still leave later.
@@ -205,8 +221,9 @@ class WebsocketConnection:
         # The last ping's round trip in seconds.
         self.rtt: float | None = None
 
-        self.sent_messages = 0
-        self.received_messages = 0
+        # Messages, and the bytes of their payload.
+        self.sent_messages = self.sent_bytes = 0
+        self.received_messages = self.received_bytes = 0
         self.drained_messages = 0
         self.close_code: int | None = None
         self.close_reason = ""
@@ -254,13 +271,34 @@ class WebsocketConnection:
         )
 
     @property
+    def seconds_in_state(self) -> float:
+        return self.clock() - (self.moves[-1][1] if self.moves else self.born)
+
+    @property
+    def seconds_before(self) -> float:
+        """How long it was in the state before this one."""
+        return self.moves[-1][1] - (self.moves[-2][1] if len(self.moves) > 1 else self.born)
+
+    @property
+    def seconds_lent(self) -> float:
+        """How long the present loan has lasted, its connection's end included."""
+        lent = (at for move, at, _ in reversed(list(self.moves)) if move.trigger == "checkout")
+        return self.clock() - next(lent)
+
+    @property
     def borrowed_at(self) -> str | None:
         """Where the present loan was taken, as `file:line`, or None."""
-        if self._at is None:
-            return None
-        code, instruction = self._at
-        line = next(itertools.islice(code.co_positions(), instruction // 2, None))[0]
-        return f"{code.co_filename}:{line}"
+        borrower = self.borrower
+        return borrowed_at(borrower) if borrower is not None else None
+
+    def is_overdue(self, threshold: float | None) -> bool:
+        """Whether a user has had it for longer than so many seconds."""
+        return threshold is not None and self.lease > 0 and self.seconds_lent > threshold
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that the server chose, or None."""
+        return self._websocket.protocol if self._websocket is not None else None
 
     def __repr__(self) -> str:
         closed = f" {self.close_code}" if self.close_code is not None else ""
@@ -293,6 +331,7 @@ class WebsocketConnection:
             raise self._closed_error() from error
         self._sending -= 1
         self.sent_messages += 1
+        self.sent_bytes += _size(message)
         self.last_activity = time()
 
     async def recv(self) -> str | bytes:
@@ -385,17 +424,17 @@ class WebsocketConnection:
             raise self._closed_error()
         return websocket
 
-    def lend(self, at: Place | None) -> None:
+    def lend(self, borrower: Borrower) -> None:
         """Begin a loan to a user: he alone may send and receive until it ends."""
         self.leases = self.lease = self.leases + 1
         self.uses += 1
         self.has_sent = False
-        self._at = at
+        self.borrower = borrower
 
     def end_loan(self) -> None:
         """End the loan. Whoever is still in recv or ping finds that he has lost the right."""
         self.lease = 0
-        self._at = None
+        self.borrower = None
         self._last_message = None
 
     @property
@@ -438,6 +477,7 @@ class WebsocketConnection:
             kind = frame.type
             if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
                 self.received_messages += 1
+                self.received_bytes += _size(frame.data)
                 return frame.data  # type: ignore[no-any-return]
             if kind is WSMsgType.PING:
                 await self._write(websocket.pong(frame.data))
@@ -590,11 +630,22 @@ class WebsocketConnection:
         self.is_lost = True
         self._wake()
         if self.state is not State.CLOSED:
-            self.close_code, self.close_reason, self.cause = code, reason, cause
+            # A server may quote the token that it refuses.
+            self.close_reason = scrub_text(reason, secrets_of(self.uri, self.headers))
+            self.close_code, self.cause = code, cause
             if self.state is not State.CONNECTING:  # there, the dial will try again
                 self.finish(CloseReason.SERVER)
 
     def _closed_error(self) -> ConnectionClosedError:
+        reused = f"; it was a reused one, lent {self.uses} times" if self.reused else ""
+        return ConnectionClosedError(
+            f"Connection #{self.id}: {self.how_closed()}{reused}",
+            code=self.close_code,
+            reason=self.close_reason,
+        )
+
+    def how_closed(self) -> str:
+        """Return who closed it, with code and reason."""
         who = {CloseReason.SERVER: "closed by the server", CloseReason.POOL: "pool closed"}
         if self.state is State.CLOSED:
             why = CloseReason(self.moves[-1][2])
@@ -603,12 +654,7 @@ class WebsocketConnection:
             how = who[CloseReason.SERVER] if self.is_lost else "no longer yours"
         code = f", code {self.close_code}" if self.close_code is not None else ""
         reason = f" {self.close_reason!r}" if self.close_reason else ""
-        reused = f"; it was a reused one, lent {self.uses} times" if self.reused else ""
-        return ConnectionClosedError(
-            f"Connection #{self.id}: {how}{code}{reason}{reused}",
-            code=self.close_code,
-            reason=self.close_reason,
-        )
+        return f"{how}{code}{reason}"
 
     def attach(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         """Take the WebSocket of a handshake that succeeded."""

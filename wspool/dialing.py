@@ -202,10 +202,11 @@ async def dial(
 async def _attempt(
     connection: WebsocketConnection, options: Options, session: aiohttp.ClientSession
 ) -> None:
+    began = connection.clock()
     async with asyncio.timeout(options.connection_timeout):
         connection.uri = check_uri(await _fresh(options.uri))
         connection.headers = dict(await _fresh(options.headers))
-        began = connection.clock()
+        called = connection.clock()
         websocket = await session.ws_connect(
             connection.uri,
             headers=connection.headers,
@@ -214,12 +215,13 @@ async def _attempt(
             timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=options.close_timeout),
             **options.connect_options,
         )
-        connection.handshake = connection.clock() - began
+        connection.handshake = connection.clock() - called
         connection.attach(websocket)
         if options.on_connect is not None:
             await connection.run_hook(options.on_connect)
             if connection.is_lost:
                 raise ConnectionClosedError("the server closed the connection during on_connect")
+    connection.dial_seconds = connection.clock() - began
 
 
 async def _fresh(value: Any) -> Any:
@@ -249,6 +251,26 @@ def is_transient(error: BaseException) -> bool:
         case OSError():
             return error.errno in _UNREACHABLE
     return False
+
+
+def kind_of(error: BaseException) -> str:
+    """Return in a word what failed."""
+    match error:
+        case ConnectionClosedError():
+            return "closed"
+        case WebsocketError():
+            return "error"
+        case aiohttp.ClientResponseError():
+            return f"status {error.status}"
+        case TimeoutError():
+            return "timeout"
+        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+            return "dns"
+        case aiohttp.ClientSSLError():
+            return "tls"
+        case aiohttp.ClientConnectionError() | OSError():
+            return "network"
+    return "error"
 
 
 def _retry_after(error: BaseException) -> float | None:
@@ -284,6 +306,7 @@ def _unavailable(
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     error = ConnectionUnavailableError(
         f"No connection to {scrub_uri(connection.uri)} after {times}: {what}{until}",
+        kind=kind_of(failure),
         status=status,
         attempts=attempts,
         retry_after=retry_after,

@@ -48,8 +48,10 @@ class ConnectionPoolUnavailableError(WebsocketError):
 class ConnectionUnavailableError(WebsocketError):
     """A dial failed for good. `__cause__` is the last failure, without secrets.
 
-    `status` is the server's HTTP status if it answered with one, `attempts` how many attempts
-    were made, `retry_after` the seconds that the server asked to wait, if it did.
+    `kind` says in a word what failed: "dns", "network", "timeout", "tls", "status 503" (the
+    server's HTTP status), "closed" or "error", which includes the user's callables. `status` is
+    that status if there is one, `attempts` how many attempts were made, `retry_after` the seconds
+    that the server asked to wait, if it did.
     """
 
     default_message = "No connection could be made"
@@ -58,11 +60,13 @@ class ConnectionUnavailableError(WebsocketError):
         self,
         message: str | None = None,
         *,
+        kind: str = "error",
         status: int | None = None,
         attempts: int = 0,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
+        self.kind = kind
         self.status = status
         self.attempts = attempts
         self.retry_after = retry_after
@@ -142,7 +146,7 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
         no_headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
         request = aiohttp.RequestInfo(url, error.request_info.method, no_headers, url)
         return type(error)(
-            request, (), status=error.status, message=_without(secrets, error.message)
+            request, (), status=error.status, message=scrub_text(error.message, secrets)
         )
     if isinstance(error, aiohttp.InvalidURL):
         return aiohttp.InvalidURL(scrub_uri(error.url), error.description)
@@ -152,14 +156,15 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
         return error
     for shown in _chain(error):
         text = "".join([str(shown), repr(shown), *getattr(shown, "__notes__", ())])
-        if _without(secrets, text) != text or _shows_a_proxy(shown):
+        if scrub_text(text, secrets) != text or _shows_a_proxy(shown):
             return ConnectionUnavailableError(
-                f"{type(error).__name__}: {_without(secrets, str(error))}"
+                f"{type(error).__name__}: {scrub_text(str(error), secrets)}"
             )
     return error
 
 
-def _without(secrets: Iterable[str], text: str) -> str:
+def scrub_text(text: str, secrets: Iterable[str]) -> str:
+    """Return the text without the secrets."""
     for secret in secrets:
         text = text.replace(secret, "…")
     return text

@@ -7,91 +7,163 @@ or query value gets into a picture.
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from time import time
+from typing import TYPE_CHECKING, Any, Final
 
 from wspool.connection import Transition, WebsocketConnection
 from wspool.errors import scrub_uri
+from wspool.places import Borrower, at_work_in, borrowed_at, task_name
 from wspool.stats import Stats
+from wspool.waiting import Waiter
 
 if TYPE_CHECKING:
     from wspool.pool import WebsocketConnectionPool
 
+OLDEST: Final = 100
+"""Waiters in a picture, of however many."""
+
+
+@dataclass(frozen=True)
+class BorrowerSnapshot:
+    """Who has a connection or waits for one.
+
+    `borrowed_at` is the `file:line` of the call of `acquire`, `at` where in its own code the task
+    waits now, as `file:line in function`. Both are None where there is no task.
+    """
+
+    task: str | None
+    borrowed_at: str
+    at: str | None
+
 
 @dataclass(frozen=True)
 class ConnectionSnapshot:
-    """One connection. Times are in seconds, those of transitions in Unix seconds."""
+    """One connection. Durations are in seconds, the times of transitions in Unix seconds.
+
+    `idle_seconds` is None unless it is idle; a check or a keepalive does not begin it anew. `rtt`
+    is the last ping's round trip. Bytes are those of the messages' payload. `is_overdue`: lent for
+    longer than `leak_threshold`. `borrower` is None unless a user has it. `subprotocol` is the one
+    that the server chose.
+    """
 
     id: int
     state: str
     seconds_in_state: float
     age: float
     uses: int
+    idle_seconds: float | None
+    rtt: float | None
+    sent_messages: int
+    sent_bytes: int
+    received_messages: int
+    received_bytes: int
+    drained_messages: int
+    subprotocol: str | None
     close_code: int | None
     close_reason: str
-    drained_messages: int
+    borrower: BorrowerSnapshot | None
+    is_overdue: bool
     history: tuple[Transition, ...]
+
+
+@dataclass(frozen=True)
+class WaiterSnapshot:
+    """Somebody who waits in `acquire`, for so many seconds."""
+
+    seconds: float
+    wants_new: bool
+    borrower: BorrowerSnapshot
 
 
 @dataclass(frozen=True)
 class PoolSnapshot:
     """The pool at one moment: counts for each state, limits, and every connection.
 
-    `gone` are the last 32 connections that have left, with the reason in their history.
+    `at` is in Unix seconds. `waiters` is how many wait, `waiting` the 100 oldest of them. `gone`
+    are the last 32 connections that have left, with the reason in their history.
     """
 
     name: str
+    at: float
     uri: str
     is_started: bool
     is_closed: bool
     counts: dict[str, int]
     waiters: int
     max_connections: int
+    min_connections: int
     max_connecting: int
     connections: tuple[ConnectionSnapshot, ...]
     gone: tuple[ConnectionSnapshot, ...]
+    waiting: tuple[WaiterSnapshot, ...]
     stats: Stats
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
         picture = asdict(self)
-        picture["stats"]["closes"] = dict(self.stats.closes)  # asdict garbles a Counter
+        picture["stats"] = self.stats.to_dict()
         for connection in itertools.chain(picture["connections"], picture["gone"]):
             connection["history"] = [line._asdict() for line in connection["history"]]
         return picture
 
 
-def snapshot_connection(connection: WebsocketConnection) -> ConnectionSnapshot:
+def snapshot_connection(
+    connection: WebsocketConnection, leak_threshold: float | None = None
+) -> ConnectionSnapshot:
     now = connection.clock()
-    history = connection.history
-    entered = connection.moves[-1][1] if connection.moves else connection.born
+    borrower = connection.borrower
+    is_idle = connection in connection.queues.idle
     return ConnectionSnapshot(
         id=connection.id,
         state=str(connection.state),
-        seconds_in_state=now - entered,
+        seconds_in_state=connection.seconds_in_state,
         age=now - connection.born,
         uses=connection.uses,
+        idle_seconds=now - connection.idle_since if is_idle else None,
+        rtt=connection.rtt,
+        sent_messages=connection.sent_messages,
+        sent_bytes=connection.sent_bytes,
+        received_messages=connection.received_messages,
+        received_bytes=connection.received_bytes,
+        drained_messages=connection.drained_messages,
+        subprotocol=connection.subprotocol,
         close_code=connection.close_code,
         close_reason=connection.close_reason,
-        drained_messages=connection.drained_messages,
-        history=history,
+        borrower=_snapshot_borrower(borrower) if borrower is not None else None,
+        is_overdue=connection.is_overdue(leak_threshold),
+        history=connection.history,
     )
 
 
+def _snapshot_borrower(borrower: Borrower) -> BorrowerSnapshot:
+    return BorrowerSnapshot(task_name(borrower), borrowed_at(borrower), at_work_in(borrower))
+
+
+def _snapshot_waiter(waiter: Waiter, now: float) -> WaiterSnapshot:
+    return WaiterSnapshot(now - waiter.since, waiter.wants_new, _snapshot_borrower(waiter.borrower))
+
+
 def snapshot_pool(pool: WebsocketConnectionPool) -> PoolSnapshot:
-    queues = pool.router.queues
+    router = pool.router
+    options, queues = router.options, router.queues
+    waiters = list(router.line)
+    threshold = options.leak_threshold
     return PoolSnapshot(
         name=pool.name,
+        at=time(),
         uri=shown_uri(pool.uri),
         is_started=pool.is_started,
         is_closed=pool.is_closed,
         counts={str(state): count for state, count in queues.counts().items()},
-        waiters=pool.waiters,
-        max_connections=pool.router.options.max_connections,
-        max_connecting=pool.router.options.max_connecting,
-        connections=tuple(map(snapshot_connection, queues)),
-        gone=tuple(map(snapshot_connection, list(queues.gone))),
-        stats=replace(pool.stats, closes=pool.stats.closes.copy()),
+        waiters=len(waiters),
+        max_connections=options.max_connections,
+        min_connections=options.min_connections,
+        max_connecting=options.max_connecting,
+        connections=tuple(snapshot_connection(c, threshold) for c in queues),
+        gone=tuple(snapshot_connection(c) for c in list(queues.gone)),
+        waiting=tuple(_snapshot_waiter(w, router.clock()) for w in waiters[:OLDEST]),
+        stats=pool.stats.copy(),
     )
 
 

@@ -68,6 +68,7 @@ class Options:
     drain_fence: bool
     on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
     close_timeout: float
+    leak_threshold: float | None
     connect_options: dict[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class Options:
         for name in ("acquire_timeout", "check_after_idle"):
             if (value := getattr(self, name)) is not None:
                 _seconds(name, value)
-        for name in ("max_lifetime", "keepalive_interval"):
+        for name in ("max_lifetime", "keepalive_interval", "leak_threshold"):
             if (value := getattr(self, name)) is not None:
                 _seconds(name, value, above_zero=True)
         for name in ("max_connections", "max_retries", "max_connecting"):

@@ -24,6 +24,8 @@ import aiohttp
 from wspool import introspection, states, upkeep
 from wspool.connection import WebsocketConnection
 from wspool.errors import ConnectionPoolUnavailableError
+from wspool.events import ConnectionCheckOutStarted, Events, Listener, PoolClosed, PoolReady
+from wspool.loans import Loan
 from wspool.options import (
     DrainConditionCallback,
     Headers,
@@ -79,6 +81,7 @@ class WebsocketConnectionPool:
     on_release: async hook, the first step of draining: cancel, unsubscribe.
     on_drained: called with (connection, message) for each message that no borrower reads.
     close_timeout: for the peer to answer a close; then the socket is aborted.
+    leak_threshold: loan after which a warning in the log says who has the connection; None: never.
     connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
         compress, ssl, proxy, origin, params, max_msg_size.
     """
@@ -115,17 +118,19 @@ class WebsocketConnectionPool:
         drain_fence: bool = False,
         on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
         close_timeout: float = 5.0,
+        leak_threshold: float | None = None,
         **connect_options: Any,
     ) -> None:
         settings = dict(locals())
         for taken in ("self", "session", "name"):
             del settings[taken]
-        self.router = Router(Options(**settings))
+        options = Options(**settings)
         if session is not None and not isinstance(session, aiohttp.ClientSession):
             raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name is {name!r}; it must be a string or None")
         self.name = name or f"pool-{next(_names)}"
+        self.router = Router(options, Events(self.name))
         self._session = session
         self._owns_session = session is None
         # The loop that the pool belongs to, from start() on.
@@ -189,6 +194,14 @@ class WebsocketConnectionPool:
         """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
         return introspection.snapshot_pool(self)
 
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on; return a callable that ends that.
+
+        An event is one of the frozen dataclasses in `wspool.events`. A listener is plain and quick:
+        it is called in the event loop, after the routing step. One that raises is logged once.
+        """
+        return self.router.events.subscribe(listener)
+
     def state_diagram(self) -> str:
         """Return the state machine as a Mermaid diagram with the count of each state."""
         return states.diagram(self.router.queues.counts())
@@ -244,6 +257,7 @@ class WebsocketConnectionPool:
             self.router.options.cleanup_interval,
             self.router.options.connect_options.get("heartbeat"),
         )
+        self.router.events.publish(PoolReady)
         self._upkeep_task = self.router.spawn(upkeep.upkeep(weakref.ref(self.router), interval))
         return loop
 
@@ -300,12 +314,14 @@ class WebsocketConnectionPool:
             timeout = self.router.options.acquire_timeout
         else:
             check_timeout(timeout)
-        place = (frame.f_code, frame.f_lasti)
+        borrower = (frame.f_code, frame.f_lasti, asyncio.current_task(self._loop))
         router = self.router
+        if router.events.listeners:
+            router.events.publish(ConnectionCheckOutStarted)
         if not wants_new and (connection := router.next_idle()) is not None:
-            router.lend(connection, place)
+            router.lend(connection, borrower)
             return connection
-        return await router.wait(place, timeout, wants_new=wants_new)
+        return await router.wait(borrower, timeout, wants_new=wants_new)
 
     # Closing.
 
@@ -352,6 +368,8 @@ class WebsocketConnectionPool:
         await self.router.finish(timeout, spared)
         if self._owns_session:
             await self._session.close()
+        self.router.events.publish(PoolClosed)
+        self.router.events.tell()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -374,33 +392,3 @@ class WebsocketConnectionPool:
                 source=self,
                 stacklevel=2,
             )
-
-
-class Loan:
-    """The context manager of `get_connection`: one loan, given back however the block is left."""
-
-    __slots__ = ("_connection", "_lease", "_pool", "_timeout", "_wants_new")
-
-    def __init__(
-        self, pool: WebsocketConnectionPool, timeout: float | None, *, wants_new: bool
-    ) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._wants_new = wants_new
-
-    async def __aenter__(self) -> WebsocketConnection:
-        connection = self._connection = await self._pool._acquire(
-            self._timeout, sys._getframe(1), wants_new=self._wants_new
-        )
-        self._lease = connection.lease
-        return connection
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # A loan that was ended inside the block may be followed by somebody else's by now.
-        if self._connection.lease == self._lease:
-            self._pool.router.give_back(self._connection, is_failed=exc_type is not None)

@@ -23,7 +23,7 @@ from typing import Any, Final
 import aiohttp
 
 from wspool import states
-from wspool.connection import Place, WebsocketConnection
+from wspool.connection import WebsocketConnection
 from wspool.dialing import Gate
 from wspool.draining import (
     Discard,
@@ -40,7 +40,20 @@ from wspool.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
+from wspool.events import (
+    ConnectionChecked,
+    ConnectionCheckedIn,
+    ConnectionCheckedOut,
+    ConnectionClosed,
+    ConnectionCreated,
+    ConnectionDrained,
+    ConnectionDrainStarted,
+    ConnectionReady,
+    Events,
+    PoolCleared,
+)
 from wspool.options import Options
+from wspool.places import Borrower
 from wspool.queues import Queues
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
@@ -53,13 +66,19 @@ JITTER: Final = 0.1
 """Share of max_lifetime and keepalive_interval by which a connection's turn may come earlier, so
 that not all have theirs at once."""
 
+LOSSES: Final = frozenset(
+    {CloseReason.SERVER, CloseReason.STALE, CloseReason.ERROR, CloseReason.DRAIN}
+)
+"""Why a connection goes that nobody meant to close."""
+
 
 class Router:
     """The connections of one pool, their queues, those who wait, and the tasks at work on them."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, events: Events) -> None:
         self.options = options
         self.stats = Stats()
+        self.events = events
         # Every connection that has, or may soon have, a socket.
         self.queues: Queues[WebsocketConnection] = Queues()
         self.line = Line()
@@ -115,18 +134,35 @@ class Router:
 
     # Lending.
 
-    def lend(self, connection: WebsocketConnection, place: Place) -> None:
+    def lend(
+        self, connection: WebsocketConnection, borrower: Borrower, waited: float = 0.0
+    ) -> None:
         states.checkout(connection, "acquire")
-        connection.lend(place)
+        connection.lend(borrower)
         self.stats.borrows += 1
+        if self.events.listeners:
+            self.events.publish(ConnectionCheckedOut, connection.id, waited)
 
     async def wait(
-        self, place: Place, timeout: float | None, *, wants_new: bool
+        self, borrower: Borrower, timeout: float | None, *, wants_new: bool
     ) -> WebsocketConnection:
         """Join the line and return the connection that this caller is given."""
-        self._check_may_wait(timeout, wants_new)
-        self.stats.waits += 1
-        waiter = self.line.join(place, wants_new=wants_new, is_patient=timeout != 0)
+        began = self.clock()
+        try:
+            self._check_may_wait(timeout, wants_new)
+            self.stats.waits += 1
+            try:
+                return await self._in_line(borrower, timeout, wants_new=wants_new)
+            finally:
+                self.stats.wait_seconds += self.clock() - began
+        except BaseException as error:
+            self.events.check_out_failed(error, self.clock() - began)
+            raise
+
+    async def _in_line(
+        self, borrower: Borrower, timeout: float | None, *, wants_new: bool
+    ) -> WebsocketConnection:
+        waiter = self.line.join(borrower, wants_new=wants_new, is_patient=timeout != 0)
         alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout) if timeout else None
         try:
             self.route()
@@ -243,9 +279,12 @@ class Router:
                 return False
             self._check(next(reversed(queues.idle)))
             return True
-        self.lend(connection, waiter.place)
-        line.give(waiter, connection)
+        self._give(waiter, connection)
         return True
+
+    def _give(self, waiter: Waiter, connection: WebsocketConnection) -> None:
+        self.lend(connection, waiter.borrower, self.clock() - waiter.since)
+        self.line.give(waiter, connection)
 
     def _hand_over(self, connection: WebsocketConnection, waiter: Waiter | None) -> None:
         """Lend this very connection, which has just become idle, if that is still possible."""
@@ -253,8 +292,7 @@ class Router:
             self.attend(connection)
             is_here = connection in self.queues.idle
             if is_here and waiter in self.line and not waiter.future.done():
-                self.lend(connection, waiter.place)
-                self.line.give(waiter, connection)
+                self._give(waiter, connection)
 
     def next_idle(self) -> WebsocketConnection | None:
         """Return the idle connection to lend next: the last one in, so that a pool can shrink.
@@ -344,6 +382,7 @@ class Router:
         """Let a connection be idle again, at its place among those that are idle for as long."""
         idle = self.queues.idle
         newest = next(reversed(idle), None)
+        self.events.publish(ConnectionChecked, connection.id, why, connection.seconds_in_state)
         states.checkin(connection, why)
         if newest is not None and newest.idle_since > connection.idle_since:
             idle.move_to_end(connection, last=False)
@@ -370,6 +409,8 @@ class Router:
             logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
             return
         options = self.options
+        if self.events.listeners:
+            self.events.publish(ConnectionCheckedIn, connection.id, connection.seconds_lent)
         is_in_use, has_sent = connection.is_in_use, connection.has_sent
         last = connection.last_message
         connection.end_loan()
@@ -430,6 +471,7 @@ class Router:
     ) -> None:
         options = self.options
         states.drain(connection, "release")
+        self.events.publish(ConnectionDrainStarted, connection.id)
         pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
         connection.pending = pending
         work = partial(drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean)
@@ -453,6 +495,7 @@ class Router:
             connection.finish(why, cause=discard.__cause__ if discard else None)
             return
         if connection.state is State.DRAINING:
+            self.events.publish(ConnectionDrained, connection.id, connection.seconds_in_state)
             states.drained(connection, "clean")
             connection.idle_since = connection.clock()
         elif was_checked:
@@ -481,6 +524,7 @@ class Router:
         connection.arrival = self.line.arrive()
         self.queues.add(connection)
         self.stats.dials += 1
+        self.events.publish(ConnectionCreated, connection.id)
         connection.task = self.spawn(
             open_socket(weakref.ref(self), connection, self.options, self._session, self._gate),
             partial(give_up, connection, State.CONNECTING, CloseReason.DIAL),
@@ -494,7 +538,7 @@ class Router:
         if connection.state is not State.CONNECTING:
             return
         if failure is not None:
-            self.stats.dial_failures += 1
+            self.stats.failures[failure.kind] += 1
             self._gate.failure = failure
             if not self._fail_waiters(failure, connection):
                 logger.warning("%s", failure)
@@ -505,7 +549,9 @@ class Router:
         if self.options.max_lifetime is not None:
             early = JITTER * connection.jitter
             connection.retire_at = now + self.options.max_lifetime * (1 - early)
+        self.stats.dial_seconds += connection.dial_seconds
         states.connected(connection, "dialled")
+        self.events.publish(ConnectionReady, connection.id, connection.dial_seconds)
         if connection.generation != self.generation:
             connection.finish(CloseReason.EXPIRED)
             return
@@ -546,8 +592,18 @@ class Router:
         self._keepalives.discard(connection)
         if not connection.lease:  # else its borrower may still read what came before the close
             dispose_of_rest(connection, self.options, self.stats)
-        why = connection.moves[-1][2]
+        move, now, why = connection.moves[-1]
         self.stats.closes[str(why)] += 1
+        code, reason = connection.close_code, connection.close_reason
+        if why in LOSSES:
+            logger.info(
+                "lost #%d: %s; it was %s for %.1f s, is %.1f s old and was lent %d times",
+                *(connection.id, connection.how_closed(), move.source),
+                *(connection.seconds_before, now - connection.born, connection.uses),
+            )
+        self.events.publish(
+            ConnectionClosed, connection.id, move.source, why, code, reason, now - connection.born
+        )
         returned = self._all_returned
         if returned is not None and not self.queues.busy and not returned.done():
             returned.set_result(None)
@@ -575,6 +631,7 @@ class Router:
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
         self.generation += 1
+        self.events.publish(PoolCleared)
         for connection in list(self.queues.idle):
             connection.finish(CloseReason.EXPIRED)
         self.refill()

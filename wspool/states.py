@@ -2,7 +2,8 @@
 
 Everything that affects a transition is in this file, and this file does not know what a
 connection, a pool or a socket is: it moves any object that has a `state`, the `queues` it is kept
-in, a list of `moves` and a `clock`. It imports neither asyncio nor aiohttp.
+in, a list of `moves` and a `clock`; an `id` and the time it was `born` are for the log. It imports
+neither asyncio nor aiohttp.
 
 <!-- diagram -->
 stateDiagram-v2
@@ -45,6 +46,7 @@ the queues included.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -53,6 +55,8 @@ from typing import Any, NamedTuple, Protocol
 from transitions import Event, Machine, Transition
 
 from wspool.errors import IllegalTransitionError
+
+logger = logging.getLogger("wspool")
 
 
 class State(StrEnum):
@@ -111,6 +115,8 @@ Moved = tuple[Move, float, str]
 class Stateful(Protocol):
     """What the machine needs to know of the thing that it moves."""
 
+    id: int
+    born: float  # by its clock
     state: State
     queues: Any  # with a method move(connection, source, dest)
     moves: deque[Moved]
@@ -143,8 +149,20 @@ class _Move(Event):
             )
         model.queues.move(model, move.source, move.dest)
         model.state = move.dest
-        model.moves.append((move, model.clock(), why))
+        now = model.clock()
+        if logger.isEnabledFor(logging.DEBUG):
+            _log(model, move, now, why)
+        model.moves.append((move, now, why))
         return True
+
+
+def _log(model: Stateful, move: Move, now: float, why: str) -> None:
+    seconds = now - (model.moves[-1][1] if model.moves else model.born)
+    cause = f" ({why})" if move.trigger == "close" else ""
+    logger.debug(
+        "#%d %s → %s  %s%s  %.1f s %s",
+        *(model.id, move.source, move.dest, move.trigger, cause, seconds, move.source),
+    )
 
 
 class _Graph(Machine):

@@ -6,11 +6,15 @@ It holds the router weakly, so that a pool that was dropped is collected and the
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from typing import Final
 
 from wspool.connection import WebsocketConnection
+from wspool.places import at_work_in, borrowed_at, task_name
 from wspool.routing import Router
+
+logger = logging.getLogger("wspool")
 
 PERIOD: Final = 0.25
 """Seconds between two looks at a connection that nobody reads."""
@@ -48,6 +52,7 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
         if router is None or router.is_closing:
             return
         _keep_alive(router)
+        _warn_of_leaks(router)
         if clock() - tidied >= router.options.cleanup_interval:
             tidied = clock()
             tidy(router)
@@ -86,6 +91,24 @@ def _keep_alive(router: Router) -> None:
     for connection in list(router.queues.idle):
         if router.is_keepalive_due(connection, now):
             router.keep_alive(connection)
+
+
+def _warn_of_leaks(router: Router) -> None:
+    """Warn once of each loan that is overdue."""
+    threshold = router.options.leak_threshold
+    if threshold is None:
+        return
+    for connection in list(router.queues.busy):
+        if connection.is_overdue(threshold) and connection.overdue_lease != connection.lease:
+            connection.overdue_lease = connection.lease
+            borrower = connection.borrower
+            assert borrower is not None
+            logger.warning(
+                "#%d has been lent for %.1f s (leak_threshold is %s s): borrowed by the task %r "
+                "at %s, which is now at %s",
+                *(connection.id, connection.seconds_lent, threshold, task_name(borrower)),
+                *(borrowed_at(borrower), at_work_in(borrower) or "its end"),
+            )
 
 
 def tidy(router: Router) -> None:

@@ -12,27 +12,30 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from wspool.connection import Place, WebsocketConnection
+from wspool.connection import WebsocketConnection
+from wspool.places import Borrower
 
 
 class Waiter:
     """One `acquire` that waits. `arrival` orders waiters and dials in time."""
 
-    __slots__ = ("arrival", "failure", "future", "is_patient", "place", "wants_new")
+    __slots__ = ("arrival", "borrower", "failure", "future", "is_patient", "since", "wants_new")
 
     def __init__(
         self,
         future: asyncio.Future[WebsocketConnection],
         arrival: int,
-        place: Place,
+        since: float,
+        borrower: Borrower,
         *,
         wants_new: bool,
         is_patient: bool,
     ) -> None:
         self.future = future
         self.arrival = arrival
-        # Where in the borrower's code it waits.
-        self.place = place
+        # The loop's time at its arrival.
+        self.since = since
+        self.borrower = borrower
         # acquire_new(): only a connection that nobody has used will do.
         self.wants_new = wants_new
         # Whether it may wait for a borrower to give something back, or only for a dial.
@@ -64,9 +67,17 @@ class Line:
         self._arrivals += 1
         return self._arrivals
 
-    def join(self, place: Place, *, wants_new: bool, is_patient: bool) -> Waiter:
-        future = asyncio.get_running_loop().create_future()
-        waiter = Waiter(future, self.arrive(), place, wants_new=wants_new, is_patient=is_patient)
+    def join(self, borrower: Borrower, *, wants_new: bool, is_patient: bool) -> Waiter:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[WebsocketConnection] = loop.create_future()
+        waiter = Waiter(
+            future,
+            self.arrive(),
+            loop.time(),
+            borrower,
+            wants_new=wants_new,
+            is_patient=is_patient,
+        )
         self._waiters[waiter] = None
         return waiter
 

@@ -1,0 +1,42 @@
+"""One loan as a context manager."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from wspool.connection import WebsocketConnection
+
+if TYPE_CHECKING:
+    from wspool.pool import WebsocketConnectionPool
+
+
+class Loan:
+    """The context manager of `get_connection`: one loan, given back however the block is left."""
+
+    __slots__ = ("_connection", "_lease", "_pool", "_timeout", "_wants_new")
+
+    def __init__(
+        self, pool: WebsocketConnectionPool, timeout: float | None, *, wants_new: bool
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._wants_new = wants_new
+
+    async def __aenter__(self) -> WebsocketConnection:
+        connection = self._connection = await self._pool._acquire(
+            self._timeout, sys._getframe(1), wants_new=self._wants_new
+        )
+        self._lease = connection.lease
+        return connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A loan that was ended inside the block may be followed by somebody else's by now.
+        if self._connection.lease == self._lease:
+            self._pool.router.give_back(self._connection, is_failed=exc_type is not None)

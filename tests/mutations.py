@@ -201,8 +201,8 @@ MUTATIONS: Final = (
         "keepalive refreshes the idle age",
         "test_attending_does_not_make_a_connection_younger",
         "routing.py",
-        "            self._dispose_of_unread(connection)\n        elif",
-        "            self._dispose_of_unread(connection)\n"
+        "            self._dispose_of_unread(connection, most)\n        elif",
+        "            self._dispose_of_unread(connection, most)\n"
         "            connection.idle_since = connection.clock()\n"
         "        elif",
     ),

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from tests.schedules import Loop
 
 
+NO_REPLY: Final = b"no reply"
+"""What the server takes as a sign of life, and does not answer."""
+
+
 class Temper(NamedTuple):
     """How likely the server does something else than answer, and how slow all is (seconds)."""
 
@@ -63,15 +67,23 @@ class Socket:
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self._is_mute = self._is_closing = self._paused = self._reading_paused = False
         self._room: asyncio.Future[None] = self.loop.create_future()
+        # When the last pong has arrived.
+        self.ponged_at = float("-inf")
+        self.client: aiohttp.ClientWebSocketResponse | None = None
         self._under_way: deque[Callable[[], None]] = deque()
         self.reader = WebSocketDataQueue(cast(Any, self), 2**16, loop=self.loop)
         network.open.append(self)
 
     def websocket(self, timeout: Any) -> aiohttp.ClientWebSocketResponse:
         us = cast(Any, self)
-        return aiohttp.ClientWebSocketResponse(
+        self.client = aiohttp.ClientWebSocketResponse(
             self.reader, _Writer(us, us), None, us, timeout, False, False, self.loop
         )
+        return self.client
+
+    def go_mute(self) -> None:
+        """Swallow what comes from now on, pings and closes included."""
+        self._is_mute = True
 
     def is_closing(self) -> bool:
         return self._is_closing
@@ -134,7 +146,7 @@ class Socket:
             self.say(WSMsgType.PONG, data)
         elif kind is WSMsgType.CLOSE:
             self.say(WSMsgType.CLOSE, int.from_bytes(data[:2], "big"), "")
-        elif kind is WSMsgType.TEXT:
+        elif kind is WSMsgType.TEXT and data != NO_REPLY:
             if loop.chance(temper.reset):
                 self._later(self.lose)
             for part in ("part", "last"):
@@ -148,7 +160,12 @@ class Socket:
                 self.stray()
 
     def say(self, kind: WSMsgType, data: Any, extra: str | None = None) -> None:
-        self._later(lambda: self.reader.feed_data(WSMessage(kind, data, extra), 1))
+        def arrive() -> None:
+            self.reader.feed_data(WSMessage(kind, data, extra), 1)
+            if kind is WSMsgType.PONG:
+                self.ponged_at = self.loop.time()
+
+        self._later(arrive)
 
     def stray(self) -> None:
         """Say something unasked, which tells in which step the client's loop has read it."""
@@ -156,6 +173,7 @@ class Socket:
         def arrive() -> None:
             message = WSMessage(WSMsgType.TEXT, f"stray {self.loop.steps}", None)
             self.reader.feed_data(message, 1)
+            self.network.on_stray(self)
 
         self._later(arrive)
 
@@ -172,6 +190,8 @@ class Network:
         # How the next handshakes fail, before chance decides.
         self.failures: list[Exception] = []
         self.is_closed = False
+        # Called when something unasked has arrived.
+        self.on_stray: Callable[[Socket], None] = lambda socket: None
 
     def delay(self) -> float:
         return self.loop.choose(self.temper.delays)
@@ -186,6 +206,8 @@ class Network:
                 raise self.loop.choose((ConnectionRefusedError("refused"), handshake_error(503)))
             if self.loop.chance(self.temper.close):
                 socket.say(WSMsgType.CLOSE, 1013, "try again later")
+            if self.loop.chance(self.temper.mute):
+                self.loop.call_later(self.delay(), socket.go_mute)
             return socket.websocket(timeout)
         except BaseException:
             socket.lose()

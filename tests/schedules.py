@@ -14,6 +14,7 @@ import asyncio
 import gc
 import hashlib
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import wspool
-from tests.network import CALM, WILD, Network, Temper
-from wspool import State, WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from tests.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
+from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool, WebsocketError
 
 T = TypeVar("T")
 Task = asyncio.Task[Any]
@@ -139,6 +140,20 @@ class World:
         self.on_yield: Callable[[Task], None] = self._follow_plan
         # The present loan of each connection, and the step in which it began.
         self._lent: dict[WebsocketConnection, tuple[int, int]] = {}
+        # The most places that may be taken: above max_connections only just after a resize.
+        self._most = self.pool.router.options.max_connections
+        # Whether a check was not answered, and none has been since.
+        self._is_suspicious = False
+        self._has_errands = bool(options.keys() & {"check_after_idle", "keepalive_interval"})
+        # The connections that the pool has borrowed itself, and how often it has, by what for.
+        self._errands: dict[WebsocketConnection, str] = {}
+        self.errands: Counter[str] = Counter()
+        # What nobody had asked for and nobody has seen, by the step in which it arrived.
+        self._unseen: dict[int, WebsocketConnection] = {}
+        self.network.on_stray = self._note_stray
+        # Tasks that `on_drained` has begun, until it may do no more.
+        self.guests: list[Task] = []
+        self._is_ending = False
         loop.set_exception_handler(self._on_trouble)
         loop.before_step, loop.after_step = self._before, self._after
         self._troubles: list[dict[str, Any]] = []
@@ -182,6 +197,7 @@ class World:
     def _check(self) -> None:
         """What holds after each step."""
         queues = self.pool.router.queues
+        limit = self.pool.router.options.max_connections
         for state in State:
             for connection in queues[state]:
                 if connection.state is not state:
@@ -191,7 +207,14 @@ class World:
         for connection in queues.busy:
             if self._lent.get(connection, (0, 0))[0] != connection.lease:
                 self._lent[connection] = (connection.lease, self.loop.steps)
-        if len(queues) > self.pool.router.options.max_connections:
+                if connection.lease and not self._is_checked(connection):
+                    raise Violation(f"{connection!r} is lent unchecked")
+            if not connection.lease and (connection.task is None or is_over(connection.task)):
+                raise Violation(f"{connection!r} belongs to nobody")
+        if self._has_errands:
+            self._watch_errands()
+        self._most = max(limit, min(self._most, len(queues)))
+        if len(queues) > self._most:
             raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
         if len(self.network.open) > len(queues):
             raise Violation(f"{len(self.network.open)} sockets are open: {self.pool!r}")
@@ -200,7 +223,78 @@ class World:
         if self.loop.now > HORIZON:
             raise Violation(f"somebody waits for ever: {self.pool!r}")
 
+        if len(self.pool.router.line) and not self.pool.is_closed:
+            self._check_line()
+
+    def _check_line(self) -> None:
+        """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
+        router = self.pool.router
+        queues, limit = router.queues, router.options.max_connections
+        waiting = [waiter for waiter in router.line if not waiter.future.done()]
+        for_used = sum(not waiter.wants_new for waiter in waiting)
+        checks = list(self._errands.values()).count("check")
+        if for_used and queues.idle:
+            if self._overdue(next(reversed(queues.idle))) < 0 or checks < for_used:
+                raise Violation(f"somebody waits beside an idle one: {self.pool!r}")
+        hopes = 0 if self._is_suspicious else min(checks, for_used)
+        if len(queues) < limit and len(waiting) > len(queues.connecting) + hopes:
+            raise Violation(f"somebody waits beside room for a dial: {self.pool!r}")
+        # What neither a borrower nor a drain holds comes by itself.
+        lent = sum(bool(connection.lease) for connection in queues.busy)
+        own = limit - lent - len(queues.draining)
+        for waiter in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
+            if not waiter.is_patient:
+                raise Violation(f"timeout=0 waits for a borrower: {self.pool!r}")
+
+    def _watch_errands(self) -> None:
+        """Note the errands that have begun and ended, and what the checks say of the server."""
+        router, before = self.pool.router, self._errands
+        self._errands = {
+            connection: connection.moves[-1][2]
+            for connection in router.queues.busy
+            if not connection.lease
+        }
+        if self._errands.keys() != router._checks | router._keepalives:
+            raise Violation(f"errands are counted that are over: {self.pool!r}")
+        for connection, errand in self._errands.items():
+            self.errands[errand] += connection not in before
+        for connection, errand in before.items():
+            if errand == "check" and connection not in self._errands:
+                if connection.state is not State.CLOSED:
+                    self._is_suspicious = False
+                elif connection.moves[-1][2] == CloseReason.STALE:
+                    self._is_suspicious = True
+        if "check" not in self._errands.values():
+            self._is_suspicious = False
+
+    def _overdue(self, connection: WebsocketConnection) -> float:
+        """Return for how many seconds a check has been due; below 0, in how many it will be."""
+        after = self.pool.router.options.check_after_idle
+        since = max(connection.idle_since, connection.checked_at)
+        return self.loop.now - since - after if after is not None else -math.inf
+
+    def _is_checked(self, connection: WebsocketConnection) -> bool:
+        """Whether it was not idle for so long that it must answer first; or it did."""
+        if connection.checked_at > connection.idle_since:
+            socket = cast(Any, connection._websocket)._response
+            return bool(socket.ponged_at >= connection.idle_since)
+        return self._overdue(connection) <= 0
+
+    def _note_stray(self, socket: Socket) -> None:
+        """What arrives while the pool owns a connection, and before it is lost, is shown."""
+        queues = self.pool.router.queues
+        for connection in (*queues.idle, *queues.busy, *queues.draining):
+            if connection._websocket is socket.client and not connection.lease:
+                self._unseen[self.loop.steps] = connection
+
     # What borrowers do.
+
+    def see(self, message: str | bytes) -> str:
+        """Read a message, whoever does: what was unasked for has been seen."""
+        kind, about = str(message).split(" ", 1)
+        if kind == "stray":
+            self._unseen.pop(int(about), None)
+        return kind
 
     async def ask(self, connection: WebsocketConnection, question: str) -> None:
         """Ask and read the answer; a message that is not for this borrower is a violation."""
@@ -209,7 +303,9 @@ class World:
             lent_at = self.loop.steps
         await connection.send(question)
         while True:
-            kind, about = str(await connection.recv()).split(" ", 1)
+            message = await connection.recv()
+            self.see(message)
+            kind, about = str(message).split(" ", 1)
             if kind == "stray":
                 if int(about) < lent_at:
                     raise Violation(f"what came in step {about} is read in a loan of {lent_at}")
@@ -230,7 +326,12 @@ class World:
                     await self.ask(connection, name)
                     await asyncio.sleep(self.network.delay())
                 return
-            connection = await (pool.acquire_new if is_new else pool.acquire)(timeout=timeout)
+            began = loop.now
+            try:
+                connection = await (pool.acquire_new if is_new else pool.acquire)(timeout=timeout)
+            finally:
+                if timeout and loop.now > began + timeout:
+                    raise Violation(f"an acquire with {timeout=} took {loop.now - began}")
             is_dropped = True
             try:
                 async with asyncio.timeout(patience):
@@ -241,6 +342,40 @@ class World:
         except (WebsocketError, TimeoutError):
             pass  # told what went wrong, as promised
 
+    async def greet(self, connection: WebsocketConnection) -> None:
+        """As a hook, say hello and read the answer."""
+        await connection.send("hello")
+        while self.see(await connection.recv()) != "last":
+            pass
+
+    async def resize(self) -> None:
+        for _ in range(2):
+            self._resize()
+            await asyncio.sleep(self.loop.choose((0.0, 0.02, 0.3)))
+
+    def _resize(self) -> None:
+        limit = self.loop.choose((1, 2, 3))
+        self._most = max(self._most, limit)
+        self.pool.resize(limit)
+
+    def meddle(self, connection: WebsocketConnection, message: str | bytes) -> None:
+        """As `on_drained`, do what may be done to a pool, and sometimes raise."""
+        self.see(message)
+        loop, pool = self.loop, self.pool
+        if self._is_ending or pool.is_closed or loop.chance(0.6):
+            return
+        match loop.choose(("raise", "resize", "expire", "borrow", "borrow", "close")):
+            case "raise":
+                raise KeyError("on purpose")
+            case "resize":
+                self._resize()
+            case "expire":
+                pool.expire_connections()
+            case "borrow" if len(self.guests) < 4:
+                self.guests.append(loop.create_task(self.loan("guest")))
+            case "close" if loop.chance(0.2):
+                self.guests.append(loop.create_task(pool.close_all()))
+
     async def suffer(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Do something that is perhaps cancelled, after some step."""
         task = self.loop.create_task(coroutine)
@@ -248,7 +383,7 @@ class World:
             self._plans[task] = (self.loop.choose(range(1, 7)), self.loop.chance(0.5))
         await asyncio.wait([task])
         self.judge(task)
-        await asyncio.sleep(self.network.delay())
+        await asyncio.sleep(self.loop.choose((self.network.delay(), 1.0)))
 
     async def borrow(self, name: str) -> None:
         for n in range(2):
@@ -263,6 +398,9 @@ class World:
 
     async def finish(self) -> None:
         """All capacity can be had; and closing leaves nothing and nobody behind."""
+        self._is_ending = True
+        while guests := [guest for guest in self.guests if not guest.done()]:
+            await asyncio.wait(guests)
         self.network.temper = CALM
         pool = self.pool
         if not pool.is_closed:
@@ -270,6 +408,10 @@ class World:
             for connection in await asyncio.gather(*seize):
                 await pool.release(connection)
         await pool.close_all()
+        for guest in self.guests:
+            guest.result()
+        if self.pool.router.options.on_drained is not None and self._unseen:
+            raise Violation(f"nobody saw {self._unseen}")
         left = asyncio.all_tasks() - {asyncio.current_task()}
         if left or self.network.open or len(pool.router.queues) or pool.waiters:
             raise Violation(f"{left} and {self.network.open} are left of {pool!r}")
@@ -316,6 +458,11 @@ def lines_of(task: Task) -> Iterator[tuple[str, int]]:
         awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
 
 
+def is_over(task: Task) -> bool:
+    """Whether a task has ended, but for what its callbacks will do after a cancellation."""
+    return task.done() and not task.cancelled()
+
+
 class Outcome(NamedTuple):
     """What a schedule was: a hash of all its steps, their number, the choices, what happened."""
 
@@ -329,10 +476,19 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     """Run the schedule of this seed: 3 borrowers, 2 connections, 1 upkeep, a wild network."""
     loop = Loop(seed)
     loop.set_task_factory(task_factory)
-    world = World(loop, WILD, **_options(loop))
+
+    async def greet(connection: WebsocketConnection) -> None:
+        await world.greet(connection)
+
+    options = _options(loop, greet)
+    if loop.chance(0.3):
+        options["on_drained"] = lambda *what: world.meddle(*what)
+    world = World(loop, WILD, **options)
 
     async def main() -> None:
         borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
+        if loop.chance(0.3):
+            borrowers.append(loop.create_task(world.resize()))
         if loop.chance(0.3):
             await asyncio.sleep(loop.choose((0.0, 0.02, 0.1, 0.5)))
             await world.suffer(world.pool.close_all(loop.choose((0.0, 0.1, None))))
@@ -345,6 +501,7 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
     events = stats.closes + Counter({name: getattr(stats, name) for name in names})
     events["cancelled"] = len(world.cancelled)
+    events += world.errands
     return Outcome(digest, loop.steps, loop.decisions, events)
 
 
@@ -352,16 +509,31 @@ async def _pause(connection: WebsocketConnection) -> None:
     await asyncio.sleep(0.01)
 
 
-async def _greet(connection: WebsocketConnection) -> None:
-    await connection.send("hello")
-    while not is_last(await connection.recv()):
-        pass
+async def _show_life(connection: WebsocketConnection) -> None:
+    await connection.send(NO_REPLY.decode())
 
 
-def _options(loop: Loop) -> dict[str, Any]:
-    hooks: tuple[Callable[[WebsocketConnection], Awaitable[None]] | None, ...]
-    hooks = (None, None, _pause, _greet)
-    return {
+async def _ping(connection: WebsocketConnection) -> None:
+    await connection.ping()
+
+
+async def _fail(connection: WebsocketConnection) -> None:
+    await connection.ping()
+    raise KeyError("on purpose")
+
+
+Hook = Callable[[WebsocketConnection], Awaitable[None]]
+
+
+def _options(loop: Loop, greet: Hook) -> dict[str, Any]:
+    hooks: tuple[Hook | None, ...] = (None, None, _pause, greet)
+    errands: dict[str, Any] = {}
+    if loop.chance(0.5):
+        errands["check_after_idle"] = loop.choose((0.0, 0.0, 0.1))
+    if loop.chance(0.4):
+        errands["keepalive_interval"] = loop.choose((0.2, 0.5))
+        errands["keepalive"] = loop.choose((None, greet, _show_life, _ping, _fail))
+    return errands | {
         "max_connecting": loop.choose((1, 2)),
         "min_connections": loop.choose((0, 0, 1)),
         "max_uses": loop.choose((None, None, None, None, 1)),

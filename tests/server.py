@@ -32,8 +32,8 @@ class Peer:
 
     def reset(self) -> None:
         """Cut the TCP connection without a word."""
-        assert self.request.transport is not None
-        self.request.transport.abort()
+        if self.request.transport is not None:
+            self.request.transport.abort()
 
     def stop_reading(self) -> None:
         """Become mute: neither pings nor a close are answered from now on."""

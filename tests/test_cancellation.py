@@ -61,6 +61,34 @@ async def everything(world: World) -> None:
     await asyncio.sleep(0.001)
 
 
+async def long_idle(world: World) -> None:
+    await all_idle(world)
+    await asyncio.sleep(0.1)
+
+
+async def idle_and_mute(world: World) -> None:
+    await long_idle(world)
+    for socket in world.network.open:
+        socket.go_mute()
+
+
+async def being_checked(world: World) -> None:
+    """All are being checked, for callers that have left."""
+    await long_idle(world)
+    callers = [world.loop.create_task(world.pool.acquire()) for _ in range(2)]
+    await asyncio.sleep(0.001)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+
+
+async def being_kept_alive(world: World) -> None:
+    await all_idle(world)
+    for connection in list(world.pool.router.queues.idle):
+        world.pool.router.keep_alive(connection)
+    await asyncio.sleep(0.001)
+
+
 async def another_dials(world: World) -> None:
     world.loop.create_task(world.loan("another"))
     await asyncio.sleep(0.001)
@@ -110,6 +138,22 @@ async def close_all(world: World) -> None:
 
 async def close_patiently(world: World) -> None:
     await world.pool.close_all(timeout=None)
+
+
+async def resize(world: World) -> None:
+    """Grow beside a waiter for one and a waiter for a new one, after having shrunk."""
+    world.pool.resize(1)
+    acquiring = [
+        world.loop.create_task(quietly(call(world))) for call in (acquire, acquire_new, acquire)
+    ]
+    await asyncio.sleep(0.005)
+    world.pool.resize(3)
+    await asyncio.wait(acquiring)
+
+
+async def keep_alive(world: World) -> None:
+    """Let the upkeep do it."""
+    await asyncio.sleep(0.6)
 
 
 async def converse(world: World) -> None:
@@ -179,6 +223,11 @@ async def say_bye(connection: WebsocketConnection) -> None:
         pass
 
 
+async def fail(connection: WebsocketConnection) -> None:
+    await connection.ping()
+    raise ConnectionClosedError("on purpose")
+
+
 async def uri() -> str:
     await asyncio.sleep(0.01)
     return "ws://server/"
@@ -204,6 +253,9 @@ class Case:
 
 CHECK: dict[str, Any] = {"check_server_data_on_release": True}
 FENCE: dict[str, Any] = {"drain_fence": True, **CHECK}
+CHECKED: dict[str, Any] = {"check_after_idle": 0.0}
+ALIVE: dict[str, Any] = {"keepalive_interval": 0.1}
+GREETED: dict[str, Any] = {"keepalive": say_bye, **ALIVE}
 
 CASES = [
     Case("acquire: an idle one is there", acquire, one_idle),
@@ -217,7 +269,14 @@ CASES = [
     Case("acquire: a login fails once, congested", acquire, temper=CONGESTED, on_connect=log_in),
     Case("acquire: tokens are fetched", acquire, uri=uri, headers=headers),
     Case("acquire: dials take turns", acquire, another_dials, max_connecting=1),
+    Case("acquire: a check comes first", acquire, long_idle, **CHECKED),
+    Case("acquire: a check comes first, congested", acquire, long_idle, CONGESTED, **CHECKED),
+    Case("acquire: all are mute", acquire, idle_and_mute, **CHECKED),
+    Case("acquire: all are being checked", acquire, being_checked, **CHECKED),
+    Case("acquire: all are being kept alive", acquire, being_kept_alive, **GREETED),
     Case("acquire_new: a dial is needed", acquire_new, one_idle),
+    Case("acquire_new: all are being checked", acquire_new, being_checked, **CHECKED),
+    Case("acquire_new: all are being kept alive", acquire_new, being_kept_alive, **ALIVE),
     Case("acquire_new: an idle one makes room", acquire_new, all_idle),
     Case("acquire_new: a returned one makes room", acquire_new, all_lent),
     Case("release: clean", release, one_used),
@@ -240,12 +299,34 @@ CASES = [
     Case("close_all: mute peer", close_all, all_idle, MUTE),
     Case("close_all: everything at work", close_all, everything, **CHECK),
     Case("close_all: patient", close_patiently, all_lent),
+    Case("close_all: during checks", close_all, being_checked, **CHECKED),
+    Case("close_all: during keepalives", close_patiently, being_kept_alive, **GREETED),
+    Case("keepalive: a ping", keep_alive, all_idle, **ALIVE),
+    Case("keepalive: a ping, mute peer", keep_alive, idle_and_mute, **ALIVE),
+    Case("keepalive: a ping, congested", keep_alive, all_idle, CONGESTED, **ALIVE),
+    Case("keepalive: a hook", keep_alive, all_idle, **GREETED),
+    Case("keepalive: a hook that fails", keep_alive, all_idle, keepalive=fail, **ALIVE),
+    Case("resize: idle ones", resize, all_idle),
+    Case("resize: during checks", resize, being_checked, **CHECKED),
+    Case("resize: during keepalives", resize, being_kept_alive, **GREETED),
 ]
 
 OPERATIONS = list(dict.fromkeys(case.operation for case in CASES))
 
 Points = set[tuple[str, int]]
 """Places in the core at which a task was cancelled: file and line."""
+
+CORE_FILES = (
+    "connection",
+    "dialing",
+    "draining",
+    "errands",
+    "pool",
+    "routing",
+    "tasks",
+    "upkeep",
+    "waiting",
+)
 
 NO_POINTS = {
     "async with asyncio.timeout": "entering and leaving it waits for nothing",
@@ -256,8 +337,8 @@ NO_POINTS = {
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upkeep takes a breath after each connection, not after each 500."""
-    monkeypatch.setattr(upkeep, "SLICE", 1)
+    """The upkeep takes a breath after each connection."""
+    monkeypatch.setattr(upkeep, "TURN", -1.0)
 
 
 def run(case: Case, k: int, *, is_caller: bool, is_late: bool, points: Points) -> bool:
@@ -373,7 +454,7 @@ def test_every_await_was_a_cancellation_point(capsys: pytest.CaptureFixture[str]
 
 def awaits() -> Iterator[tuple[str, int, str]]:
     """Give each line of the core that awaits: file, line, and what is in it."""
-    for name in ("connection", "dialing", "draining", "routing", "pool", "waiting", "upkeep"):
+    for name in CORE_FILES:
         path = CORE / f"{name}.py"
         lines = path.read_text().splitlines()
         for node in ast.walk(ast.parse(path.read_text())):

@@ -519,6 +519,18 @@ async def test_a_deadline_that_waits_for_a_last_message_ends_at_drain_timeout(
     assert isinstance(connection.cause, ConnectionDrainTimeoutError)
 
 
+async def test_silence_after_a_release_is_no_sign_of_life(peer: Peer, make_pool: MakePool) -> None:
+    """A drain that ends by silence hands on a connection whose peer has vanished."""
+    pool = make_pool(uri=peer.uri, check_server_data_on_release=True, drain_quiet_period=0.1)
+    async with pool.get_connection() as connection:
+        assert await echoes(connection)
+        await peer.vanish()
+    assert connection.is_draining
+    await until(lambda: not connection.is_draining, "the drain is over")
+    assert connection.state is State.IDLE
+    await peer.come_back()
+
+
 # Closing the pool.
 
 

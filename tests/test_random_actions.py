@@ -129,6 +129,8 @@ class Story(RuleBasedStateMachine):
         min_connections=st.integers(0, 1),
         max_uses=st.sampled_from([None, None, 3]),
         max_lifetime=st.sampled_from([None, None, 30.0]),
+        check_after_idle=st.sampled_from([None, 0.0, 0.5]),
+        keepalive_interval=st.sampled_from([None, None, 1.0]),
     )
     def begin(self, drain: str, **options: Any) -> None:
         self.drain = drain
@@ -499,7 +501,8 @@ class Story(RuleBasedStateMachine):
         assert len(connections) == len(set(connections))
         for state in State:
             assert all(connection.state is state for connection in queues[state])
-        assert all(connection.lease for connection in queues.busy)
+        errands = router._checks | router._keepalives
+        assert {connection for connection in queues.busy if not connection.lease} == errands
         for connection in self.borrowed:
             assert (connection.state is State.BUSY) == (connection in queues.busy)
         self.most_sockets = max(self.max_connections, min(self.most_sockets, len(connections)))
@@ -507,8 +510,9 @@ class Story(RuleBasedStateMachine):
         assert self.sockets() <= self.most_sockets
         if not self.pool.is_closed:
             waiting = [waiter for waiter in router.line if not waiter.future.done()]
-            assert router.room <= 0 or len(waiting) <= len(queues.connecting)
-            assert not queues.idle or all(waiter.wants_new for waiter in waiting)
+            checks = len(router._checks)
+            assert router.room <= 0 or len(waiting) <= len(queues.connecting) + checks
+            assert not queues.idle or checks >= sum(not waiter.wants_new for waiter in waiting)
 
     def teardown(self) -> None:
         try:
@@ -530,6 +534,7 @@ class Story(RuleBasedStateMachine):
         for task in (*self.acquiring, *self.borrowers, *self.server_errands):
             self.cancel(task)
         self.give_all_back()
+        self.loop.now += 0.6  # what is idle is due for a check
 
         everything = [
             self.task(self.pool.acquire(timeout=120.0)) for _ in range(self.max_connections)
@@ -557,7 +562,8 @@ class Story(RuleBasedStateMachine):
 def test_random_actions_leave_the_pool_with_the_truth_and_all_its_slots() -> None:
     """Each connection is in the queue of its state and in no other, the server never has more
     than `max_connections` sockets, everybody reads only what belongs to him, nobody waits beside
-    an idle connection or room for one, and in the end all of the capacity can be acquired."""
+    an idle connection or room for one, but for a check that is under way, and in the end all of
+    the capacity can be acquired."""
     run_state_machine_as_test(
         Story,
         settings=settings(

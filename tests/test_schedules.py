@@ -8,6 +8,7 @@ import __future__
 
 import asyncio
 import inspect
+import logging
 import os
 import statistics
 import textwrap
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.schedules import Outcome, Violation, explore
-from wspool import routing, waiting
+from wspool import errands, routing, waiting
 from wspool.connection import WebsocketConnection
 
 SCHEDULES = int(os.environ.get("WSPOOL_SCHEDULES", "2000"))
@@ -40,14 +41,14 @@ FAULTS = [
     Fault(
         1,
         "a connection given to a waiter that was cancelled in the same tick is lost",
-        routing.Router.wait,
+        routing.Router._in_line,
         "self._pass_on(future.result())",
         "pass",
     ),
     Fault(
         2,
         "a cancellation at the hand-over is swallowed",
-        routing.Router.wait,
+        routing.Router._in_line,
         "self._pass_on(future.result())",
         "return future.result()",
     ),
@@ -86,7 +87,48 @@ FAULTS = [
         "is_failed = is_failed and has_sent",
         "is_failed = False",
     ),
+    Fault(
+        1,
+        "a checked connection whose waiter was cancelled is lost",
+        routing.Router.regain,
+        'self._back_from_errand(connection, "check")',
+        'if self.line: self._back_from_errand(connection, "check")',
+    ),
+    Fault(
+        14,
+        "a connection that did not answer its check is lent",
+        errands.check,
+        "raise Discard(CloseReason.STALE) from None",
+        "pass",
+    ),
+    Fault(
+        8,
+        "a check counts as promising though its server is mute",
+        routing.Router._promising_checks,
+        "or self._is_suspicious",
+        "",
+    ),
+    Fault(
+        11,
+        "a keepalive that is over still counts as a connection to come",
+        routing.Router.regain,
+        "self._keepalives.discard(connection)",
+        "pass",
+    ),
+    Fault(
+        26,
+        "the time limit of a keepalive is not kept",
+        errands.keep_alive,
+        "asyncio.timeout(options.connection_timeout)",
+        "asyncio.timeout(None)",
+    ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nobody_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong on purpose, thousands of times, is not formatted."""
+    monkeypatch.setattr(logging.getLogger("wspool"), "disabled", True)
 
 
 def explored(seed: int, **options: Any) -> Outcome:
@@ -120,6 +162,7 @@ def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -
     assert min(decisions) >= 15
     # The schedules are as wild as they are meant to be.
     rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
+    rare |= {"check", "stale", "keepalive", "error", "expired"}
     assert all(events[event] for event in rare), events
 
 

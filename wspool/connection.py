@@ -51,7 +51,17 @@ _MESSAGE_OVERHEAD: Final = 128
 PINGS: Final = 1024
 """Unanswered pings that are remembered; a pong for an older one is not recognised."""
 
-_in_hook_of: ContextVar[WebsocketConnection | None] = ContextVar("wspool_hook", default=None)
+
+class HookRun:
+    """One run of a hook of the user's: it, and tasks that it has begun, may use the wire."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: WebsocketConnection) -> None:
+        self.connection = connection
+
+
+_in_hook: ContextVar[HookRun | None] = ContextVar("wspool_hook", default=None)
 
 
 def _size(message: str | bytes) -> int:
@@ -90,9 +100,9 @@ class WebsocketConnection:
 
     __slots__ = (
         "__weakref__",
+        "_hook",
         "_inbox",
         "_inbox_bytes",
-        "_is_hooked",
         "_is_reading",
         "_is_receiving",
         "_last_message",
@@ -204,7 +214,8 @@ class WebsocketConnection:
         self._sending = 0
         # The last message that recv returned, unless something was sent after it.
         self._last_message: str | bytes | None = None
-        self._is_hooked = False
+        # The run of a hook that has the right to the wire.
+        self._hook: HookRun | None = None
 
         # The wire: nobody can be read from any more; who reads; who waits to.
         self.is_lost = False
@@ -239,6 +250,7 @@ class WebsocketConnection:
             raise ConnectionClosedError(f"Connection #{self.id} has no WebSocket yet")
         # What is done with it cannot be seen, so take it that something is sent.
         self.has_sent = True
+        self._last_message = None
         return self._websocket
 
     @property
@@ -413,7 +425,7 @@ class WebsocketConnection:
     def _check_right(self, doing: str) -> aiohttp.ClientWebSocketResponse:
         """Return the WebSocket if the caller may use it now: the borrower, or a hook at work."""
         websocket = self._websocket
-        if not self.lease and not (self._is_hooked and _in_hook_of.get() is self):
+        if not self.lease and not (self._hook and _in_hook.get() is self._hook):
             if self.state is State.CLOSED:
                 raise self._closed_error()
             raise ConnectionBusyError(
@@ -429,6 +441,7 @@ class WebsocketConnection:
         self.leases = self.lease = self.leases + 1
         self.uses += 1
         self.has_sent = False
+        self._last_message = None  # what a hook has read is no answer to this borrower
         self.borrower = borrower
 
     def end_loan(self) -> None:
@@ -442,6 +455,8 @@ class WebsocketConnection:
         """Whether a task is in recv or ping, or a large compressed send may still leave."""
         if self._is_reading or self._is_receiving:
             return True
+        if self._websocket is not None and wire.is_being_read(self._websocket):
+            return True  # directly
         # An uncompressed frame is written at once; only compressing may happen later.
         return self._sending > 0 and self._websocket is not None and bool(self._websocket.compress)
 
@@ -452,18 +467,19 @@ class WebsocketConnection:
 
     async def run_hook(self, hook: Callable[[WebsocketConnection], Awaitable[object]]) -> None:
         """Run a hook of the user's, which alone may send and receive meanwhile."""
-        token = _in_hook_of.set(self)
-        self._is_hooked = True
+        self._hook = HookRun(self)
+        token = _in_hook.set(self._hook)
         try:
             await hook(self)
         finally:
-            self._is_hooked = False
-            _in_hook_of.reset(token)
+            self._hook = None
+            _in_hook.reset(token)
 
     @staticmethod
     def in_hook() -> WebsocketConnection | None:
-        """The connection whose hook the calling task runs, or a task that the hook started."""
-        return _in_hook_of.get()
+        """The connection whose hook the calling task runs, or that hook's task, while it runs."""
+        run = _in_hook.get()
+        return run.connection if run is not None and run.connection._hook is run else None
 
     # Reading.
 
@@ -529,6 +545,8 @@ class WebsocketConnection:
         while not (websocket is None or self._is_reading or self.is_lost):
             if not wire.has_news(websocket) or (self.state is State.CLOSED and websocket.closed):
                 return  # from the goodbye's beginning on, the goodbye reads
+            if wire.is_being_read(websocket):
+                return  # by a borrower that uses `websocket` directly
             message = wire.step(self._read())
             if message is wire.WOULD_BLOCK:
                 return
@@ -550,6 +568,9 @@ class WebsocketConnection:
                 self._keep(message)
                 if self._inbox_bytes >= INBOX_BYTES:
                     return
+        elif self._websocket is not None and self._websocket.closed and not self._is_reading:
+            # A heartbeat has failed: aiohttp gives out nothing more, read or not.
+            self._lose(1006, "", self._websocket.exception())
 
     def _keep(self, message: str | bytes) -> None:
         self._inbox.append(message)
@@ -675,10 +696,13 @@ class WebsocketConnection:
         code = self.close_code if self.close_code not in (None, 1005, 1006) else 1000
         if not self.is_lost:
             wire.expect_close(websocket)
+        # Behind a flood the peer's CLOSE is far, and aiohttp would read up to it in one go.
+        has_patience = not self.is_flooded()
         try:
             async with asyncio.timeout(timeout):
-                await websocket.close(code=code, message=self.close_reason.encode()[:123])
-                await socket.wait_gone()
+                if has_patience:
+                    await websocket.close(code=code, message=self.close_reason.encode()[:123])
+                    await socket.wait_gone()
         except (TimeoutError, OSError, aiohttp.ClientError):
             pass
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from time import time
 
 from wspool.connection import WebsocketConnection
@@ -120,8 +121,9 @@ async def drain(
     nothing to wait for, unless `on_release` sends something.
     """
     connection = pending.connection
+    end = connection.clock() + pending.drain_timeout
     try:
-        async with asyncio.timeout(pending.drain_timeout):
+        async with asyncio.timeout_at(end) as timer:
             if options.on_release is not None:
                 connection.has_sent = False
                 await run_hook(connection, options.on_release, "on_release")
@@ -129,9 +131,11 @@ async def drain(
             if not is_clean and not options.can_drain(is_failed):
                 raise Discard(CloseReason.ERROR)
             await _read_until_clean(
-                connection, options, stats, is_failed=is_failed, is_clean=is_clean
+                connection, options, stats, timer, end, is_failed=is_failed, is_clean=is_clean
             )
     except TimeoutError:
+        if timer.when() != end:
+            return  # quiet
         raise Discard(CloseReason.DRAIN) from ConnectionDrainTimeoutError(
             f"Connection #{connection.id} was not clean {pending.drain_timeout} s after its "
             "release (drain_timeout)"
@@ -148,12 +152,17 @@ async def run_hook(connection: WebsocketConnection, hook: Hook, name: str) -> No
         if connection.state is not State.CLOSED:  # else that is why
             logger.exception("%s raised; closing #%d", name, connection.id)
         raise Discard(CloseReason.ERROR) from error
+    if connection.is_in_use and connection.state is not State.CLOSED:
+        logger.error("%s left a task in recv or ping; closing #%d", name, connection.id)
+        raise Discard(CloseReason.ERROR)
 
 
 async def _read_until_clean(
     connection: WebsocketConnection,
     options: Options,
     stats: Stats,
+    timer: asyncio.Timeout,
+    end: float,
     *,
     is_failed: bool,
     is_clean: bool,
@@ -166,14 +175,11 @@ async def _read_until_clean(
         if is_flooded:  # the rest would reach the next borrower
             raise Discard(CloseReason.DRAIN)
         return
-    quiet = None if is_failed else options.drain_quiet_period
+    quiet = math.inf if is_failed else options.drain_quiet_period
     fence = await connection.send_ping() if options.drain_fence and not is_failed else None
     while True:
-        try:
-            async with asyncio.timeout(quiet):
-                following = await connection.next_message(lease=0, until=fence)
-        except TimeoutError:
-            return  # quiet
+        timer.reschedule(min(end, connection.clock() + quiet))
+        following = await connection.next_message(lease=0, until=fence)
         if following is None:
             return  # the fence's pong; or lost, and then the state is closed already
         dispose(connection, following, options, stats)

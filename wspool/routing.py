@@ -117,10 +117,15 @@ class Router:
         Made directly: an eager task factory would run it in the middle of a routing step.
         """
         task = asyncio.Task(coroutine, loop=self.loop, context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if if_cancelled is not None:
-            task.add_done_callback(lambda task: if_cancelled() if task.cancelled() else None)
+        tasks = self._tasks
+        tasks.add(task)
+
+        def has_ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if if_cancelled is not None and task.cancelled():
+                if_cancelled()
+
+        task.add_done_callback(has_ended)
         return task
 
     def __repr__(self) -> str:
@@ -149,6 +154,8 @@ class Router:
         """Join the line and return the connection that this caller is given."""
         began = self.clock()
         try:
+            if self.is_closing:  # by a callable that the look at the idle ones has run
+                raise ConnectionPoolUnavailableError("The pool was closed")
             self._check_may_wait(timeout, wants_new)
             self.stats.waits += 1
             try:
@@ -200,11 +207,12 @@ class Router:
         """Return how many connections are to come without any borrower's doing.
 
         What is being dialled, kept alive, checked or buried, room for a dial, and an idle one that
-        has to be checked, or to make room, first: each lets one caller wait for it.
+        has to be checked, or to make room, first: each lets one caller wait for it. After a
+        resize() the surplus is closed when it is back from its errand, and serves nobody.
         """
         queues = self.queues
-        coming = len(queues.connecting) + len(self._checks) + len(self._keepalives)
-        return coming + max(0, self.room + len(queues.closed)) + len(queues.idle)
+        errands = len(self._checks) + len(self._keepalives)
+        return len(queues.connecting) + len(queues.idle) + max(0, errands - self.surplus)
 
     def _time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
@@ -246,9 +254,10 @@ class Router:
         try:
             while self.line and self.queues.idle and self._serve_one():
                 pass
-            wanted = len(self.line) - len(self.queues.connecting) - self._promising_checks()
-            for _ in range(min(wanted, self.room)):
-                self._begin_dial()
+            if self.line:
+                wanted = len(self.line) - len(self.queues.connecting) - self._promising_checks()
+                for _ in range(min(wanted, self.room)):
+                    self._begin_dial()
         finally:
             self._is_routing = False
 
@@ -261,13 +270,9 @@ class Router:
     def _serve_one(self) -> bool:
         """Make one step for those who wait with an idle connection; False if there is none."""
         queues, line = self.queues, self.line
-        oldest = line.oldest()
-        # Who wants a new one gets the next dial; at the limit, an idle one makes room for it.
-        coming = len(queues.connecting) + len(queues.closed)
-        if oldest is not None and oldest.wants_new and self.room <= 0:
-            if coming < line.leading_new():
-                self._make_room(1)
-                return True
+        if self._is_room_wanted():
+            self._make_room(1)
+            return True
         if line.oldest_for_used() is None:
             return False
         connection = self.next_idle()
@@ -275,7 +280,9 @@ class Router:
         if waiter is None:
             return False
         if connection is None:
-            if not queues.idle or len(self._checks) >= len(line):
+            if not queues.idle:
+                return False
+            if len(self._checks) >= len(line) and not self._is_suspicious:
                 return False
             self._check(next(reversed(queues.idle)))
             return True
@@ -286,10 +293,20 @@ class Router:
         self.lend(connection, waiter.borrower, self.clock() - waiter.since)
         self.line.give(waiter, connection)
 
+    def _is_room_wanted(self) -> bool:
+        """Whether an idle one must go, at the limit, for the oldest waiter: that one wants a new
+        one, and too few dials and goodbyes are under way."""
+        oldest = self.line.oldest()
+        if oldest is None or not oldest.wants_new or self.room > 0:
+            return False
+        return len(self.queues.connecting) + len(self.queues.closed) < self.line.leading_new()
+
     def _hand_over(self, connection: WebsocketConnection, waiter: Waiter | None) -> None:
         """Lend this very connection, which has just become idle, if that is still possible."""
         if waiter is not None:
             self.attend(connection)
+            if connection.is_flooding and connection.uses:
+                return  # its end is not in sight: next_idle() closes it
             is_here = connection in self.queues.idle
             if is_here and waiter in self.line and not waiter.future.done():
                 self._give(waiter, connection)
@@ -317,21 +334,24 @@ class Router:
                 return None if self._is_check_due(connection, now) else connection
         return None
 
-    def attend(self, connection: WebsocketConnection) -> bool:
-        """Deal with what has arrived on a connection that nobody reads; False if nothing had."""
+    def attend(self, connection: WebsocketConnection, most: int | None = None) -> bool:
+        """Deal with what has arrived on a connection that nobody reads; False if nothing had.
+
+        If it is idle, with no more than `most` messages of that.
+        """
         if not connection.has_news():
             connection.is_flooding = False
             return False
         if connection.state is State.IDLE:
-            self._dispose_of_unread(connection)
+            self._dispose_of_unread(connection, most)
         elif connection.state is not State.CLOSED:
             connection.attend()
         return connection.state is State.IDLE
 
-    def _dispose_of_unread(self, connection: WebsocketConnection) -> None:
+    def _dispose_of_unread(self, connection: WebsocketConnection, most: int | None = None) -> None:
         connection.is_flooding = connection.is_flooded()
         try:
-            for message in connection.unread():
+            for message in itertools.islice(connection.unread(), most):
                 dispose(connection, message, self.options, self.stats)
         except Discard as discard:
             connection.finish(discard.why, cause=discard.__cause__)
@@ -349,7 +369,10 @@ class Router:
 
     def _is_check_due(self, connection: WebsocketConnection, now: float) -> bool:
         after = self.options.check_after_idle
-        return after is not None and now - max(connection.idle_since, connection.checked_at) > after
+        if after is None:
+            return False
+        # Also where the clock has not moved since: uvloop's has milliseconds only.
+        return now - max(connection.idle_since, connection.checked_at) >= after
 
     def is_keepalive_due(self, connection: WebsocketConnection, now: float) -> bool:
         interval = self.options.keepalive_interval
@@ -501,7 +524,8 @@ class Router:
         elif was_checked:
             self._is_suspicious = False
             self._back_from_errand(connection, "check")
-            self._hand_over(connection, self.line.oldest_for_used())
+            if not self._is_room_wanted():
+                self._hand_over(connection, self.line.oldest_for_used())
         else:
             self._back_from_errand(connection, "keepalive")
             # One that is kept alive whenever the upkeep looks would live for ever.
@@ -564,12 +588,15 @@ class Router:
     ) -> bool:
         """End those who waited when this dial began, unless a borrower may still help them."""
         is_anybody = False
-        for waiter in self.line:
+        errands = len(self._checks) + len(self._keepalives) - max(0, self.surplus)
+        for place, waiter in enumerate(self.line):
             if waiter.arrival > connection.arrival:
                 continue
             is_anybody = True
             waiter.failure = failure
-            if not (waiter.is_patient and self.total_connections):
+            # What comes back from an errand will do for those who may not wait for a borrower.
+            may_come = self.total_connections if waiter.is_patient else place < errands
+            if not may_come:
                 twin = copy.copy(failure)  # each has a traceback of its own
                 twin.__cause__ = failure.__cause__
                 self.line.fail(waiter, twin)
@@ -590,8 +617,7 @@ class Router:
         """Say goodbye to a connection that has just entered the state closed."""
         self._checks.discard(connection)
         self._keepalives.discard(connection)
-        if not connection.lease:  # else its borrower may still read what came before the close
-            dispose_of_rest(connection, self.options, self.stats)
+        self.show_rest(connection)
         move, now, why = connection.moves[-1]
         self.stats.closes[str(why)] += 1
         code, reason = connection.close_code, connection.close_reason
@@ -627,13 +653,27 @@ class Router:
             partial(cut_off, weakref.ref(self), connection),
         )
         self.route()
+        if self.room < 0:  # after a resize() its place serves nobody any more
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """End the wait of those who may not wait for a borrower, and now would."""
+        for waiter in list(self.line)[max(0, self._expected()) :]:
+            if not waiter.is_patient:
+                self.line.fail(waiter, self._exhausted())
+
+    def show_rest(self, connection: WebsocketConnection) -> None:
+        """Show what a closed connection had received, and nobody has read."""
+        if not connection.lease:  # else its borrower may still read what came before the close
+            dispose_of_rest(connection, self.options, self.stats)
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
         self.generation += 1
         self.events.publish(PoolCleared)
         for connection in list(self.queues.idle):
-            connection.finish(CloseReason.EXPIRED)
+            if connection.state is State.IDLE:  # the goodbyes run a user's callable
+                connection.finish(CloseReason.EXPIRED)
         self.refill()
 
     def resize(self, max_connections: int) -> None:
@@ -641,9 +681,7 @@ class Router:
         self.options.max_connections = max_connections
         self._make_room(self.surplus)
         self.route()
-        for waiter in list(self.line)[max(0, self._expected()) :]:
-            if not waiter.is_patient:
-                self.line.fail(waiter, self._exhausted())
+        self._turn_away()
 
     def _make_room(self, count: int) -> None:
         """Close this many idle connections, the longest idle first."""

@@ -75,6 +75,10 @@ async def own(
         await work()
     except Discard as error:
         discard = error
+    except Exception:
+        # A fault of this package's, or a borrower that still reads: no reason to lose a place.
+        logger.exception("the errand or the drain of #%d broke down", connection.id)
+        discard = Discard(CloseReason.ERROR)
     router = ref()
     if router is not None:
         router.regain(connection, discard)
@@ -92,6 +96,9 @@ async def say_goodbye(
     try:
         if task is not None:
             await asyncio.wait({task}, timeout=timeout)
+            if (router := ref()) is not None:
+                router.show_rest(connection)  # what had woken the task that was cancelled
+                del router
         await connection.hang_up(timeout)
     except Exception:
         # A fault of this package's: it must not cost a place as well.

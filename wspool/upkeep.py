@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from time import perf_counter
 from typing import Final
 
 from wspool.connection import WebsocketConnection
@@ -19,8 +20,14 @@ logger = logging.getLogger("wspool")
 PERIOD: Final = 0.25
 """Seconds between two looks at a connection that nobody reads."""
 
-SLICE: Final = 500
-"""Connections looked at before the event loop gets its turn: well under a millisecond."""
+TURN: Final = 0.002
+"""Seconds for which connections are looked at and read before the event loop gets its turn."""
+
+BATCH: Final = 100
+"""Messages of one connection that are disposed of at a time: under a millisecond.
+
+A server that packs tiny messages fills a single read of 256 KiB with tens of thousands.
+"""
 
 ROUNDS: Final = 1000
 """Ticks in a row in which a connection that keeps receiving is read, before the next sweep."""
@@ -47,7 +54,7 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
             # Two ticks: in the first, this task comes before the transport that reads again.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            receiving = _attend(ref, receiving)
+            receiving = await _attend(ref, receiving)
         router = ref()
         if router is None or router.is_closing:
             return
@@ -64,23 +71,27 @@ async def _sweep(ref: weakref.ref[Router]) -> list[WebsocketConnection]:
     router = ref()
     if router is None:
         return []
-    unread = list(router.queues)
+    connections = list(router.queues)
     del router
-    receiving = []
-    for start in range(0, len(unread), SLICE):
-        if start:
-            await asyncio.sleep(0)
-        receiving += _attend(ref, unread[start : start + SLICE])
-    return receiving
+    return await _attend(ref, connections)
 
 
-def _attend(
+async def _attend(
     ref: weakref.ref[Router], connections: list[WebsocketConnection]
 ) -> list[WebsocketConnection]:
-    router = ref()
-    if router is None:
-        return []
-    return [connection for connection in connections if router.attend(connection)]
+    receiving = []
+    began = perf_counter()
+    for connection in connections:
+        if perf_counter() - began > TURN:
+            await asyncio.sleep(0)
+            began = perf_counter()
+        router = ref()
+        if router is None:
+            return []
+        if router.attend(connection, BATCH):
+            receiving.append(connection)
+        del router
+    return receiving
 
 
 def _keep_alive(router: Router) -> None:

@@ -45,6 +45,11 @@ def is_flooded(websocket: aiohttp.ClientWebSocketResponse) -> bool:
         return False
 
 
+def is_being_read(websocket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Return whether a task is in `receive()`; another call would raise."""
+    return bool(getattr(websocket, "_waiting", False))
+
+
 def step(coroutine: Coroutine[Any, Any, T]) -> T | object:
     """Run a coroutine as far as it goes without waiting; `WOULD_BLOCK` if that is not its end.
 

@@ -61,8 +61,9 @@ class Gate:
 
     At most `limit` dials are at work at a time, those that wait out a failure included: a server
     that is down sees no more than `limit` times `max_retries` attempts, however many wait. The
-    wait grows with each round of failures; attempts that were under way together are one round.
-    Full jitter spreads them over the wait.
+    wait grows with each round of failures; attempts that were under way together are one round,
+    those that full jitter has spread over a wait are several. So the more dials there are, the
+    sooner the wait is at its longest, and the fewer attempts a server that is down has to see.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:

@@ -109,8 +109,8 @@ MUTATIONS: Final = (
         "unfair queue",
         "test_who_waits_is_not_overtaken_by_who_comes",
         "routing.py",
-        "        if self.line:\n            self.route()",
-        "        if self.line:\n            self.loop.call_soon(self.route)",
+        "        if self.line.waiters:\n            self.route()",
+        "        if self.line.waiters:\n            self.loop.call_soon(self.route)",
     ),
     Mutation(
         7,
@@ -173,7 +173,7 @@ MUTATIONS: Final = (
         "stale hand-out",
         "test_no_borrower_sees_a_connection_that_died_while_idle",
         "routing.py",
-        "if connection.is_flooding or connection.has_news():",
+        "if connection.is_flooding or connection.inbox or connection.look():",
         "if False:",
     ),
     Mutation(
@@ -189,8 +189,8 @@ MUTATIONS: Final = (
         "an old timer acts on the replacement",
         "test_the_expiry_of_a_connection_spares_its_replacement",
         "routing.py",
-        "        if self.line:\n            self.route()",
-        "        if self.line:\n            self.route()\n"
+        "        if self.line.waiters:\n            self.route()",
+        "        if self.line.waiters:\n            self.route()\n"
         "        self.loop.call_later(\n"
         "            self.options.idle_timeout,\n"
         "            lambda: [c.finish(CloseReason.IDLE) for c in self.queues],\n"

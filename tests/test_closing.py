@@ -480,7 +480,7 @@ async def test_the_pool_works_where_the_look_is_not_possible(
     server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an aiohttp that keeps its queue elsewhere, stepping receive() finds everything out."""
-    monkeypatch.setattr("wspool.wire.has_news", lambda websocket: True)
+    monkeypatch.setattr("wspool.wire.lookout", lambda websocket: lambda: True)
     drained: list[str | bytes] = []
     pool = make_pool(max_connections=2, on_drained=lambda _, message: drained.append(message))
     for _ in range(3):

@@ -77,14 +77,14 @@ FAULTS = [
         14,
         "nobody looks at what arrived before a checkout",
         routing.Router.next_idle,
-        "connection.has_news()",
+        "connection.inbox or connection.look()",
         "False",
     ),
     Fault(
         15,
         "the late reply to a cancelled borrower is read by the next",
         routing.Router.give_back,
-        "is_failed = is_failed and has_sent",
+        "is_failed = is_failed and connection.has_sent",
         "is_failed = False",
     ),
     Fault(

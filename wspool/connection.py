@@ -19,7 +19,7 @@ import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from time import perf_counter, time
+from time import monotonic, perf_counter, time
 from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
@@ -35,7 +35,7 @@ from wspool.errors import (
 )
 from wspool.places import Borrower, borrowed_at
 from wspool.queues import Queues
-from wspool.states import CloseReason, Moved, State
+from wspool.states import CLOSED, CloseReason, Moved, State
 
 HISTORY: Final = 16
 """Transitions that a connection remembers."""
@@ -64,11 +64,22 @@ class HookRun:
 _in_hook: ContextVar[HookRun | None] = ContextVar("wspool_hook", default=None)
 
 
+def _always() -> bool:
+    return True
+
+
 def _size(message: str | bytes) -> int:
     """Return the bytes of a message's payload."""
     if isinstance(message, str) and not message.isascii():
         return len(message.encode())
     return len(message)
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return `loop.time`, or what it calls: 0.06 µs less, several times for each loan."""
+    if type(loop).time is asyncio.BaseEventLoop.time:
+        return monotonic
+    return loop.time
 
 
 class Transition(NamedTuple):
@@ -101,8 +112,8 @@ class WebsocketConnection:
     __slots__ = (
         "__weakref__",
         "_hook",
-        "_inbox",
         "_inbox_bytes",
+        "_is_exposed",
         "_is_reading",
         "_is_receiving",
         "_last_message",
@@ -129,6 +140,7 @@ class WebsocketConnection:
         "headers",
         "id",
         "idle_since",
+        "inbox",
         "is_flooding",
         "is_lost",
         "jitter",
@@ -136,6 +148,7 @@ class WebsocketConnection:
         "last_activity",
         "lease",
         "leases",
+        "look",
         "moves",
         "on_close",
         "opened",
@@ -169,7 +182,7 @@ class WebsocketConnection:
         self.state = State.CONNECTING
         self.queues = queues
         self.moves: deque[Moved] = deque(maxlen=HISTORY)
-        self.clock = loop.time
+        self.clock = clock_of(loop)
         # Called once, right after the connection has entered the state closed.
         self.on_close = on_close
         # The number of `expire_connections()` calls before this connection's birth.
@@ -223,10 +236,14 @@ class WebsocketConnection:
         self.is_flooding = False
         self._is_reading = False
         self._is_receiving = False
+        # Whether a borrower may be reading the WebSocket directly.
+        self._is_exposed = False
         self._turns: list[asyncio.Future[None]] = []
         # Messages read while nobody was in recv, in order.
-        self._inbox: deque[str | bytes] = deque()
+        self.inbox: deque[str | bytes] = deque()
         self._inbox_bytes = 0
+        # The cheap look: whether the event loop has read something that is not in the inbox.
+        self.look: Callable[[], object] = _always
         self._pings: dict[bytes, Ping] = {}
         self._payloads = itertools.count(1)
         # The last ping's round trip in seconds.
@@ -249,7 +266,7 @@ class WebsocketConnection:
         if self._websocket is None:
             raise ConnectionClosedError(f"Connection #{self.id} has no WebSocket yet")
         # What is done with it cannot be seen, so take it that something is sent.
-        self.has_sent = True
+        self.has_sent = self._is_exposed = True
         self._last_message = None
         return self._websocket
 
@@ -327,10 +344,11 @@ class WebsocketConnection:
         Raises ConnectionClosedError when the connection is lost (the message may or may not have
         arrived), ConnectionBusyError when it is not the caller's.
         """
+        websocket = self._check_right("send")
         if isinstance(message, str):
-            send = self._check_right("send").send_str(message)
+            send = websocket.send_str(message)
         elif isinstance(message, (bytes, bytearray, memoryview)):
-            send = self._check_right("send").send_bytes(message)
+            send = websocket.send_bytes(message)
         else:
             raise TypeError(f"send() takes str or bytes, not {type(message).__name__}")
         self.has_sent = True
@@ -359,9 +377,8 @@ class WebsocketConnection:
                 "messages"
             )
         lease = self.lease
-        if self._inbox and lease:
-            message: str | bytes | None = self._take()
-        else:
+        message = self._at_hand() if lease else None
+        if message is None:
             self._check_right("recv")
             self._is_receiving = True
             try:
@@ -432,7 +449,7 @@ class WebsocketConnection:
                 f"Cannot {doing} on connection #{self.id}: it is {self.state} and not lent to "
                 "you; acquire it from the pool first"
             )
-        if websocket is None or self.is_lost or self.state is State.CLOSED:
+        if websocket is None or self.is_lost or self.state is CLOSED:
             raise self._closed_error()
         return websocket
 
@@ -444,26 +461,27 @@ class WebsocketConnection:
         self._last_message = None  # what a hook has read is no answer to this borrower
         self.borrower = borrower
 
-    def end_loan(self) -> None:
-        """End the loan. Whoever is still in recv or ping finds that he has lost the right."""
+    def end_loan(self) -> tuple[bool, str | bytes | None]:
+        """End the loan. Whoever is still in recv or ping finds that he has lost the right.
+
+        Returns whether somebody is, and what recv returned last, if nothing was sent and nothing
+        has arrived since.
+        """
+        left = self.is_in_use, None if self.inbox else self._last_message
         self.lease = 0
         self.borrower = None
         self._last_message = None
+        return left
 
     @property
     def is_in_use(self) -> bool:
         """Whether a task is in recv or ping, or a large compressed send may still leave."""
         if self._is_reading or self._is_receiving:
             return True
-        if self._websocket is not None and wire.is_being_read(self._websocket):
+        if self._is_exposed and self._websocket is not None and wire.is_being_read(self._websocket):
             return True  # directly
         # An uncompressed frame is written at once; only compressing may happen later.
         return self._sending > 0 and self._websocket is not None and bool(self._websocket.compress)
-
-    @property
-    def last_message(self) -> str | bytes | None:
-        """What recv returned last, if nothing was sent and nothing has arrived since."""
-        return None if self._inbox else self._last_message
 
     async def run_hook(self, hook: Callable[[WebsocketConnection], Awaitable[object]]) -> None:
         """Run a hook of the user's, which alone may send and receive meanwhile."""
@@ -492,9 +510,7 @@ class WebsocketConnection:
             frame = await websocket.receive()
             kind = frame.type
             if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
-                self.received_messages += 1
-                self.received_bytes += _size(frame.data)
-                return frame.data  # type: ignore[no-any-return]
+                return self._count(frame.data)
             if kind is WSMsgType.PING:
                 await self._write(websocket.pong(frame.data))
             elif kind is WSMsgType.PONG:
@@ -513,6 +529,22 @@ class WebsocketConnection:
             self._wake()
         return None
 
+    def _at_hand(self) -> str | bytes | None:
+        """Return the next message if the event loop has read it."""
+        return self._take() if self.inbox else self._next_read()
+
+    def _next_read(self) -> str | bytes | None:
+        """Take the next message off aiohttp's queue, if it is one, and nobody reads."""
+        if self._is_reading or self._websocket is None:
+            return None
+        frame = wire.take_message(self._websocket)
+        return self._count(frame.data) if frame is not None else None
+
+    def _count(self, message: str | bytes) -> str | bytes:
+        self.received_messages += 1
+        self.received_bytes += _size(message)
+        return message
+
     async def next_message(self, lease: int, until: Ping | None = None) -> str | bytes | None:
         """Return the next message for the holder of this lease.
 
@@ -522,9 +554,9 @@ class WebsocketConnection:
         while True:
             if self.lease != lease or (until is not None and until.answered is not None):
                 return None
-            if self._inbox:
-                return self._take()
-            if self.is_lost or self.state is State.CLOSED:
+            if (ready := self._at_hand()) is not None:
+                return ready
+            if self.is_lost or self.state is CLOSED:
                 return None
             if self._is_reading:
                 await self._turn()
@@ -536,26 +568,28 @@ class WebsocketConnection:
 
         Nothing is given while a task is reading: that one will see them.
         """
-        while self._inbox:
+        while self.inbox:
             yield self._take()
         yield from self._arrived()
 
     def _arrived(self) -> Iterator[str | bytes]:
         websocket = self._websocket
         while not (websocket is None or self._is_reading or self.is_lost):
-            if not wire.has_news(websocket) or (self.state is State.CLOSED and websocket.closed):
+            if not self.look() or (self.state is CLOSED and websocket.closed):
                 return  # from the goodbye's beginning on, the goodbye reads
-            if wire.is_being_read(websocket):
+            if self._is_exposed and wire.is_being_read(websocket):
                 return  # by a borrower that uses `websocket` directly
-            message = wire.step(self._read())
+            message: object = self._next_read()
+            if message is None:
+                message = wire.step(self._read())
             if message is wire.WOULD_BLOCK:
                 return
             if message is not None:
                 yield message  # type: ignore[misc]
 
     def has_news(self) -> bool:
-        """Whether something was read that nobody has looked at. This is the cheap look."""
-        return bool(self._inbox) or self._websocket is None or wire.has_news(self._websocket)
+        """Whether something was read that nobody has looked at."""
+        return bool(self.inbox or self.look())
 
     def is_flooded(self) -> bool:
         """Whether more is unread than aiohttp's queue holds, so that the rest is still coming."""
@@ -573,11 +607,11 @@ class WebsocketConnection:
             self._lose(1006, "", self._websocket.exception())
 
     def _keep(self, message: str | bytes) -> None:
-        self._inbox.append(message)
+        self.inbox.append(message)
         self._inbox_bytes += len(message) + _MESSAGE_OVERHEAD
 
     def _take(self) -> str | bytes:
-        message = self._inbox.popleft()
+        message = self.inbox.popleft()
         self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD
         return message
 
@@ -680,6 +714,7 @@ class WebsocketConnection:
     def attach(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         """Take the WebSocket of a handshake that succeeded."""
         self._websocket = websocket
+        self.look = wire.lookout(websocket)
         self.socket = wire.Socket(websocket)
         self.is_lost = False
 
@@ -718,7 +753,8 @@ class WebsocketConnection:
         """Hang up and forget the WebSocket of a dial attempt that failed after its handshake."""
         await self.hang_up(timeout)
         self._websocket = self.socket = None
-        self._inbox.clear()
+        self.look = _always
+        self.inbox.clear()
         self._inbox_bytes = 0
         if self.state is State.CONNECTING:  # what ended the attempt has not ended the connection
             self.close_code, self.close_reason, self.cause = None, "", None
@@ -734,7 +770,7 @@ class WebsocketConnection:
         """Leave the last queue: the socket is gone, and the place is free."""
         self.queues.remove(self)
         if not self.lease:  # else its borrower may still read what came before the close
-            self._inbox.clear()
+            self.inbox.clear()
         self._wake()
 
     def __del__(self) -> None:

@@ -25,9 +25,12 @@ class Loan:
         self._wants_new = wants_new
 
     async def __aenter__(self) -> WebsocketConnection:
-        connection = self._connection = await self._pool._acquire(
-            self._timeout, sys._getframe(1), wants_new=self._wants_new
-        )
+        pool = self._pool
+        borrower = pool.borrower(sys._getframe(1), self._timeout)
+        connection = None if self._wants_new else pool.router.lend_idle(borrower)
+        if connection is None:
+            connection = await pool.wait(borrower, self._timeout, wants_new=self._wants_new)
+        self._connection = connection
         self._lease = connection.lease
         return connection
 

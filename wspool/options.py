@@ -70,8 +70,13 @@ class Options:
     close_timeout: float
     leak_threshold: float | None
     connect_options: dict[str, Any] = field(repr=False)
+    # Whether a release without an exception may have to be followed by a drain.
+    may_drain: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        has_mark = self.drain_until is not None or self.drain_fence
+        has_check = self.check_server_data_on_release or self.on_release is not None
+        self.may_drain = has_mark or has_check
         if not callable(self.uri):
             self.uri = check_uri(self.uri)
         if self.headers is None:

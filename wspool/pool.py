@@ -36,6 +36,7 @@ from wspool.options import (
     check_count,
     check_timeout,
 )
+from wspool.places import Borrower
 from wspool.routing import Router
 from wspool.stats import Stats
 
@@ -272,7 +273,9 @@ class WebsocketConnectionPool:
         is not allowed, ConnectionPoolTimeoutError when the time is up, ConnectionUnavailableError
         when the dial failed, ConnectionPoolUnavailableError when the pool is closed.
         """
-        return await self._acquire(timeout, sys._getframe(1))
+        borrower = self.borrower(sys._getframe(1), timeout)
+        connection = self.router.lend_idle(borrower)
+        return connection or await self.wait(borrower, timeout)
 
     async def acquire_new(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`.
@@ -280,7 +283,8 @@ class WebsocketConnectionPool:
         At the limit the longest-idle connection, or else the next that is returned, is closed to
         make room.
         """
-        return await self._acquire(timeout, sys._getframe(1), wants_new=True)
+        borrower = self.borrower(sys._getframe(1), timeout)
+        return await self.wait(borrower, timeout, wants_new=True)
 
     def get_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
         """Return an async context manager that acquires a connection and gives it back.
@@ -300,28 +304,30 @@ class WebsocketConnectionPool:
         Everything is done before the first await, and nothing waits for the network. Releasing
         what is not lent by this pool is a warning in the log.
         """
-        if self.is_started:
+        if asyncio.get_running_loop() is not self._loop and self.is_started:
             self._enter()
         self.router.give_back(connection, force_remove=force_remove)
 
-    async def _acquire(
-        self, timeout: float | None, frame: FrameType, *, wants_new: bool = False
-    ) -> WebsocketConnection:
-        if self.is_closed:
-            raise ConnectionPoolUnavailableError(f"{self!r} is closed")
-        self._enter()
-        if timeout is _DEFAULT:
-            timeout = self.router.options.acquire_timeout
-        else:
-            check_timeout(timeout)
-        borrower = (frame.f_code, frame.f_lasti, asyncio.current_task(self._loop))
+    def borrower(self, frame: FrameType, timeout: float | None) -> Borrower:
+        """Return who borrows, by the frame that he calls from, if he may."""
         router = self.router
+        if router.is_closing:
+            raise ConnectionPoolUnavailableError(f"{self!r} is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            self._enter()
+        if timeout is not _DEFAULT:
+            check_timeout(timeout)
         if router.events.listeners:
             router.events.publish(ConnectionCheckOutStarted)
-        if not wants_new and (connection := router.next_idle()) is not None:
-            router.lend(connection, borrower)
-            return connection
-        return await router.wait(borrower, timeout, wants_new=wants_new)
+        return frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
+
+    async def wait(
+        self, borrower: Borrower, timeout: float | None, *, wants_new: bool = False
+    ) -> WebsocketConnection:
+        """Return a connection that had to be waited for."""
+        if timeout is _DEFAULT:
+            timeout = self.router.options.acquire_timeout
+        return await self.router.wait(borrower, timeout, wants_new=wants_new)
 
     # Closing.
 

@@ -26,7 +26,7 @@ class Queues(Generic[C]):
     walks over the holes that deletions left at its ends.
     """
 
-    __slots__ = ("_of", "busy", "closed", "connecting", "draining", "gone", "idle")
+    __slots__ = ("_of", "all", "busy", "closed", "connecting", "draining", "gone", "idle")
 
     def __init__(self) -> None:
         self._of: dict[State, OrderedDict[C, None]] = {state: OrderedDict() for state in State}
@@ -35,11 +35,14 @@ class Queues(Generic[C]):
         self.busy = self._of[State.BUSY]
         self.draining = self._of[State.DRAINING]
         self.closed = self._of[State.CLOSED]
+        # All of them, so that the length is had at once.
+        self.all: set[C] = set()
         self.gone: deque[C] = deque(maxlen=REMEMBERED)
 
     def add(self, connection: C) -> None:
         """Take in a connection at its birth."""
         self.connecting[connection] = None
+        self.all.add(connection)
 
     def move(self, connection: C, source: State, dest: State) -> None:
         """Move a connection; for the state machine's event alone."""
@@ -49,6 +52,7 @@ class Queues(Generic[C]):
     def remove(self, connection: C) -> None:
         """Let go of a closed connection whose socket is gone."""
         del self.closed[connection]
+        self.all.remove(connection)
         self.gone.append(connection)
 
     def __getitem__(self, state: State) -> OrderedDict[C, None]:
@@ -60,7 +64,7 @@ class Queues(Generic[C]):
 
     def __len__(self) -> int:
         """Return how many connections hold a place, that is, may have a socket at the server."""
-        return sum(map(len, self._of.values()))
+        return len(self.all)
 
     def counts(self) -> dict[State, int]:
         return {state: len(queue) for state, queue in self._of.items()}

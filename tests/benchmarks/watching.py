@@ -101,8 +101,10 @@ def stepped_echo(websocket: ClientWebSocketResponse) -> Body:
 
 
 def looked_at_echo(websocket: ClientWebSocketResponse) -> Body:
+    look = wire.lookout(websocket)
+
     async def borrow() -> None:
-        wire.has_news(websocket)
+        look()
         await websocket.send_str(MESSAGE)
         await websocket.receive()
         await asyncio.sleep(0)
@@ -160,9 +162,11 @@ def stepped_alone(websocket: ClientWebSocketResponse) -> Body:
 
 
 def looked_at_alone(websocket: ClientWebSocketResponse) -> Body:
+    look = wire.lookout(websocket)
+
     async def look_often() -> None:
         for _ in range(MANY):
-            wire.has_news(websocket)
+            look()
 
     return look_often
 

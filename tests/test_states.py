@@ -93,14 +93,21 @@ ORDER = [
     "introspection",
     "loans",
     "pool",
+    "prometheus",
+    "opentelemetry",
+    "debug",
     "demo",
+    "top",
     "__init__",
     "__main__",
 ]
-"""The order of the files: nobody imports one that stands below itself.
+"""The order of the files: nobody imports one that stands below itself."""
 
-The last three are the package's faces: the names, and what `python -m wspool` runs.
-"""
+EXTRAS = {"prometheus": {"prometheus_client"}, "opentelemetry": {"opentelemetry"}}
+"""The optional parts with what they need beyond the core's dependencies; nobody imports them."""
+
+FACES = {"demo", "top", "__main__"}
+"""What `python -m wspool` runs; it may use rich."""
 
 
 @pytest.fixture(autouse=True)
@@ -356,12 +363,16 @@ def test_nobody_imports_a_file_below_its_own_in_the_order() -> None:
 
 
 def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> None:
-    """multidict and yarl are aiohttp's own, and part of its interface. The demo may use rich."""
-    roots = {
-        name.partition(".")[0]
-        for module, tree in modules()
-        if module != "demo"
-        for name in imports(tree)
-    }
-    foreign = roots - sys.stdlib_module_names - {"wspool"}
-    assert foreign == {"aiohttp", "backoff", "multidict", "transitions", "yarl"}
+    """multidict and yarl are aiohttp's own, and part of its interface."""
+    core = {"aiohttp", "backoff", "multidict", "transitions", "yarl"}
+    for module, tree in modules():
+        if module not in FACES:
+            roots = {name.partition(".")[0] for name in imports(tree)}
+            foreign = roots - sys.stdlib_module_names - {"wspool"}
+            assert foreign <= core | EXTRAS.get(module, set()), module
+
+
+def test_nobody_imports_an_optional_part() -> None:
+    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.debug"}
+    for module, tree in modules():
+        assert not optional & set(imports(tree)), module

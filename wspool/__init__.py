@@ -13,7 +13,12 @@ from wspool.errors import (
     IllegalTransitionError,
     WebsocketError,
 )
-from wspool.introspection import ConnectionSnapshot, PoolSnapshot
+from wspool.introspection import (
+    BorrowerSnapshot,
+    ConnectionSnapshot,
+    PoolSnapshot,
+    WaiterSnapshot,
+)
 from wspool.options import DrainConditionCallback
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import CloseReason, State
@@ -22,6 +27,7 @@ from wspool.stats import Stats
 __version__ = "0.1.0"
 
 __all__ = [
+    "BorrowerSnapshot",
     "CloseReason",
     "ConnectionBusyError",
     "ConnectionClosedError",
@@ -38,6 +44,7 @@ __all__ = [
     "State",
     "Stats",
     "Transition",
+    "WaiterSnapshot",
     "WebsocketConnection",
     "WebsocketConnectionPool",
     "WebsocketError",

@@ -73,6 +73,11 @@ async def test_the_books_agree_with_one_another() -> None:
     status, out, _ = await run("--seconds", "1", "--drop-rate", "0.05")
     assert status == 0
     borrows = number(out, "borrows")
+    drained = taken["draining drained idle"]
+    assert taken["busy drain draining"] == drained + taken["draining close closed"]
+    assert drained > 0
+    closed = sum(taken[f"{state} close closed"] for state in ("idle", "busy", "draining"))
+    assert taken["connecting connected idle"] == closed
     assert borrows == sum(number(out, name) for name in ("replies", "left early", "errors"))
     assert borrows == number(out, "handshakes made") + number(out, "handshakes saved")
     taken = transitions(out)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wspool import __version__, demo
+from wspool import __version__, demo, top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"wspool {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_demo(commands)
+    _add_top(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
@@ -55,6 +56,44 @@ def _add_demo(commands: Any) -> None:
         "spread (default: 0.005)",
     )
     parser.set_defaults(run=demo.run)
+
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="show a pool of another process, live in the terminal",
+        description="Show a pool that serves its snapshot by HTTP, live: its states, who waits, "
+        "each connection, and the last that have gone. Where there is no terminal, one line for "
+        "each time it is read. The live view needs rich: pip install 'wspool[rich]'. Exit status: "
+        "0; 2 for wrong arguments or an address without a snapshot, but once there was one, live, "
+        "it tries again and says so; 130 after Ctrl-C.",
+    )
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        help="http:// or https:// address of the snapshot, or of the debug page: unless the path "
+        "ends in /snapshot, that is appended; ?pool=NAME chooses one of several pools",
+    )
+    parser.add_argument(
+        "--interval",
+        type=_number(float, 0.1),
+        default=1.0,
+        help="seconds between two looks (default: 1)",
+    )
+    parser.add_argument("--once", action="store_true", help="show one picture, and end")
+    parser.add_argument(
+        "--json", action="store_true", help="with --once: print the snapshot's JSON, and no more"
+    )
+    parser.add_argument(
+        "-H",
+        "--header",
+        action="append",
+        default=[],
+        type=top.header,
+        metavar="'NAME: VALUE'",
+        help="send a header, such as the application's own authentication; may be repeated",
+    )
+    parser.set_defaults(run=top.run)
 
 
 def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:

@@ -15,7 +15,7 @@ import random
 import sys
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,14 @@ from aiohttp import web
 
 from wspool.connection import WebsocketConnection
 from wspool.errors import WebsocketError
+from wspool.events import (
+    ConnectionCheckedOut,
+    ConnectionClosed,
+    ConnectionDrained,
+    ConnectionDrainStarted,
+    ConnectionReady,
+    Event,
+)
 from wspool.introspection import shown_uri
 from wspool.options import check_uri
 from wspool.pool import WebsocketConnectionPool
@@ -44,6 +52,14 @@ MEANINGS: Final = {
     State.DRAINING: "given back early; its late reply is read first",
     State.CLOSED: "saying goodbye, until the socket is gone",
 }
+
+TAKEN: Final[dict[type[Event], tuple[str, str]]] = {
+    ConnectionReady: ("connected", "connecting"),
+    ConnectionCheckedOut: ("checkout", "idle"),
+    ConnectionDrainStarted: ("drain", "busy"),
+    ConnectionDrained: ("drained", "draining"),
+}
+"""What a connection has done, trigger and source, when the pool publishes an event."""
 
 
 @dataclass
@@ -123,7 +139,6 @@ class Load:
         self.is_embedded = args.uri is None
         self.is_ending = False
         self._ids = itertools.count(1)
-        self._open: set[WebsocketConnection] = set()
         self.pool = WebsocketConnectionPool(
             uri=uri,
             session=session,
@@ -136,6 +151,7 @@ class Load:
             drain_until=lambda message: True,  # one request, one reply,
             drain_quiet_period=60.0,  # so silence proves nothing
         )
+        self.pool.subscribe(self._note)
 
     async def _say_hello(self, connection: WebsocketConnection) -> None:
         """See that the server echoes, and read away a greeting of its own."""
@@ -143,7 +159,6 @@ class Load:
         while await connection.recv() != "hello":
             pass
         self.results.handshakes += 1
-        self._open.add(connection)
 
     async def borrow(self) -> None:
         """Borrow a connection for one request."""
@@ -208,27 +223,19 @@ class Load:
                 task.cancel()
         return is_whole
 
-    def note_closes(self) -> None:
-        """Count the connections that are closed by the state that they left."""
-        for connection in [c for c in self._open if c.state is State.CLOSED]:
-            self._open.remove(connection)
-            self.results.transitions["close", connection.history[-1].source] += 1
+    def _note(self, event: Event) -> None:
+        taken = self.results.transitions
+        if isinstance(event, ConnectionClosed):
+            taken["close", event.state] += 1
+        elif (move := TAKEN.get(type(event))) is not None:
+            taken[move] += 1
 
     def finish(self) -> None:
-        """Fill in what is known once every connection is closed.
-
-        Each was opened once, and left every state as often as it entered it.
-        """
-        self.note_closes()
-        stats, taken = self.pool.stats, self.results.transitions
-        self.results.borrows = taken["checkout", "idle"] = stats.borrows
-        taken["drained", "draining"] = stats.drained_messages  # one late reply, one drain
-        taken["drain", "busy"] = stats.drained_messages + taken["close", "draining"]
-        taken["checkin", "busy"] = stats.borrows - taken["drain", "busy"] - taken["close", "busy"]
-        taken["connected", "connecting"] = sum(
-            taken["close", state] for state in ("idle", "busy", "draining")
-        )
-        taken["close", "connecting"] = stats.dials - taken["connected", "connecting"]
+        """Fill in what is known once every connection is closed, and so has left the state busy."""
+        self.results.borrows = self.pool.stats.borrows
+        taken = self.results.transitions
+        left_otherwise = taken["drain", "busy"] + taken["close", "busy"]
+        taken["checkin", "busy"] = taken["checkout", "idle"] - left_otherwise
 
 
 # The display.
@@ -253,36 +260,59 @@ def display() -> Iterator[tuple[Show, float]]:
         yield lambda *what: live.update(_table(*what), refresh=True), 0.25
 
 
-def _figures(load: Load, rate: float) -> list[tuple[str, int, str]]:
+Figure = tuple[str, str, str]
+"""A name, a number, and what there is to say of it."""
+
+
+def _figures(load: Load, rate: float) -> list[Figure]:
     results = load.results
+    drops = results.drops["cut"] + results.drops["closed"]
     return [
-        ("waiting", load.pool.waiters, f"borrowers; {load.pool.stats.waits:,} had to so far"),
-        ("handshakes", results.handshakes, "so far; without a pool, one for each request"),
-        ("messages/s", round(rate), "sent and received by borrowers"),
-        ("drops", results.drops["cut"] + results.drops["closed"], "by the server, on purpose"),
-        ("errors", results.errors.total(), "seen by borrowers"),
+        (
+            "waiting",
+            f"{load.pool.waiters:,}",
+            f"borrowers; {load.pool.stats.waits:,} had to so far",
+        ),
+        ("handshakes", f"{results.handshakes:,}", "so far; without a pool, one for each request"),
+        ("messages/s", f"{round(rate):,}", "sent and received by borrowers"),
+        ("drops", f"{drops:,}", "by the server, on purpose"),
+        ("errors", f"{results.errors.total():,}", "seen by borrowers"),
     ]
 
 
 def _print_line(load: Load, title: str, rate: float) -> None:
-    counts = "  ".join(f"{state} {n}" for state, n in load.pool.snapshot().counts.items())
-    figures = "  ".join(f"{name} {n:,}" for name, n, _ in _figures(load, rate))
-    print(f"{title:>5}  {counts} | {figures}", flush=True)
+    counts = load.pool.snapshot().counts
+    print(line(f"{title:>5}", counts, _figures(load, rate)), flush=True)
 
 
 def _table(load: Load, title: str, rate: float) -> Any:
-    from rich.table import Table
+    counts = load.pool.snapshot().counts
+    return table(counts, _figures(load, rate), title=title, title_justify="left")
 
-    table = Table("state", title=title, title_justify="left")
+
+def line(title: str, counts: Mapping[str, int], figures: list[Figure]) -> str:
+    """Return the count of each state and the figures, for where there is no terminal."""
+    states = "  ".join(f"{state} {n}" for state, n in counts.items())
+    return f"{title}  {states} | {'  '.join(f'{name} {number}' for name, number, _ in figures)}"
+
+
+def table(
+    counts: Mapping[str, int], figures: list[Figure], *, scale: int = 10, **options: Any
+) -> Any:
+    """Return the same as a table for rich, with bars that are full at a count of `scale`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("state", **options)
     table.add_column("now", justify="right", min_width=6)
     table.add_column("", min_width=10, style="green")
     table.add_column("meaning", min_width=46, style="dim")
-    counts = load.pool.snapshot().counts
     for state, meaning in MEANINGS.items():
-        table.add_row(state, str(counts[state]), "█" * min(counts[state], 10), meaning)
+        bar = "█" * math.ceil(10 * min(counts[state], scale) / scale)
+        table.add_row(state, str(counts[state]), bar, meaning)
     table.add_section()
-    for name, count, meaning in _figures(load, rate):
-        table.add_row(name, f"{count:,}", "", meaning)
+    for name, number, meaning in figures:
+        table.add_row(name, number, "", Text(meaning))
     return table
 
 
@@ -293,7 +323,6 @@ async def watch(load: Load, seconds: float) -> None:
     with display() as (show, period):
         while (left := began + seconds - perf_counter()) > 0:
             await asyncio.sleep(min(period, left))
-            load.note_closes()
             now, so_far = perf_counter(), load.results.messages
             show(load, f"{now - began:.0f} s", (so_far - messages) / (now - shown))
             shown, messages = now, so_far

@@ -6,7 +6,6 @@ or query value gets into a picture.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict, dataclass
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -103,7 +102,9 @@ class PoolSnapshot:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
         picture = asdict(self)
         picture["stats"] = self.stats.to_dict()
-        for connection in itertools.chain(picture["connections"], picture["gone"]):
+        for name in ("connections", "gone", "waiting"):
+            picture[name] = list(picture[name])
+        for connection in picture["connections"] + picture["gone"]:
             connection["history"] = [line._asdict() for line in connection["history"]]
         return picture
 

@@ -80,13 +80,13 @@ MUTATIONS: Final = (
         "cancellation absorbed by a loop",
         "test_a_slow_hook_does_not_absorb_the_cancellation_of_acquire",
         "routing.py",
-        "            return await waiter.future\n",
+        "            connection = await waiter.future\n",
         "            while not waiter.future.done():\n"
         "                try:\n"
         "                    await asyncio.wait({waiter.future})\n"
         "                except asyncio.CancelledError:\n"
         "                    continue\n"
-        "            return waiter.future.result()\n",
+        "            connection = waiter.future.result()\n",
     ),
     Mutation(
         4,

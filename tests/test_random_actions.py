@@ -149,10 +149,8 @@ class Story(RuleBasedStateMachine):
         self.most_sockets = self.max_connections
         lend = self.pool.router.lend
 
-        def checked_lend(
-            connection: WebsocketConnection, borrower: Borrower, waited: float = 0.0
-        ) -> None:
-            lend(connection, borrower, waited)
+        def checked_lend(connection: WebsocketConnection, borrower: Borrower) -> None:
+            lend(connection, borrower)
             assert not connection.has_news(), "something is unread at the checkout"
             assert not list(connection.unread()), "the inbox is full at the checkout"
 

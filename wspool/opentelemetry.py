@@ -3,13 +3,13 @@
 The names follow OpenTelemetry's own for database connection pools (`db.client.connection.*`). All
 begin with `wspool.connection.` and have the attribute `wspool.connection.pool.name`.
 
-Read from the pool when the reader collects, in whatever thread that does it:
+Read from the pool when a reader collects, in whatever thread that does it:
 
     count             {connection}  with the attribute wspool.connection.state
     max               {connection}  max_connections
     pending_requests  {request}     acquires that wait
-    timeouts          {timeout}     acquires that waited in vain until their timeout
     borrows           {borrow}      loans
+    timeouts          {timeout}     acquires that waited in vain until their timeout
     dials             {dial}        dials that were begun
     dial_failures     {dial}        with the attribute error.type: ConnectionUnavailableError's kind
     closed            {connection}  with the attribute wspool.connection.reason, a CloseReason
@@ -26,25 +26,20 @@ Histograms, in seconds, told by the pool's events, and so from `instrument` on:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Final
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
-import wspool
-from wspool.events import (
-    ConnectionCheckedIn,
-    ConnectionCheckedOut,
-    ConnectionDrained,
-    ConnectionReady,
-    Event,
-)
+from wspool import events
 from wspool.pool import WebsocketConnectionPool
-from wspool.states import CloseReason
 
 PREFIX: Final = "wspool.connection."
+POOL: Final = "wspool.connection.pool.name"
+STATE: Final = "wspool.connection.state"
+REASON: Final = "wspool.connection.reason"
 
 BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0)
 """Bounds of the histograms' buckets in seconds, unless a view says otherwise.
@@ -52,97 +47,110 @@ BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.
 Those that OpenTelemetry advises for database calls, and a minute and ten: loans can be long.
 """
 
-Values = Iterable[tuple[dict[str, str], int]]
+Row = tuple[str, str, str, Callable[[WebsocketConnectionPool], Mapping[Any, int]]]
+"""Unit, description, an attribute beside the pool's name ("": none), the number for each value."""
 
+_GAUGES: Final[dict[str, Row]] = {
+    "count": ("{connection}", "By state", STATE, lambda pool: pool.router.queues.counts()),
+    "max": ("{connection}", "Limit", "", lambda pool: {"": pool.router.options.max_connections}),
+    "pending_requests": ("{request}", "Acquires that wait", "", lambda pool: {"": pool.waiters}),
+}
 
-def _counts(pool: WebsocketConnectionPool) -> Values:
-    counts = pool.router.queues.counts()
-    return [({f"{PREFIX}state": state}, count) for state, count in counts.items()]
-
-
-def _closes(pool: WebsocketConnectionPool) -> Values:
-    closes = pool.stats.closes
-    return [({f"{PREFIX}reason": reason}, closes[reason]) for reason in CloseReason]
-
-
-def _failures(pool: WebsocketConnectionPool) -> Values:
+_COUNTERS: Final[dict[str, Row]] = {
+    "borrows": ("{borrow}", "Loans", "", lambda pool: {"": pool.stats.borrows}),
+    "timeouts": ("{timeout}", "Waits in vain", "", lambda pool: {"": pool.stats.timeouts}),
+    "dials": ("{dial}", "Dials begun", "", lambda pool: {"": pool.stats.dials}),
     # A dict of a Counter is made in one step, whatever the event loop's thread does.
-    failures = dict(pool.stats.failures)
-    return [({"error.type": kind}, count) for kind, count in failures.items()]
+    "dial_failures": ("{dial}", "By kind", "error.type", lambda pool: dict(pool.stats.failures)),
+    "closed": ("{connection}", "By reason", REASON, lambda pool: dict(pool.stats.closes)),
+    "drained_messages": ("{message}", "Unread", "", lambda pool: {"": pool.stats.drained_messages}),
+}
+
+_HISTOGRAMS: Final = {
+    events.ConnectionReady: ("create_time", "Dial attempts that succeeded"),
+    events.ConnectionCheckedOut: ("wait_time", "From acquire to the loan"),
+    events.ConnectionCheckedIn: ("use_time", "Loans"),
+    events.ConnectionDrained: ("drain_time", "Drains that ended well"),
+}
 
 
 class _Instruments:
-    """The instruments of one meter provider, and the pools that they tell of."""
+    """The instruments of one meter provider, and the pools that they tell of, held weakly.
 
-    def __init__(self, meter: Meter) -> None:
+    A meter has each of them once: the SDK drops the callbacks of a second one of the same name.
+    """
+
+    def __init__(self, meter: metrics.Meter) -> None:
         self._pools: WeakValueDictionary[str, WebsocketConnectionPool] = WeakValueDictionary()
-        numbers, totals = meter.create_observable_up_down_counter, meter.create_observable_counter
-
-        def observe(
-            create: Callable[..., object],
-            name: str,
-            unit: str,
-            what: str,
-            read: Callable[[WebsocketConnectionPool], Values],
-        ) -> None:
-            def callback(options: CallbackOptions) -> Iterable[Observation]:
-                for known in self._pools.valuerefs():
-                    if (pool := known()) is not None:
-                        whose = {f"{PREFIX}pool.name": known.key}
-                        for attributes, value in read(pool):
-                            yield Observation(value, whose | attributes)
-
-            create(PREFIX + name, [callback], unit=f"{{{unit}}}", description=what)
-
-        observe(numbers, "count", "connection", "Connections by state", _counts)
-        observe(
-            *(numbers, "max", "connection", "The limit of connections"),
-            lambda pool: [({}, pool.router.options.max_connections)],
-        )
-        observe(
-            *(numbers, "pending_requests", "request", "Acquires that wait"),
-            lambda pool: [({}, pool.waiters)],
-        )
-        observe(
-            *(totals, "timeouts", "timeout", "Acquires that waited in vain"),
-            lambda pool: [({}, pool.stats.timeouts)],
-        )
-        observe(totals, "borrows", "borrow", "Loans", lambda pool: [({}, pool.stats.borrows)])
-        observe(totals, "dials", "dial", "Dials begun", lambda pool: [({}, pool.stats.dials)])
-        observe(totals, "dial_failures", "dial", "Dials that failed, by kind", _failures)
-        observe(totals, "closed", "connection", "Closed connections by reason", _closes)
-        observe(
-            *(totals, "drained_messages", "message", "Messages that no borrower has read"),
-            lambda pool: [({}, pool.stats.drained_messages)],
-        )
-
-        self._histograms = {
+        gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
+        for name, row in _GAUGES.items():
+            gauge(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
+        for name, row in _COUNTERS.items():
+            counter(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
+        self._histograms: dict[type[Any], metrics.Histogram] = {
             kind: meter.create_histogram(
                 PREFIX + name, "s", what, explicit_bucket_boundaries_advisory=BUCKETS
             )
-            for kind, name, what in (
-                (ConnectionReady, "create_time", "Dial attempts that succeeded"),
-                (ConnectionCheckedOut, "wait_time", "From acquire to the loan"),
-                (ConnectionCheckedIn, "use_time", "Loans"),
-                (ConnectionDrained, "drain_time", "Drains that ended well"),
-            )
+            for kind, (name, what) in _HISTOGRAMS.items()
         }
+
+    def _observe(self, row: Row, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+        attribute, read = row[2:]
+        for known in self._pools.valuerefs():
+            if (pool := known()) is not None:
+                for value, number in read(pool).items():
+                    attributes = {POOL: known.key, attribute: str(value)}
+                    attributes.pop("", None)
+                    yield metrics.Observation(number, attributes)
 
     def add(self, pool: WebsocketConnectionPool) -> Callable[[], None]:
         name = pool.name
         known = self._pools.get(name)
         if known is not None and not known.is_closed:
             raise ValueError(
-                f"A pool named {name!r} is instrumented already: {known!r}; "
-                "give each pool a name of its own"
+                f"A pool named {name!r} is instrumented already: {known!r}; give each its own name"
             )
-        whose = {f"{PREFIX}pool.name": name}
+        attributes = {POOL: name}
         histograms = self._histograms
 
-        def record(event: Event) -> None:
+        def record(event: Any) -> None:
             if (histogram := histograms.get(type(event))) is not None:
-                histogram.record(event.duration, whose)
+                histogram.record(event.duration, attributes)
 
         unsubscribe = pool.subscribe(record)
         self._pools[name] = pool
-        ...
+        added = ref(pool)
+
+        def end() -> None:
+            unsubscribe()
+            if (pool := added()) is not None and self._pools.get(name) is pool:
+                del self._pools[name]
+
+        return end
+
+
+class _Global:
+    """In the place of the global meter provider, which may be set after a pool was instrumented."""
+
+
+_global = _Global()
+_instruments: WeakKeyDictionary[object, _Instruments] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def instrument(
+    pool: WebsocketConnectionPool, meter_provider: metrics.MeterProvider | None = None
+) -> Callable[[], None]:
+    """Export a pool through this meter provider, None: the global one; return what ends that.
+
+    Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
+    """
+    current = metrics.get_meter_provider()
+    key: object = meter_provider or current
+    with _lock:
+        if key is current and key not in _instruments:
+            key = _global
+        if (instruments := _instruments.get(key)) is None:
+            meter = metrics.get_meter("wspool", meter_provider=meter_provider)
+            instruments = _instruments[key] = _Instruments(meter)
+        return instruments.add(pool)

@@ -1,31 +1,30 @@
 """Pools as Prometheus metrics, read at the moment of a scrape: for the extra `prometheus`.
 
-Between two scrapes nothing is done. A scrape reads the lengths of queues and `pool.stats`, so its
-cost does not depend on how many connections there are, and it may come from any thread; a
-connection that moves between two queues in that very moment may be counted in both or in neither.
-Pools are held weakly: one that is gone is gone from the next scrape too.
+Between two scrapes nothing is done. A scrape reads the lengths of queues and `pool.stats`: its
+cost does not depend on how many connections there are, and it may come from any thread. One that
+comes from another thread may count a connection that moves in that very moment twice or not at all.
 
 Every metric begins with `wspool_connection_` and has the label `pool`, the pool's name:
 
-    count{state}             gauge: connections in this state
-    max                      gauge: max_connections
-    pending_requests         gauge: acquires that wait
-    borrows_total            loans
-    waits_total              acquires that had to wait, those that still do included
-    wait_seconds_total       seconds of the waits that are over, however they ended
-    timeouts_total           acquires that waited in vain until their timeout
-    dials_total              dials that were begun
-    dial_seconds_total       seconds of the attempts that succeeded
+    count{state}               gauge: connections by state
+    max                        gauge: max_connections
+    pending_requests           gauge: acquires that wait
+    borrows_total              loans
+    waits_total                acquires that had to wait, those that still do included
+    wait_seconds_total         seconds of the waits that are over, however they ended
+    timeouts_total             acquires that waited in vain until their timeout
+    dials_total                dials that were begun
+    dial_seconds_total         seconds of the attempts that succeeded
     dial_failures_total{kind}  dials that failed, by the `kind` of ConnectionUnavailableError
-    closed_total{reason}     closed connections, by CloseReason
-    drained_messages_total   messages that no borrower has read
+    closed_total{reason}       closed connections, by CloseReason
+    drained_messages_total     messages that no borrower has read
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -41,20 +40,40 @@ KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "error")
 The HTTP statuses of refused handshakes, such as "status 503", appear when they occur.
 """
 
-_COUNTERS: Final = {
-    "borrows": "Loans",
-    "waits": "Acquires that had to wait, those that still do included",
-    "wait_seconds": "Seconds of the waits that are over, however they ended",
-    "timeouts": "Acquires that waited in vain until their timeout",
-    "dials": "Dials that were begun",
-    "dial_seconds": "Seconds of the dial attempts that succeeded",
-    "drained_messages": "Messages that no borrower has read",
+
+def _failures(pool: WebsocketConnectionPool) -> Mapping[Any, float]:
+    # A dict of a Counter is made in one step, whatever the event loop's thread does.
+    return dict.fromkeys(KINDS, 0) | dict(pool.stats.failures)
+
+
+def _closes(pool: WebsocketConnectionPool) -> Mapping[Any, float]:
+    return {reason: pool.stats.closes[reason] for reason in CloseReason}
+
+
+Read = Callable[[WebsocketConnectionPool], Mapping[Any, float]]
+
+_GAUGES: Final[dict[str, tuple[str, str, Read]]] = {
+    # Name: what it is, the label beside the pool's name ("": none), the number for each value.
+    "count": ("Connections by state", "state", lambda pool: pool.router.queues.counts()),
+    "max": ("max_connections", "", lambda pool: {"": pool.router.options.max_connections}),
+    "pending_requests": ("Acquires that wait", "", lambda pool: {"": pool.waiters}),
 }
-"""The numbers of `pool.stats` that are exported as they are."""
+
+_COUNTERS: Final[dict[str, tuple[str, str, Read]]] = {
+    "borrows": ("Loans", "", lambda pool: {"": pool.stats.borrows}),
+    "waits": ("Acquires that had to wait", "", lambda pool: {"": pool.stats.waits}),
+    "wait_seconds": ("Seconds of ended waits", "", lambda pool: {"": pool.stats.wait_seconds}),
+    "timeouts": ("Acquires that waited in vain", "", lambda pool: {"": pool.stats.timeouts}),
+    "dials": ("Dials begun", "", lambda pool: {"": pool.stats.dials}),
+    "dial_seconds": ("Seconds of good attempts", "", lambda pool: {"": pool.stats.dial_seconds}),
+    "dial_failures": ("Dials that failed, by kind", "kind", _failures),
+    "closed": ("Closed connections by reason", "reason", _closes),
+    "drained_messages": ("Unread messages", "", lambda pool: {"": pool.stats.drained_messages}),
+}
 
 
 class PoolCollector(Collector):
-    """Reads pools when it is scraped. A registry takes one; for more pools there is `add`."""
+    """Reads pools, which it holds weakly. A registry takes one; `add` gives it more pools."""
 
     def __init__(self, *pools: WebsocketConnectionPool) -> None:
         self._pools: WeakValueDictionary[str, WebsocketConnectionPool] = WeakValueDictionary()
@@ -62,16 +81,15 @@ class PoolCollector(Collector):
             self.add(pool)
 
     def add(self, pool: WebsocketConnectionPool) -> Callable[[], None]:
-        """Export this pool too; return a callable that ends that.
+        """Export this pool too; return what ends that.
 
-        Raises ValueError if there is one of the same name already, unless that one is closed.
+        Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
         """
         name = pool.name
         known = self._pools.get(name)
         if known is not None and not known.is_closed:
             raise ValueError(
-                f"A pool named {name!r} is exported already: {known!r}; "
-                "give each pool a name of its own"
+                f"A pool named {name!r} is exported already: {known!r}; give each its own name"
             )
         self._pools[name] = pool
         added = ref(pool)
@@ -82,52 +100,25 @@ class PoolCollector(Collector):
 
         return remove
 
-    def describe(self) -> Iterable[Metric]:
-        return _Families().all()
+    def describe(self) -> list[Metric]:
+        return _families({})
 
-    def collect(self) -> Iterable[Metric]:
-        families = _Families()
-        for known in self._pools.valuerefs():
-            if (pool := known()) is not None:
-                families.read(known.key, pool)
-        return families.all()
+    def collect(self) -> list[Metric]:
+        pools = {known.key: known() for known in self._pools.valuerefs()}
+        return _families({name: pool for name, pool in pools.items() if pool is not None})
 
 
-class _Families:
-    """The metrics of one scrape."""
-
-    def __init__(self) -> None:
-        def gauge(name: str, what: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"wspool_connection_{name}", what, labels=("pool", *labels))
-
-        def counter(name: str, what: str, *labels: str) -> CounterMetricFamily:
-            return CounterMetricFamily(f"wspool_connection_{name}", what, labels=("pool", *labels))
-
-        self.count = gauge("count", "Connections by state", "state")
-        self.max = gauge("max", "The limit of connections, max_connections")
-        self.pending_requests = gauge("pending_requests", "Acquires that wait")
-        self.counters = {name: counter(name, what) for name, what in _COUNTERS.items()}
-        self.dial_failures = counter("dial_failures", "Dials that failed, by kind", "kind")
-        self.closed = counter("closed", "Closed connections by reason", "reason")
-
-    def all(self) -> list[Metric]:
-        """Return them in a fixed order."""
-        gauges = (self.count, self.max, self.pending_requests)
-        return [*gauges, *self.counters.values(), self.dial_failures, self.closed]
-
-    def read(self, name: str, pool: WebsocketConnectionPool) -> None:
-        stats = pool.stats
-        for state, count in pool.router.queues.counts().items():
-            self.count.add_metric((name, state), count)
-        self.max.add_metric((name,), pool.router.options.max_connections)
-        self.pending_requests.add_metric((name,), pool.waiters)
-        for number, family in self.counters.items():
-            family.add_metric((name,), getattr(stats, number))
-        # A dict of a Counter is made in one step, whatever the event loop's thread does.
-        for kind, count in (dict.fromkeys(KINDS, 0) | dict(stats.failures)).items():
-            self.dial_failures.add_metric((name, kind), count)
-        for reason in CloseReason:
-            self.closed.add_metric((name, reason), stats.closes[reason])
+def _families(pools: Mapping[str, WebsocketConnectionPool]) -> list[Metric]:
+    families: list[Metric] = []
+    for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        for metric, (what, label, read) in table.items():
+            labels = ("pool", label) if label else ("pool",)
+            family = kind(f"wspool_connection_{metric}", what, labels=labels)
+            for name, pool in pools.items():
+                for value, number in read(pool).items():
+                    family.add_metric((name, value)[: len(labels)], number)
+            families.append(family)
+    return families
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, PoolCollector] = WeakKeyDictionary()
@@ -135,26 +126,15 @@ _lock = threading.Lock()
 
 
 def register(
-    *pools: WebsocketConnectionPool, registry: CollectorRegistry = REGISTRY
+    pool: WebsocketConnectionPool, registry: CollectorRegistry = REGISTRY
 ) -> Callable[[], None]:
-    """Export these pools through a registry, beside those that it has; return what ends that.
+    """Export a pool through a registry, beside those that are; return what ends that.
 
-    Raises ValueError for two pools of one name; a closed pool gives its place to a new one.
+    Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
     """
     with _lock:
         if (collector := _collectors.get(registry)) is None:
             collector = PoolCollector()
             registry.register(collector)
             _collectors[registry] = collector
-    removals: list[Callable[[], None]] = []
-
-    def unregister() -> None:
-        for remove in removals:
-            remove()
-
-    try:
-        removals += map(collector.add, pools)
-    except ValueError:
-        unregister()
-        raise
-    return unregister
+        return collector.add(pool)

@@ -143,11 +143,20 @@ class Router:
 
     # Lending.
 
-    def lend(
-        self, connection: WebsocketConnection, borrower: Borrower, waited: float = 0.0
-    ) -> None:
+    def lend_idle(self, borrower: Borrower) -> WebsocketConnection | None:
+        """Lend an idle connection, if there is one that can be lent at once."""
+        connection = self.next_idle()
+        if connection is not None:
+            self.lend(connection, borrower)
+            self._count_loan(connection, 0.0)
+        return connection
+
+    def lend(self, connection: WebsocketConnection, borrower: Borrower) -> None:
         states.checkout(connection, "acquire")
         connection.lend(borrower)
+
+    def _count_loan(self, connection: WebsocketConnection, waited: float) -> None:
+        """Count a loan that its borrower has taken; one that was passed on is none."""
         self.stats.borrows += 1
         if self.events.listeners:
             self.events.publish(ConnectionCheckedOut, connection.id, waited)
@@ -177,7 +186,9 @@ class Router:
         alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout) if timeout else None
         try:
             self.route()
-            return await waiter.future
+            connection = await waiter.future
+            self._count_loan(connection, self.clock() - waiter.since)
+            return connection
         except asyncio.CancelledError:
             # Cancelled in the very tick in which it was served: on to the next.
             future = waiter.future
@@ -231,7 +242,6 @@ class Router:
         connection.end_loan()
         if connection.state is State.BUSY:
             connection.uses -= 1
-            self.stats.borrows -= 1
             why = self._why_retire(connection)
             if why is not None:
                 connection.finish(why)
@@ -294,7 +304,7 @@ class Router:
         return True
 
     def _give(self, waiter: Waiter, connection: WebsocketConnection) -> None:
-        self.lend(connection, waiter.borrower, self.clock() - waiter.since)
+        self.lend(connection, waiter.borrower)
         self.line.give(waiter, connection)
 
     def _is_room_wanted(self) -> bool:
@@ -314,13 +324,6 @@ class Router:
             is_here = connection in self.queues.idle
             if is_here and waiter in self.line and not waiter.future.done():
                 self._give(waiter, connection)
-
-    def lend_idle(self, borrower: Borrower) -> WebsocketConnection | None:
-        """Lend an idle connection, if there is one that can be lent at once."""
-        connection = self.next_idle()
-        if connection is not None:
-            self.lend(connection, borrower)
-        return connection
 
     def next_idle(self) -> WebsocketConnection | None:
         """Return the idle connection to lend next: the last one in, so that a pool can shrink.

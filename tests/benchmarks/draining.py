@@ -35,7 +35,8 @@ def borrowing(pool: WebsocketConnectionPool) -> Body:
     return borrow
 
 
-async def compare(uri: str) -> Comparison:
+async def compare(uri: str, *, rounds: int = 100, round_seconds: float = 0.05) -> Comparison:
+    """Compare the ways; a round is so long that the drain which outlasts it is one of hundreds."""
     async with AsyncExitStack() as stack:
         ways = {}
         for way, options in WAYS.items():
@@ -43,8 +44,7 @@ async def compare(uri: str) -> Comparison:
                 uri=uri, max_connections=1, acquire_timeout=None, **options
             )
             ways[way] = borrowing(await stack.enter_async_context(pool))
-        # So long that the drain which outlasts a round is one of hundreds.
-        return await side_by_side(ways, round_seconds=0.05)
+        return await side_by_side(ways, rounds=rounds, round_seconds=round_seconds)
 
 
 def show(loop: str, comparison: Comparison) -> None:

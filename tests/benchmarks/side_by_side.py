@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from statistics import median
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-from aiohttp import WSMsgType
-
-from tests.server import Peer, Server
+from tests.benchmarks.server import echo_server
 
 T = TypeVar("T")
 Body = Callable[[], Awaitable[object]]
+Measure = Callable[[], Awaitable[float]]
 
 LOOPS: Final = ("asyncio", "uvloop")
 
@@ -38,9 +33,13 @@ class Comparison:
         """Return the median of the seconds per call."""
         return median(self.rounds[way])
 
+    def ratios(self, way: str, to: str) -> list[float]:
+        """Return how many times as long as the other one a way took, in each round."""
+        return [a / b for a, b in zip(self.rounds[way], self.rounds[to], strict=True)]
+
     def ratio(self, way: str, to: str) -> float:
         """Return how many times as long as the other one a way takes, round by round."""
-        return median(a / b for a, b in zip(self.rounds[way], self.rounds[to], strict=True))
+        return median(self.ratios(way, to))
 
     def difference(self, way: str, to: str) -> float:
         """Return how many seconds more than the other one a way takes, round by round."""
@@ -58,12 +57,23 @@ async def side_by_side(
 
     With `clock=time.process_time` it is CPU time that is compared.
     """
+
+    def measure(body: Body, calls: int) -> Measure:
+        async def seconds_per_call() -> float:
+            return await _seconds(body, calls, clock) / calls
+
+        return seconds_per_call
+
     calls = {way: await _calls_within(round_seconds, body) for way, body in ways.items()}
+    return await in_turns({way: measure(ways[way], calls[way]) for way in ways}, rounds)
+
+
+async def in_turns(ways: Mapping[str, Measure], rounds: int) -> Comparison:
+    """Compare ways that measure themselves."""
     measured: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds):
         for way in reversed(ways) if number % 2 else ways:
-            seconds = await _seconds(ways[way], calls[way], clock)
-            measured[way].append(seconds / calls[way])
+            measured[way].append(await ways[way]())
     return Comparison(measured)
 
 
@@ -87,14 +97,19 @@ async def _seconds(body: Body, calls: int, clock: Callable[[], float]) -> float:
 
 def run(main: Callable[[str], Coroutine[Any, Any, T]], loop: str = "asyncio") -> T:
     """Run `main` with the URI of an echo server, on asyncio's or uvloop's event loop."""
+    with echo_server() as uri:
+        return run_on(loop, lambda: main(uri))
+
+
+def run_on(loop: str, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `main` on asyncio's or uvloop's event loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop
 
         factory = uvloop.new_event_loop
-    else:
-        factory = asyncio.new_event_loop
-    with echo_server() as uri, asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main(uri))
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
 
 
 def chosen_loops(description: str | None) -> list[str]:
@@ -104,36 +119,3 @@ def chosen_loops(description: str | None) -> list[str]:
     )
     parser.add_argument("loops", nargs="*", choices=[*LOOPS, []], help=" or ".join(LOOPS))
     return parser.parse_args().loops or list(LOOPS)
-
-
-@contextmanager
-def echo_server() -> Iterator[str]:
-    """Give the URI of an echo server in a child process, which ends with the block."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.side_by_side"],
-        cwd=Path(__file__).parent.parent.parent,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with child:  # leaving closes the child's stdin, and waits for its end
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-
-
-async def _serve() -> None:
-    async with Server(_echo) as server:
-        print(server.uri, flush=True)
-        await asyncio.to_thread(sys.stdin.read)  # until the parent closes it, or is gone
-        while server.open:
-            await asyncio.sleep(0.01)
-
-
-async def _echo(peer: Peer) -> None:
-    async for message in peer.websocket:
-        if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-            await peer.send(message.data)
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve())

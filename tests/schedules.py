@@ -254,7 +254,7 @@ class World:
             for connection in router.queues.busy
             if not connection.lease
         }
-        if self._errands.keys() != router._checks | router._keepalives:
+        if self._errands.keys() != router.errands.checks | router.errands.keepalives:
             raise Violation(f"errands are counted that are over: {self.pool!r}")
         for connection, errand in self._errands.items():
             self.errands[errand] += connection not in before

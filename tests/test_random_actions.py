@@ -499,7 +499,7 @@ class Story(RuleBasedStateMachine):
         assert len(connections) == len(set(connections))
         for state in State:
             assert all(connection.state is state for connection in queues[state])
-        errands = router._checks | router._keepalives
+        errands = router.errands.checks | router.errands.keepalives
         assert {connection for connection in queues.busy if not connection.lease} == errands
         for connection in self.borrowed:
             assert (connection.state is State.BUSY) == (connection in queues.busy)
@@ -508,7 +508,7 @@ class Story(RuleBasedStateMachine):
         assert self.sockets() <= self.most_sockets
         if not self.pool.is_closed:
             waiting = [waiter for waiter in router.line if not waiter.future.done()]
-            checks = len(router._checks)
+            checks = len(router.errands.checks)
             assert router.room <= 0 or len(waiting) <= len(queues.connecting) + checks
             assert not queues.idle or checks >= sum(not waiter.wants_new for waiter in waiting)
 

@@ -104,15 +104,15 @@ FAULTS = [
     Fault(
         8,
         "a check counts as promising though its server is mute",
-        routing.Router._promising_checks,
-        "or self._is_suspicious",
+        errands.Errands.promised,
+        "or self.is_suspicious",
         "",
     ),
     Fault(
         11,
         "a keepalive that is over still counts as a connection to come",
-        routing.Router.regain,
-        "self._keepalives.discard(connection)",
+        errands.Errands.end,
+        "self.keepalives.discard(connection)",
         "pass",
     ),
     Fault(

@@ -33,7 +33,7 @@ from wspool.draining import (
     drain,
     is_last,
 )
-from wspool.errands import check, keep_alive
+from wspool.errands import JITTER, Errands, check, keep_alive
 from wspool.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
@@ -62,10 +62,6 @@ from wspool.waiting import Line, Waiter
 
 logger = logging.getLogger("wspool")
 
-JITTER: Final = 0.1
-"""Share of max_lifetime and keepalive_interval by which a connection's turn may come earlier, so
-that not all have theirs at once."""
-
 LOSSES: Final = frozenset(
     {CloseReason.SERVER, CloseReason.STALE, CloseReason.ERROR, CloseReason.DRAIN}
 )
@@ -85,14 +81,7 @@ class Router:
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         # Those that the pool has borrowed itself.
-        self._checks: set[WebsocketConnection] = set()
-        self._keepalives: set[WebsocketConnection] = set()
-        # Whether a check was not answered, and none has been since.
-        self._is_suspicious = False
-        # Seconds for which an idle connection is too young to be checked or closed.
-        self._hot = min(options.idle_timeout, options.check_after_idle or options.idle_timeout)
-        if options.check_after_idle == 0:
-            self._hot = 0.0
+        self.errands = Errands(options)
         # How often expire() was called; connections of earlier generations go.
         self.generation = 0
         self._ids = itertools.count(1)
@@ -225,9 +214,8 @@ class Router:
         has to be checked, or to make room, first: each lets one caller wait for it. After a
         resize() the surplus is closed when it is back from its errand, and serves nobody.
         """
-        queues = self.queues
-        errands = len(self._checks) + len(self._keepalives)
-        return len(queues.connecting) + len(queues.idle) + max(0, errands - self.surplus)
+        coming = len(self.queues.connecting) + len(self.queues.idle)
+        return coming + max(0, len(self.errands) - self.surplus)
 
     def _time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
@@ -269,17 +257,11 @@ class Router:
             while self.line and self.queues.idle and self._serve_one():
                 pass
             if self.line:
-                wanted = len(self.line) - len(self.queues.connecting) - self._promising_checks()
-                for _ in range(min(wanted, self.room)):
+                wanted = len(self.line) - len(self.queues.connecting)
+                for _ in range(min(wanted - self.errands.promised(self.line), self.room)):
                     self._begin_dial()
         finally:
             self._is_routing = False
-
-    def _promising_checks(self) -> int:
-        """Return how many waiters a check will serve, as far as one knows, and need no dial."""
-        if not self._checks or self._is_suspicious:
-            return 0
-        return min(len(self._checks), sum(not waiter.wants_new for waiter in self.line))
 
     def _serve_one(self) -> bool:
         """Make one step for those who wait with an idle connection; False if there is none."""
@@ -296,7 +278,7 @@ class Router:
         if connection is None:
             if not queues.idle:
                 return False
-            if len(self._checks) >= len(line) and not self._is_suspicious:
+            if len(self.errands.checks) >= len(line) and not self.errands.is_suspicious:
                 return False
             self._check(next(reversed(queues.idle)))
             return True
@@ -342,12 +324,12 @@ class Router:
                 if connection.state is not State.IDLE:
                     continue
             now = connection.clock()
-            if now < connection.retire_at and now - connection.idle_since < self._hot:
+            if now < connection.retire_at and now - connection.idle_since < self.errands.hot:
                 return connection  # as nearly always
             if (why := self.too_old(connection, now)) is not None:
                 connection.finish(why)
             else:
-                return None if self._is_check_due(connection, now) else connection
+                return None if self.errands.is_check_due(connection, now) else connection
         return None
 
     def attend(self, connection: WebsocketConnection, most: int | None = None) -> bool:
@@ -383,28 +365,12 @@ class Router:
 
     # What the pool borrows itself.
 
-    def _is_check_due(self, connection: WebsocketConnection, now: float) -> bool:
-        after = self.options.check_after_idle
-        if after is None:
-            return False
-        # Also where the clock has not moved since: uvloop's has milliseconds only.
-        return now - max(connection.idle_since, connection.checked_at) >= after
-
-    def is_keepalive_due(self, connection: WebsocketConnection, now: float) -> bool:
-        interval = self.options.keepalive_interval
-        if interval is None:
-            return False
-        since = max(connection.idle_since, connection.kept_alive_at)
-        return now - since >= interval * (1 - JITTER * connection.jitter)
-
     def _check(self, connection: WebsocketConnection) -> None:
-        if not self._checks:
-            self._is_suspicious = False
-        self._checks.add(connection)
+        self.errands.begin_check(connection)
         self._borrow(connection, "check", partial(check, connection, self.options, self.stats))
 
     def keep_alive(self, connection: WebsocketConnection) -> None:
-        self._keepalives.add(connection)
+        self.errands.keepalives.add(connection)
         work = partial(keep_alive, connection, self.options, self.stats)
         self._borrow(connection, "keepalive", work)
 
@@ -430,9 +396,9 @@ class Router:
         """After a check without an answer, ask all others of its age, and dial meanwhile."""
         now = self.clock()
         for connection in list(self.queues.idle):
-            if self._is_check_due(connection, now):
+            if self.errands.is_check_due(connection, now):
                 self._check(connection)
-        self._is_suspicious = True
+        self.errands.is_suspicious = True
 
     # Giving back.
 
@@ -524,9 +490,8 @@ class Router:
         if connection.state is State.CLOSED:
             return
         connection.pending = connection.task = None
-        was_checked = connection in self._checks
-        self._checks.discard(connection)
-        self._keepalives.discard(connection)
+        was_checked = connection in self.errands.checks
+        self.errands.end(connection)
         why = discard.why if discard is not None else self._why_retire(connection)
         if why is not None:
             if was_checked and why is CloseReason.STALE:
@@ -538,7 +503,7 @@ class Router:
             states.drained(connection, "clean")
             connection.idle_since = connection.clock()
         elif was_checked:
-            self._is_suspicious = False
+            self.errands.is_suspicious = False
             self._back_from_errand(connection, "check")
             if not self._is_room_wanted():
                 self._hand_over(connection, self.line.oldest_for_used())
@@ -604,7 +569,7 @@ class Router:
     ) -> bool:
         """End those who waited when this dial began, unless a borrower may still help them."""
         is_anybody = False
-        errands = len(self._checks) + len(self._keepalives) - max(0, self.surplus)
+        errands = len(self.errands) - max(0, self.surplus)
         for place, waiter in enumerate(self.line):
             if waiter.arrival > connection.arrival:
                 continue
@@ -631,8 +596,7 @@ class Router:
 
     def bury(self, connection: WebsocketConnection) -> None:
         """Say goodbye to a connection that has just entered the state closed."""
-        self._checks.discard(connection)
-        self._keepalives.discard(connection)
+        self.errands.end(connection)
         self.show_rest(connection)
         move, now, why = connection.moves[-1]
         self.stats.closes[str(why)] += 1

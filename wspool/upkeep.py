@@ -100,7 +100,7 @@ def _keep_alive(router: Router) -> None:
         return
     now = router.clock()
     for connection in list(router.queues.idle):
-        if router.is_keepalive_due(connection, now):
+        if router.errands.is_keepalive_due(connection, now):
             router.keep_alive(connection)
 
 

@@ -35,7 +35,7 @@ from wspool.errors import (
 )
 from wspool.places import Borrower, borrowed_at
 from wspool.queues import Queues
-from wspool.states import CLOSED, CloseReason, Moved, State
+from wspool.states import BUSY, CLOSED, CloseReason, Moved, State
 
 HISTORY: Final = 16
 """Transitions that a connection remembers."""
@@ -153,6 +153,7 @@ class WebsocketConnection:
         "on_close",
         "opened",
         "overdue_lease",
+        "params",
         "pending",
         "queues",
         "received_bytes",
@@ -189,6 +190,8 @@ class WebsocketConnection:
         self.generation = generation
         self.uri = ""
         self.headers: dict[str, str] = {}
+        # The query values that ws_connect adds to the URI.
+        self.params: Any = None
         self.created_at = self.last_activity = time()
         self.born = loop.time()
         self._loop = loop
@@ -311,6 +314,8 @@ class WebsocketConnection:
     @property
     def seconds_lent(self) -> float:
         """How long the present loan has lasted, its connection's end included."""
+        if self.state is BUSY:
+            return self.seconds_in_state
         lent = (at for move, at, _ in reversed(list(self.moves)) if move.trigger == "checkout")
         return self.clock() - next(lent)
 
@@ -686,7 +691,7 @@ class WebsocketConnection:
         self._wake()
         if self.state is not State.CLOSED:
             # A server may quote the token that it refuses.
-            self.close_reason = scrub_text(reason, secrets_of(self.uri, self.headers))
+            self.close_reason = scrub_text(reason, secrets_of(self.uri, self.headers, self.params))
             self.close_code, self.cause = code, cause
             if self.state is not State.CONNECTING:  # there, the dial will try again
                 self.finish(CloseReason.SERVER)

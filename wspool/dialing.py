@@ -207,6 +207,7 @@ async def _attempt(
     async with asyncio.timeout(options.connection_timeout):
         connection.uri = check_uri(await _fresh(options.uri))
         connection.headers = dict(await _fresh(options.headers))
+        connection.params = options.connect_options.get("params")
         called = connection.clock()
         websocket = await session.ws_connect(
             connection.uri,
@@ -293,7 +294,7 @@ def _retry_after(error: BaseException) -> float | None:
 def _unavailable(
     connection: WebsocketConnection, failure: BaseException, attempts: int
 ) -> ConnectionUnavailableError:
-    cause = scrub_error(failure, secrets_of(connection.uri, connection.headers))
+    cause = scrub_error(failure, secrets_of(connection.uri, connection.headers, connection.params))
     status = failure.status if isinstance(failure, aiohttp.ClientResponseError) else None
     retry_after = _retry_after(failure)
     what = str(cause) or type(cause).__name__

@@ -6,8 +6,10 @@ query values are taken out of the causes that aiohttp gives us.
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -116,21 +118,35 @@ def scrub_uri(uri: object) -> str:
         return "(not a URI)"
 
 
+_SEPARATORS: Final = re.compile(r"[\s,;=&\"]+")
+
 SHORTEST_SECRET: Final = 4
 """Characters: a shorter value, such as a version number, protects nothing and is in every text."""
 
+SHORTEST_PART: Final = 8
+"""Characters: a shorter part of a value is more likely a word than a secret."""
 
-def secrets_of(uri: str, headers: Mapping[str, str]) -> list[str]:
-    """Return the strings of a dial that must never be shown."""
-    secrets = [str(value) for value in headers.values()]
+
+def secrets_of(uri: str, headers: Mapping[str, str], params: Any = None) -> list[str]:
+    """Return the strings of a dial that must never be shown, the longest first.
+
+    A server may quote a part: the token of "Bearer <token>", a cookie, a value as it was encoded.
+    """
+    whole = [str(value) for value in headers.values()]
     try:
-        url = URL(uri)
+        url = URL(uri).extend_query(params or {})
     except ValueError:
-        return [uri, *secrets]
-    user_info = (url.user, url.raw_user, url.password, url.raw_password)
-    queries = (url.query_string, url.raw_query_string, *url.query.values())
-    found = (*secrets, *user_info, *queries)
-    return [secret for secret in found if secret is not None and len(secret) >= SHORTEST_SECRET]
+        whole.append(uri)
+    else:
+        whole += [url.query_string, url.raw_query_string, *url.query.values()]
+        user, password = url.user or "", url.password or ""
+        whole += [user, url.raw_user or "", password, url.raw_password or ""]
+        if user or password:
+            whole.append(base64.b64encode(f"{user}:{password}".encode()).decode())
+    parts = [part for secret in whole for part in _SEPARATORS.split(secret)]
+    found = {secret for secret in whole if len(secret) >= SHORTEST_SECRET}
+    found.update(part for part in parts if len(part) >= SHORTEST_PART)
+    return sorted(found, key=len, reverse=True)
 
 
 def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
@@ -140,7 +156,8 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
     its repr; those errors are built anew with neither.
     """
     # A repr shows some characters of a secret by escapes.
-    secrets = tuple({form for secret in secrets for form in (secret, repr(secret)[1:-1])})
+    forms = {form for secret in secrets for form in (secret, repr(secret)[1:-1])}
+    secrets = sorted(forms, key=len, reverse=True)
     if isinstance(error, aiohttp.ClientResponseError):
         url = URL(scrub_uri(error.request_info.real_url))
         no_headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())

@@ -12,10 +12,10 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from time import time
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from wspool.errors import (
     ConnectionPoolExhaustedError,
@@ -26,8 +26,25 @@ from wspool.errors import (
 
 logger = logging.getLogger("wspool")
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass_transform(frozen_default=True)
+def _event(declared: type[T]) -> type[T]:
+    """Make a frozen dataclass whose `__init__` sets its slots directly.
+
+    The one that `dataclass` makes calls `object.__setattr__`: 0.9 µs for four fields, not 0.3.
+    """
+    made: Any = dataclass(frozen=True, slots=True)(declared)
+    names = [field.name for field in fields(made)]
+    scope = {f"set_{name}": getattr(made, name).__set__ for name in names}
+    body = "; ".join(f"set_{name}(self, {name})" for name in names)
+    exec(f"def __init__(self, {', '.join(names)}): {body}", scope)
+    made.__init__ = scope["__init__"]
+    return made  # type: ignore[no-any-return]
+
+
+@_event
 class Event:
     """What every event has: the pool's name, and when it happened, in Unix seconds."""
 
@@ -35,29 +52,29 @@ class Event:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class PoolReady(Event):
     """The pool has started."""
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class PoolCleared(Event):
     """`expire_connections()` was called."""
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class PoolClosed(Event):
     """The pool is closed, and its last socket is gone."""
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionCreated(Event):
     """A dial was decided on."""
 
     connection_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionReady(Event):
     """A dial succeeded. `duration`: seconds that the successful attempt took."""
 
@@ -65,7 +82,7 @@ class ConnectionReady(Event):
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionClosed(Event):
     """A connection left `state` for closed. `reason` is a `CloseReason`; the rest is the CLOSE's.
 
@@ -80,12 +97,12 @@ class ConnectionClosed(Event):
     age: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionCheckOutStarted(Event):
     """Somebody called `acquire`."""
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionCheckOutFailed(Event):
     """He got no connection, `duration` seconds later. `reason` is a `CheckOutFailure`."""
 
@@ -93,7 +110,7 @@ class ConnectionCheckOutFailed(Event):
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionCheckedOut(Event):
     """A connection was lent. `duration`: seconds that the borrower waited for it."""
 
@@ -101,7 +118,7 @@ class ConnectionCheckedOut(Event):
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionCheckedIn(Event):
     """A loan has ended. `duration`: seconds of the loan."""
 
@@ -109,14 +126,14 @@ class ConnectionCheckedIn(Event):
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionDrainStarted(Event):
     """A connection that was given back is being drained."""
 
     connection_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionDrained(Event):
     """A drain ended well. `duration`: its seconds."""
 
@@ -124,7 +141,7 @@ class ConnectionDrained(Event):
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
+@_event
 class ConnectionChecked(Event):
     """An errand of the pool's, `check` or `keepalive`, went well. `duration`: its seconds."""
 
@@ -161,7 +178,8 @@ class Events:
         self._untold: deque[Event] = deque()
         self._is_due = False
         self._context = contextvars.copy_context()
-        # In the order of subscription; the routing looks here before it publishes.
+        # In the order of subscription, replaced at each change: who walks over them may be
+        # interrupted by one. The routing looks here before it publishes.
         self.listeners: dict[object, Listener] = {}
         # Those that have raised once.
         self._broken: set[object] = set()
@@ -170,10 +188,10 @@ class Events:
         if not callable(listener):
             raise TypeError(f"listener is {listener!r}; it must be a plain callable")
         token = object()
-        self.listeners[token] = listener
+        self.listeners = {**self.listeners, token: listener}
 
         def unsubscribe() -> None:
-            self.listeners.pop(token, None)
+            self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
             self._broken.discard(token)
 
         return unsubscribe
@@ -197,7 +215,9 @@ class Events:
         self._is_due = False
         while self._untold:
             event = self._untold.popleft()
-            for token, listener in list(self.listeners.items()):
+            for token, listener in self.listeners.items():
+                if token not in self.listeners:
+                    continue  # unsubscribed by one before it
                 try:
                     listener(event)
                 except Exception:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import inspect
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,8 +18,9 @@ import aiohttp
 Borrower = tuple[CodeType, int, "asyncio.Task[Any] | None"]
 """Who borrowed, and where, as cheap to note as can be: code object, instruction and task."""
 
-_LIBRARIES: Final = tuple(
-    str(Path(file).parent) for file in (__file__, asyncio.__file__, aiohttp.__file__)
+_LIBRARIES: Final = (
+    *(str(Path(file).parent) + os.sep for file in (__file__, asyncio.__file__, aiohttp.__file__)),
+    contextlib.__file__,
 )
 
 
@@ -47,6 +52,8 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """Give the frames of a task, from the outermost coroutine to what it waits for."""
     awaited: Any = task.get_coro()
     while awaited is not None:
+        if type(awaited).__name__.startswith("async_generator_a"):  # asend, athrow
+            awaited = next(filter(inspect.isasyncgen, gc.get_referents(awaited)), None)
         for kind in ("cr", "gi", "ag"):  # coroutine, generator, asynchronous generator
             frame = getattr(awaited, f"{kind}_frame", None)
             if frame is not None:

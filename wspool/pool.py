@@ -253,12 +253,12 @@ class WebsocketConnectionPool:
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
             )
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
+        self.router.events.publish(PoolReady)
         self.router.start(loop, self._session)
         interval = upkeep.period(
             self.router.options.cleanup_interval,
             self.router.options.connect_options.get("heartbeat"),
         )
-        self.router.events.publish(PoolReady)
         self._upkeep_task = self.router.spawn(upkeep.upkeep(weakref.ref(self.router), interval))
         return loop
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import Generic, TypeVar
 
 from wspool.states import State
@@ -59,8 +60,8 @@ class Queues(Generic[C]):
         return self._of[state]
 
     def __iter__(self) -> Iterator[C]:
-        for queue in self._of.values():
-            yield from list(queue)
+        # All at once, in C: another thread that looks sees each connection once.
+        return iter(list(chain.from_iterable(self._of.values())))
 
     def __len__(self) -> int:
         """Return how many connections hold a place, that is, may have a socket at the server."""

@@ -1,0 +1,166 @@
+"""What it costs that one can look inside a pool, per borrow of an idle connection.
+
+python -m tests.benchmarks.looking [asyncio] [uvloop]
+
+reports    history, statistics and the borrower's place, against a pool without them
+listener   one that does nothing, against none; per event, the loop's call of it included
+snapshot   of a pool with 1,000 connections, 990 of them in a queue only, and the same as JSON
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+
+from tests.benchmarks.side_by_side import Body, chosen_loops, run, side_by_side
+from wspool import WebsocketConnectionPool
+from wspool.connection import WebsocketConnection
+from wspool.states import State
+
+MANY: Final = 1000
+"""Connections in the large pool."""
+
+EVENTS: Final = 3
+"""Events of one borrow of an idle connection: started, checked out, checked in."""
+
+GOALS: Final = {"reports": 0.6, "listener": 1.0}
+"""Microseconds at most: per borrow, per event."""
+
+
+class NoHistory(tuple[Any, ...]):
+    """Takes the place of a connection's moves, and stays at what was the last one."""
+
+    append = staticmethod(bool)  # at the price of a call in C
+
+
+class NoReports:
+    """While entered, a pool's loans are neither counted nor remembered, nor is their place."""
+
+    def __init__(self, pool: WebsocketConnectionPool, connection: WebsocketConnection) -> None:
+        self._router: Any = pool.router
+        self._connection: Any = connection
+        self._moves = connection.moves
+
+    def __enter__(self) -> None:
+        self._connection.moves = NoHistory([self._moves[-1]])
+        self._router._count_loan = lambda connection, waited: None
+
+    def __exit__(self, *exc: object) -> None:
+        self._connection.moves = self._moves
+        del self._router._count_loan
+
+
+def borrowing(pool: WebsocketConnectionPool) -> Body:
+    async def borrow() -> None:
+        async with pool.get_connection():
+            pass
+
+    return borrow
+
+
+def told(pool: WebsocketConnectionPool) -> Body:
+    """Return a borrow after which the loop has its turn, in which listeners are called."""
+
+    async def borrow() -> None:
+        async with pool.get_connection():
+            pass
+        await asyncio.sleep(0)
+
+    return borrow
+
+
+async def opened(uri: str, count: int) -> WebsocketConnectionPool:
+    pool = WebsocketConnectionPool(uri=uri, max_connections=count, warmup_connections=count)
+    await pool.start()
+    return pool
+
+
+async def cost_of_reports(uri: str) -> float:
+    """Return the seconds per borrow that history and statistics take, and the place's part."""
+    async with await opened(uri, 1) as full, await opened(uri, 1) as bare:
+        with NoReports(bare, bare.connections[0]):
+            ways = {"full": borrowing(full), "bare": borrowing(bare)}
+            comparison = await side_by_side(ways, rounds=200)
+        return comparison.difference("full", to="bare") + await cost_of_a_place(full)
+
+
+async def cost_of_a_place(pool: WebsocketConnectionPool) -> float:
+    """Return the seconds for the tuple of who borrows: measured by itself, as it has no switch."""
+    loop = asyncio.get_running_loop()
+
+    async def noted() -> None:
+        for _ in range(100):
+            frame = sys._getframe(0)
+            (frame.f_code, frame.f_lasti, asyncio.current_task(loop))
+
+    async def nothing() -> None:
+        for _ in range(100):
+            pass
+
+    comparison = await side_by_side({"noted": noted, "nothing": nothing}, rounds=50)
+    return comparison.difference("noted", to="nothing") / 100
+
+
+async def cost_of_a_listener(uri: str) -> float:
+    """Return the seconds per event of a listener that does nothing."""
+    async with await opened(uri, 1) as silent, await opened(uri, 1) as heard:
+        heard.subscribe(lambda event: None)
+        ways = {"silent": told(silent), "heard": told(heard)}
+        comparison = await side_by_side(ways, rounds=200)
+        return comparison.difference("heard", to="silent") / EVENTS
+
+
+async def cost_of_a_snapshot(uri: str) -> tuple[float, float]:
+    """Return the seconds of a snapshot of many connections, and of its JSON."""
+    async with await opened(uri, 10) as pool:
+        router = pool.router
+        # The rest is without sockets: a snapshot does not look at those.
+        extras = []
+        for number in range(MANY - 10):
+            extra = WebsocketConnection(
+                number + 11, router.queues, router.loop, lambda connection: None
+            )
+            router.queues.add(extra)
+            extra.moves.extend(pool.connections[0].moves)
+            extras.append(extra)
+        assert len(pool.connections) == MANY
+        picture = timed(pool.snapshot)
+        text = timed(lambda: json.dumps(pool.snapshot().to_dict()))
+        for extra in extras:
+            del router.queues[State.CONNECTING][extra]
+        return picture, text
+
+
+def timed(body: Callable[[], object], rounds: int = 9) -> float:
+    seconds = []
+    for _ in range(rounds):
+        began = perf_counter()
+        body()
+        seconds.append(perf_counter() - began)
+    return median(seconds)
+
+
+async def measure(uri: str) -> dict[str, float]:
+    picture, text = await cost_of_a_snapshot(uri)
+    return {
+        "reports": 1e6 * await cost_of_reports(uri),
+        "listener": 1e6 * await cost_of_a_listener(uri),
+        "snapshot": 1e6 * picture,
+        "as JSON": 1e6 * text,
+    }
+
+
+def show(loop: str, costs: dict[str, float]) -> None:
+    print(f"\n{loop:10}        µs   goal")
+    for name, cost in costs.items():
+        print(f"{name:10} {cost:9,.2f}   {GOALS.get(name, '–')}")
+
+
+if __name__ == "__main__":
+    for loop in chosen_loops(__doc__):
+        show(loop, run(measure, loop))

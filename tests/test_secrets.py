@@ -1,0 +1,360 @@
+"""No header, user-info or query value comes out anywhere, whoever repeats it to the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import MakePool, until
+from tests.server import Peer, Server
+from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+
+CANARY = "canary-7f3a9d"
+"""The secret. No name of a test, a header or a parameter contains it."""
+
+ENCODED = base64.b64encode(f"user:{CANARY}".encode()).decode()
+"""As user-info arrives at the server."""
+
+Options = Callable[[Server], dict[str, Any]]
+
+
+async def fresh_headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {CANARY}"}
+
+
+def in_uri(part: str) -> Options:
+    return lambda server: {"uri": server.uri.replace("ws://", "ws://" + part)}
+
+
+CARRIERS: dict[str, Options] = {
+    "header": lambda server: {"headers": {"X-Api-Key": CANARY}},
+    "bearer": lambda server: {"headers": {"Authorization": f"Bearer {CANARY}"}},
+    "fresh header": lambda server: {"headers": fresh_headers},
+    "cookie": lambda server: {"headers": {"Cookie": f"theme=dark; session={CANARY}"}},
+    "two headers": lambda server: {"headers": {"X-Env": CANARY[:6], "X-Key": CANARY}},
+    "user-info": in_uri(f"user:{CANARY}@"),
+    "query": lambda server: {"uri": f"{server.uri}?token={CANARY}&plain=1"},
+    "escaped query": lambda server: {"uri": f"{server.uri}?token={quote(CANARY + ' +/ü')}"},
+    "fresh uri": lambda server: {"uri": lambda: f"{server.uri}?token={CANARY}"},
+    "params": lambda server: {"params": {"token": CANARY}},
+    "params as pairs": lambda server: {"params": [("token", CANARY), ("plain", "1")]},
+}
+"""How the secret gets to the server."""
+
+by_carrier = pytest.mark.parametrize("carrier", CARRIERS)
+
+
+def repeated(request: web.Request) -> Iterator[str]:
+    """Give what a server may quote: each header, cookie and query value, whole and in part."""
+    for name in ("X-Api-Key", "X-Key", "Authorization", "Cookie"):
+        if name in request.headers:
+            yield request.headers[name]
+            yield request.headers[name].split()[-1]
+            yield request.headers[name].rpartition("=")[2]
+    if request.query_string:
+        yield request.raw_path
+        yield request.query_string
+        yield request.raw_path.split("?")[1].split("&")[0].partition("=")[2]
+        yield request.query["token"]
+
+
+QUOTES = 4
+"""How many ways of quoting there are to try for any carrier."""
+
+
+def quoted(request: web.Request, number: int) -> str:
+    ways = list(dict.fromkeys(repeated(request)))
+    return ways[number % len(ways)]
+
+
+class Ears:
+    """Hears all that a pool says: log, warnings, events; and looks at all that it shows."""
+
+    def __init__(self, log: pytest.LogCaptureFixture) -> None:
+        self.log = log
+        self.events: list[Any] = []
+        self.errors: list[BaseException] = []
+        self.warnings: list[warnings.WarningMessage] = []
+
+    def listen_to(self, pool: WebsocketConnectionPool) -> WebsocketConnectionPool:
+        pool.subscribe(self.events.append)
+        return pool
+
+    def heard(self) -> Iterator[tuple[str, str]]:
+        """Give each text with the name of where it is from."""
+        formatter = logging.Formatter("%(name)s %(message)s")
+        for record in self.log.records:
+            if not record.name.startswith("aiohttp"):
+                yield "log", formatter.format(record)
+                yield "log", repr(record.args)
+        for event in self.events:
+            yield "event", repr(event)
+        for warning in self.warnings:
+            yield "warning", str(warning.message)
+        for error in self.errors:
+            yield from told_by(error)
+
+    def seen(self, pool: WebsocketConnectionPool) -> Iterator[tuple[str, str]]:
+        yield "repr of the pool", f"{pool!r} {pool!s} {pool.router!r} {pool.router.options!r}"
+        yield "diagram", pool.state_diagram()
+        yield "stats", f"{pool.stats!r} {json.dumps(pool.stats.to_dict())}"
+        picture = pool.snapshot()
+        yield "snapshot", f"{picture!r} {json.dumps(picture.to_dict(), ensure_ascii=False)}"
+        for connection in (*pool.connections, *pool.router.queues.gone):
+            yield "repr of a connection", f"{connection!r} {connection.pending!r}"
+            yield "history", repr(connection.history)
+            yield "reason of a close", f"{connection.close_reason} {connection.how_closed()}"
+            if connection.cause is not None:
+                yield from told_by(connection.cause)
+
+    def assert_no_canary(self, pool: WebsocketConnectionPool) -> None:
+        texts = [*self.heard(), *self.seen(pool)]
+        secrets = (CANARY, ENCODED, quote(CANARY), CANARY[-6:])
+        leaks = [text for text in texts if any(secret in text[1] for secret in secrets)]
+        assert not leaks, leaks
+
+
+def told_by(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Give what an error says, its traceback and every error chained to it."""
+    yield "traceback", "".join(traceback.format_exception(error))
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None:
+            notes = getattr(one, "__notes__", [])
+            yield f"{type(one).__name__}", f"{one!r} {one!s} {one.args!r} {notes!r}"
+            if isinstance(one, WebsocketError):
+                yield f"attributes of {type(one).__name__}", repr(vars(one))
+            chain += (one.__cause__, one.__context__)
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dials be tried again at once."""
+    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
+
+
+@pytest.fixture
+def ears(caplog: pytest.LogCaptureFixture) -> Iterator[Ears]:
+    """At DEBUG, of every logger, asyncio's debug mode included."""
+    caplog.set_level(logging.DEBUG)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ears = Ears(caplog)
+        yield ears
+        ears.warnings.extend(caught)
+
+
+def test_the_ears_hear() -> None:
+    """What is looked through is not empty: a secret in a chained error is found."""
+    try:
+        try:
+            raise KeyError(CANARY)
+        except KeyError:
+            raise ValueError("other") from None
+    except ValueError as error:
+        found = [where for where, text in told_by(error) if CANARY in text]
+    assert found == ["KeyError"]
+
+
+@by_carrier
+async def test_in_normal_life_nothing_is_shown(
+    server: Server, make_pool: MakePool, ears: Ears, carrier: str
+) -> None:
+    """Borrowed, looked at, drained, waited for, released twice, resized, expired and closed."""
+    pool = ears.listen_to(
+        make_pool(**CARRIERS[carrier](server), max_connections=1, drain_fence=True)
+    )
+    async with pool.get_connection() as connection:
+        assert CANARY in json.dumps([connection.uri, connection.headers]) or "params" in carrier
+        await connection.send("hello")
+        ears.assert_no_canary(pool)
+        for timeout in (0, 0.01):
+            with pytest.raises(WebsocketError) as failed:
+                await pool.acquire(timeout=timeout)
+            ears.errors.append(failed.value)
+    with pytest.raises(WebsocketError) as failed:
+        await connection.send("not mine any more")
+    ears.errors.append(failed.value)
+    await pool.release(connection)
+    await until(lambda: pool.available_connections, "it is drained")
+    pool.expire_connections()
+    await pool.close_all()
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+    assert len(ears.events) > 8
+
+
+@pytest.mark.parametrize("number", range(QUOTES))
+@by_carrier
+async def test_a_close_that_quotes_the_secret(
+    server: Server, make_pool: MakePool, ears: Ears, carrier: str, number: int
+) -> None:
+    """At a connection that is idle, and at one whose borrower is in recv."""
+
+    async def refuse(peer: Peer) -> None:
+        await peer.websocket.receive()
+        await peer.close(4001, f"not valid: {quoted(peer.request, number)!r}")
+
+    server.handler = refuse
+    pool = ears.listen_to(make_pool(**CARRIERS[carrier](server), max_retries=1))
+    async with pool.get_connection() as connection:
+        await connection.send("am I welcome?")
+        with pytest.raises(WebsocketError) as failed:
+            await connection.recv()
+        ears.errors.append(failed.value)
+    assert "not valid" in connection.close_reason
+    async with pool.get_connection(timeout=10) as connection:
+        await connection.send("and later?")
+        connection.has_sent = False
+    await until(lambda: pool.stats.closes["server"] == 2, "the second is noticed")
+    await pool.close_all()
+    ears.assert_no_canary(pool)
+
+
+@pytest.mark.parametrize("number", range(QUOTES))
+@by_carrier
+async def test_a_refused_handshake_that_quotes_the_secret(
+    server: Server,
+    make_pool: MakePool,
+    ears: Ears,
+    monkeypatch: pytest.MonkeyPatch,
+    carrier: str,
+    number: int,
+) -> None:
+    """In its reason phrase, its headers and its body; told to a waiter, and to the log."""
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        text = quoted(request, number)
+        header = text.encode("ascii", "replace").decode()
+        return web.Response(status=503, reason=header, text=text, headers={"X-Why": header})
+
+    monkeypatch.setattr(server, "_serve", refuse)
+    await server.stop()
+    await server.start()
+    options = {**CARRIERS[carrier](server), "max_retries": 2}
+    pool = ears.listen_to(make_pool(**options, warmup_connections=1))
+    await pool.start()
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire(timeout=5)
+    ears.errors.append(failed.value)
+    await pool.close_all()
+    ears.assert_no_canary(pool)
+
+
+@by_carrier
+async def test_a_hook_at_the_dial_that_quotes_the_secret(
+    server: Server, make_pool: MakePool, ears: Ears, carrier: str
+) -> None:
+    """In its error, in the cause, in the context and in a note of it."""
+
+    async def log_in(connection: WebsocketConnection) -> None:
+        request = server.peers[-1].request
+        ways = list(repeated(request))
+        try:
+            raise KeyError(ways[0])
+        except KeyError as error:
+            wrong = ValueError(f"refused: {ways[-1]}")
+            wrong.add_note(f"the request was {ways}")
+            raise wrong from error
+
+    pool = ears.listen_to(make_pool(**CARRIERS[carrier](server), on_connect=log_in))
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+@by_carrier
+async def test_a_server_that_is_not_there(
+    server: Server, make_pool: MakePool, ears: Ears, carrier: str
+) -> None:
+    options = CARRIERS[carrier](server)
+    await server.stop()
+    pool = ears.listen_to(make_pool(**options, max_retries=1, warmup_connections=1))
+    await pool.start()
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+    await server.start()
+
+
+@by_carrier
+async def test_a_dial_that_times_out(
+    server: Server, make_pool: MakePool, ears: Ears, carrier: str
+) -> None:
+    server.delay = None
+    options = {"max_retries": 1, "connection_timeout": 0.05, "acquire_timeout": 5.0}
+    pool = ears.listen_to(make_pool(**CARRIERS[carrier](server), **options))
+    with pytest.raises(WebsocketError) as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"http://user:{CANARY}@localhost/?token={CANARY}",
+        f"ws://user:{CANARY}@:80/",
+        f"ws://[{CANARY}/",
+        f"ws://localhost:{CANARY}/",
+    ],
+)
+@pytest.mark.parametrize("is_fresh", [False, True])
+async def test_a_wrong_uri_is_refused_without_quoting_it(
+    ears: Ears, uri: str, is_fresh: bool
+) -> None:
+    """Made with it, or given it by a callable; only a path is shown, which is none here."""
+    if not is_fresh:
+        with pytest.raises(ValueError, match="uri is") as refused:
+            WebsocketConnectionPool(uri=uri)
+        ears.errors.append(refused.value)
+        pool = WebsocketConnectionPool(uri="ws://localhost/")
+    else:
+        pool = ears.listen_to(WebsocketConnectionPool(uri=lambda: uri))
+        with pytest.raises(WebsocketError) as failed:
+            await pool.acquire()
+        ears.errors.append(failed.value)
+        await pool.close_all()
+    ears.assert_no_canary(pool)
+
+
+async def test_an_overdue_loan_and_a_failed_listener(
+    server: Server, make_pool: MakePool, ears: Ears
+) -> None:
+    """The warnings of the pool's own care quote no setting."""
+    pool = ears.listen_to(
+        make_pool(
+            headers={"Authorization": f"Bearer {CANARY}"},
+            uri=f"{server.uri}?token={CANARY}",
+            leak_threshold=0.01,
+            cleanup_interval=0.01,
+        )
+    )
+
+    def listener(event: object) -> None:
+        raise LookupError
+
+    pool.subscribe(listener)
+    async with pool.get_connection():
+        await until(lambda: "leak_threshold" in ears.log.text, "it is warned of")
+    await until(lambda: "listener" in ears.log.text, "the listener was logged")
+    await asyncio.sleep(0)
+    ears.assert_no_canary(pool)

@@ -15,6 +15,7 @@ import gc
 import hashlib
 import heapq
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -27,6 +28,9 @@ from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionP
 
 T = TypeVar("T")
 Task = asyncio.Task[Any]
+
+SCHEDULES: Final = int(os.environ.get("WSPOOL_SCHEDULES", "2000"))
+"""How many a test explores."""
 
 HORIZON: Final = 120.0
 """Virtual seconds after which whoever still waits is taken to wait for ever."""

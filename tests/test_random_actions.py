@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.schedules import SCHEDULES
 from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
@@ -565,7 +566,7 @@ def test_random_actions_leave_the_pool_with_the_truth_and_all_its_slots() -> Non
     run_state_machine_as_test(
         Story,
         settings=settings(
-            max_examples=40,
+            max_examples=min(40, max(5, SCHEDULES // 50)),
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -21,7 +21,6 @@ from tests.schedules import SCHEDULES, Outcome, Violation, explore
 from wspool import errands, routing, waiting
 from wspool.connection import WebsocketConnection
 
-
 FACTORY = getattr(asyncio, "eager_task_factory", None)
 
 

@@ -5,6 +5,7 @@ python -m tests.benchmarks.looking [asyncio] [uvloop]
 reports    history, statistics and the borrower's place, against a pool without them
 listener   one that does nothing, against none; per event, the loop's call of it included
 snapshot   of a pool with 1,000 connections, 990 of them in a queue only, and the same as JSON
+scrape     of such a pool by Prometheus, from another thread, under load
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from tests.benchmarks.side_by_side import Body, chosen_loops, run, side_by_side
 from wspool import WebsocketConnectionPool
 from wspool.connection import WebsocketConnection
+from wspool.prometheus import register
 from wspool.states import State
 
 MANY: Final = 1000
@@ -28,8 +34,8 @@ MANY: Final = 1000
 EVENTS: Final = 3
 """Events of one borrow of an idle connection: started, checked out, checked in."""
 
-GOALS: Final = {"reports": 0.6, "listener": 1.0}
-"""Microseconds at most: per borrow, per event."""
+GOALS: Final = {"reports": 0.6, "listener": 1.0, "scrape": 20_000}
+"""Microseconds at most: per borrow, per event, per scrape."""
 
 
 class NoHistory(tuple[Any, ...]):
@@ -115,25 +121,49 @@ async def cost_of_a_listener(uri: str) -> float:
         return comparison.difference("heard", to="silent") / EVENTS
 
 
+@asynccontextmanager
+async def crowded(uri: str) -> AsyncIterator[WebsocketConnectionPool]:
+    """Give a pool with ten connections, and as many without sockets as make it a thousand."""
+    async with await opened(uri, 10) as pool:
+        queues = pool.router.queues
+        extras = [
+            WebsocketConnection(number + 11, queues, pool.router.loop, lambda connection: None)
+            for number in range(MANY - 10)
+        ]
+        for extra in extras:
+            queues.add(extra)
+            extra.moves.extend(pool.connections[0].moves)
+        assert len(pool.connections) == MANY
+        yield pool
+        for extra in extras:
+            del queues[State.CONNECTING][extra]
+            queues.all.remove(extra)
+
+
 async def cost_of_a_snapshot(uri: str) -> tuple[float, float]:
     """Return the seconds of a snapshot of many connections, and of its JSON."""
-    async with await opened(uri, 10) as pool:
-        router = pool.router
-        # The rest is without sockets: a snapshot does not look at those.
-        extras = []
-        for number in range(MANY - 10):
-            extra = WebsocketConnection(
-                number + 11, router.queues, router.loop, lambda connection: None
-            )
-            router.queues.add(extra)
-            extra.moves.extend(pool.connections[0].moves)
-            extras.append(extra)
-        assert len(pool.connections) == MANY
-        picture = timed(pool.snapshot)
-        text = timed(lambda: json.dumps(pool.snapshot().to_dict()))
-        for extra in extras:
-            del router.queues[State.CONNECTING][extra]
-        return picture, text
+    async with crowded(uri) as pool:
+        return timed(pool.snapshot), timed(lambda: json.dumps(pool.snapshot().to_dict()))
+
+
+async def cost_of_a_scrape(uri: str) -> float:
+    """Return the seconds of a scrape by Prometheus, in a thread, beside ten borrowers at work."""
+    async with crowded(uri) as pool:
+        registry = CollectorRegistry()
+        register(pool, registry)
+        borrowers = [asyncio.create_task(forever(pool)) for _ in range(10)]
+        seconds = await asyncio.to_thread(timed, partial(generate_latest, registry), 99)
+        for borrower in borrowers:
+            borrower.cancel()
+        await asyncio.wait(borrowers)
+        return seconds
+
+
+async def forever(pool: WebsocketConnectionPool) -> None:
+    while True:
+        async with pool.get_connection() as connection:
+            await connection.send("hello")
+            await connection.recv()
 
 
 def timed(body: Callable[[], object], rounds: int = 9) -> float:
@@ -152,6 +182,7 @@ async def measure(uri: str) -> dict[str, float]:
         "listener": 1e6 * await cost_of_a_listener(uri),
         "snapshot": 1e6 * picture,
         "as JSON": 1e6 * text,
+        "scrape": 1e6 * await cost_of_a_scrape(uri),
     }
 
 

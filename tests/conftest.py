@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -28,6 +29,10 @@ if LOOP == "uvloop":
         import uvloop
 
         return {LOOP: uvloop.new_event_loop}
+
+
+# In debug mode asyncio warns of slow callbacks, which are the machine's matter.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def pytest_collection_finish() -> None:

@@ -86,6 +86,8 @@ class Router:
         self.generation = 0
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        # One for all connections: a weak method takes half a KiB.
+        self._on_close = bury_weakly(self)
         self._is_routing = False
         self._all_returned: asyncio.Future[None] | None = None
         # Tasks run in the context of the pool's construction, not of whoever acquired first.
@@ -524,7 +526,7 @@ class Router:
 
     def _begin_dial(self) -> None:
         connection = WebsocketConnection(
-            next(self._ids), self.queues, self.loop, bury_weakly(self), self.generation
+            next(self._ids), self.queues, self.loop, self._on_close, self.generation
         )
         connection.arrival = self.line.arrive()
         self.queues.add(connection)

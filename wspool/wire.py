@@ -132,5 +132,6 @@ class Socket:
         """Return when the transport has called `connection_lost`."""
         lost = self._protocol.closed if self._protocol is not None else None
         if lost is not None:
-            await asyncio.wait([lost])
+            if not lost.done():  # asyncio.wait takes 10 µs in any case
+                await asyncio.wait([lost])
             lost.exception()

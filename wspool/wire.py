@@ -109,16 +109,18 @@ def expect_close(websocket: aiohttp.ClientWebSocketResponse) -> None:
 class Socket:
     """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
 
-    __slots__ = ("_protocol", "_transport")
+    __slots__ = ("_protocol", "_response", "_transport")
 
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
-        connection = cast(Any, websocket)._response.connection
+        self._response = cast(Any, websocket)._response
+        connection = self._response.connection
         self._transport = connection.transport if connection is not None else None
         self._protocol = connection.protocol if connection is not None else None
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+        self._response.close()  # or it would warn of being dropped unclosed
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Call back when the transport has called `connection_lost`; at once, if it has."""

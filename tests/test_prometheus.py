@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
+from tests.full_life import OPTIONS, full_life
 from tests.server import Server
 from wspool import (
     CloseReason,
@@ -99,45 +100,11 @@ async def test_a_scrape_has_the_numbers_of_the_snapshot(
     server: Server, make_pool: MakePool, registry: CollectorRegistry
 ) -> None:
     """With a connection in each state, a waiter, a failure, a timeout and a drained message."""
-    pool = make_pool(
-        max_connections=5,
-        max_retries=1,
-        close_timeout=30.0,
-        drain_until=lambda message: message == "the last",
-        drain_quiet_period=30.0,
-        drain_timeout=60.0,
-    )
+    pool = make_pool(**OPTIONS)
     register(pool, registry)
     assert scraped(registry) == expected(pool.snapshot())
-    server.refusals.append(web.Response(status=403))
-    with pytest.raises(ConnectionUnavailableError):
-        await pool.acquire()
-    idle, busy, draining, mute = [await pool.acquire() for _ in range(4)]
-    assert await echoes(busy)
-    assert await echoes(draining)
-    server.peers[mute.id - 2].stop_reading()
-    await pool.release(mute, force_remove=True)
-    await pool.release(draining)
-    await server.peers[draining.id - 2].send("for nobody")
-    await until(lambda: pool.stats.drained_messages, "a message is drained")
-    await pool.release(idle)
-    server.delay = None
-    with pytest.raises(ConnectionPoolTimeoutError):
-        await pool.acquire_new(timeout=0.01)
-    waiting = asyncio.create_task(pool.acquire_new(timeout=None))
-    await until(lambda: pool.waiters, "somebody waits")
-
-    picture = pool.snapshot()
-    assert scraped(registry) == expected(picture)
-    assert set(picture.counts.values()) == {1}, "there is one in each state"
-    assert picture.stats.failures == {"status 403": 1}
-    assert picture.stats.closes == {"dial": 1, "user": 1}
-    assert (picture.waiters, picture.stats.timeouts, picture.stats.drained_messages) == (1, 1, 1)
-    assert picture.stats.wait_seconds > 0
-    assert picture.stats.dial_seconds > 0
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    server.peers[mute.id - 2].resume_reading()
+    async with full_life(server, pool) as picture:
+        assert scraped(registry) == expected(picture)
 
 
 async def test_pools_are_told_apart_by_name(

@@ -352,6 +352,7 @@ async def test_a_flood_at_an_idle_connection_is_disposed_of(
     async with pool.get_connection() as connection:
         assert await echoes(connection, "flood")
     await until(lambda: pool.stats.drained_messages == 160, "all of it is drained")
+    await until(lambda: not connection.is_flooding, "a look finds nothing more")
     assert connection.state is State.IDLE
     async with pool.get_connection() as again:
         assert again is connection

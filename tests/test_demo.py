@@ -8,40 +8,19 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.server import Peer, Server
 
 ROOT = Path(__file__).parent.parent
 
 
-@asynccontextmanager
-async def start(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start the demo; at the end of the block it has ended, by force if need be."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "wspool", "demo", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run the demo to its end and return exit status, stdout and stderr."""
-    async with start(*arguments) as process, asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+start = partial(commands.start, "demo")
+run = partial(commands.run, "demo")
 
 
 def number(summary: str, name: str) -> int:

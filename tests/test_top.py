@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ import trustme
 from aiohttp import web
 from rich.console import Console
 
+from tests import commands
 from tests.conftest import MakePool, until
 from tests.server import Peer, Server
 from wspool import WebsocketConnection, WebsocketConnectionPool, __main__, debug, top
@@ -83,28 +85,8 @@ async def application(make_pool: MakePool) -> AsyncIterator[Application]:
         yield application
 
 
-@asynccontextmanager
-async def start(*arguments: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start top in a process; at the end of the block it has ended, by force if need be."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "wspool", "top", *arguments),
-        **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | options,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run top in a process to its end and return exit status, stdout and stderr."""
-    async with start(*arguments) as process, asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+start = partial(commands.start, "top")
+run = partial(commands.run, "top")
 
 
 @pytest.fixture

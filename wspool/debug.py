@@ -38,7 +38,7 @@ from wspool.events import (
     ConnectionCheckOutStarted,
     Event,
 )
-from wspool.introspection import OLDEST, shown_uri, snapshot_connection, snapshot_waiter
+from wspool.introspection import OLDEST, as_dict, shown_uri, snapshot_connection, snapshot_waiter
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import TRANSITIONS, State
 
@@ -255,7 +255,7 @@ def _by_name(pools: list[WebsocketConnectionPool]) -> dict[str, WebsocketConnect
 def _picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
     """Return what a snapshot says, but for the histories, and with `ROWS` as its limit.
 
-    A whole snapshot takes 0.2 ms a connection, twice a second: too much for a large pool.
+    A whole snapshot with its JSON takes 15 µs a connection, twice a second: too much for 5,000.
     """
     router = pool.router
     options, queues = router.options, router.queues
@@ -272,7 +272,7 @@ def _picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         "max_connections": options.max_connections,
         "connections": [_row(connection, pool) for connection in rows],
         "gone": [_row(connection, pool) for connection in queues.gone],
-        "waiting": [asdict(waiter) for waiter in waiting],
+        "waiting": [as_dict(waiter) for waiter in waiting],
         "stats": pool.stats.to_dict(),
     }
 

@@ -102,14 +102,14 @@ class PoolSnapshot:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
         return vars(self) | {
             "counts": dict(self.counts),
-            "connections": [_to_dict(connection) for connection in self.connections],
-            "gone": [_to_dict(connection) for connection in self.gone],
-            "waiting": [_to_dict(waiter) for waiter in self.waiting],
+            "connections": [as_dict(connection) for connection in self.connections],
+            "gone": [as_dict(connection) for connection in self.gone],
+            "waiting": [as_dict(waiter) for waiter in self.waiting],
             "stats": self.stats.to_dict(),
         }
 
 
-def _to_dict(shown: ConnectionSnapshot | WaiterSnapshot) -> dict[str, Any]:
+def as_dict(shown: ConnectionSnapshot | WaiterSnapshot) -> dict[str, Any]:
     """Do what `dataclasses.asdict` does, in a fifth of the time."""
     picture = dict(vars(shown))
     if shown.borrower is not None:

@@ -122,9 +122,14 @@ class Socket:
             self._transport.abort()
         self._response.close()  # or it would warn of being dropped unclosed
 
+    @property
+    def _lost(self) -> asyncio.Future[None] | None:
+        """Is done when the transport has called `connection_lost`; None where it long has."""
+        return self._protocol.closed if self._protocol is not None else None
+
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Call back when the transport has called `connection_lost`; at once, if it has."""
-        lost = self._protocol.closed if self._protocol is not None else None
+        lost = self._lost
         if lost is None or lost.done():
             callback()
         else:
@@ -132,7 +137,7 @@ class Socket:
 
     async def wait_gone(self) -> None:
         """Return when the transport has called `connection_lost`."""
-        lost = self._protocol.closed if self._protocol is not None else None
+        lost = self._lost
         if lost is not None:
             if not lost.done():  # asyncio.wait takes 10 µs in any case
                 await asyncio.wait([lost])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ if LOOP == "uvloop":
         import uvloop
 
         return {LOOP: uvloop.new_event_loop}
+
+
+# A shell ignores Ctrl+C for what it runs in the background, and so would the tests' programs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # In debug mode asyncio warns of slow callbacks, which are the machine's matter.

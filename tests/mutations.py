@@ -72,8 +72,8 @@ MUTATIONS: Final = (
         "cancellation lost",
         "test_a_task_cancelled_at_the_hand_over_ends_cancelled",
         "routing.py",
-        "self._pass_on(future.result())",
-        "return future.result()",
+        "self._leave_line(waiter)",
+        "return waiter.future.result()",
     ),
     Mutation(
         3,
@@ -93,8 +93,8 @@ MUTATIONS: Final = (
         "`except Exception` misses CancelledError",
         "test_a_cancellation_at_any_await_costs_nothing",
         "routing.py",
-        "except asyncio.CancelledError:\n            # Cancelled in the very tick",
-        "except Exception:\n            # Cancelled in the very tick",
+        "except BaseException as error:\n            if waiter",
+        "except Exception as error:\n            if waiter",
     ),
     Mutation(
         5,
@@ -133,8 +133,8 @@ MUTATIONS: Final = (
         "too many dials for the demand",
         "test_there_are_no_more_dials_than_are_needed",
         "routing.py",
-        "len(self.line) - len(self.queues.connecting)",
-        "len(self.line)",
+        "len(waiters) - len(self.queues.connecting)",
+        "len(waiters)",
     ),
     Mutation(
         10,
@@ -181,8 +181,8 @@ MUTATIONS: Final = (
         "dirty hand-out (off by one)",
         "test_a_late_reply_is_never_read_by_the_next_borrower",
         "loans.py",
-        "is_failed=exc_type is not None",
-        "is_failed=False",
+        "self._connection, exc_type is not None",
+        "self._connection, False",
     ),
     Mutation(
         16,
@@ -271,7 +271,7 @@ MUTATIONS: Final = (
         "cancel pressure leaves a pile of dead waiters",
         "test_cancelled_waiters_leave_nothing_behind",
         "routing.py",
-        "                self.line.leave(waiter)\n",
+        "            self.line.leave(waiter)\n",
         "",
     ),
     Mutation(

@@ -331,6 +331,7 @@ CORE_FILES = (
 NO_POINTS = {
     "async with asyncio.timeout": "entering and leaving it waits for nothing",
     "await pending.mark_completed()": "it sets a flag, and waits for nothing",
+    "await self._next_frame()": "it takes what is there, and waits for nothing",
 }
 """What looks like a place to be cancelled at, and why it is none."""
 

@@ -25,7 +25,7 @@ FACTORY = getattr(asyncio, "eager_task_factory", None)
 
 
 class Fault(NamedTuple):
-    """A bug to be put back: its number in PATHOLOGIES.md, its story, and the code that makes it."""
+    """A bug to be put back: the number of the pathology, its story, and the code that makes it."""
 
     number: int
     story: str
@@ -38,16 +38,16 @@ FAULTS = [
     Fault(
         1,
         "a connection given to a waiter that was cancelled in the same tick is lost",
-        routing.Router._in_line,
+        routing.Router._leave_line,
         "self._pass_on(future.result())",
         "pass",
     ),
     Fault(
         2,
         "a cancellation at the hand-over is swallowed",
-        routing.Router._in_line,
-        "self._pass_on(future.result())",
-        "return future.result()",
+        routing.Router.wait,
+        "self._leave_line(waiter)",
+        "return waiter.future.result()",
     ),
     Fault(
         4,
@@ -181,7 +181,7 @@ def test_schedules_of_eager_tasks() -> None:
 def test_a_fault_put_back_is_found(
     fault: Fault, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A fault from PATHOLOGIES.md is found within the schedules that `make test` explores."""
+    """A fault that other pools had is found within the schedules that `make test` explores."""
     monkeypatch.setattr(fault.function, "__code__", _compiled(fault).__code__)
     for seed in range(2000):
         try:

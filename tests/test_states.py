@@ -83,6 +83,7 @@ ORDER = [
     "options",
     "stats",
     "events",
+    "listeners",
     "waiting",
     "dialing",
     "draining",

@@ -26,7 +26,7 @@ from rich.console import Console
 from tests import commands
 from tests.conftest import MakePool, until
 from tests.server import Peer, Server
-from wspool import WebsocketConnection, WebsocketConnectionPool, __main__, debug, top
+from wspool import Stats, WebsocketConnection, WebsocketConnectionPool, __main__, debug, top
 from wspool.introspection import BorrowerSnapshot, PoolSnapshot, WaiterSnapshot
 
 ROOT = Path(__file__).parent.parent
@@ -508,7 +508,7 @@ async def test_a_reader_who_leaves_ends_it_without_a_traceback(application: Appl
 
 async def test_a_rate_is_of_the_time_between_two_pictures(make_pool: MakePool) -> None:
     first = read_back(make_pool())
-    stats = replace(first.stats, borrows=30, dials=1)
+    stats = Stats(**vars(first.stats) | {"borrows": 30, "dials": 1})
     view = top.View(first).following(replace(first, at=first.at + 2.0, stats=stats))
     assert view.rates == (15.0, 0.5)
 
@@ -516,7 +516,7 @@ async def test_a_rate_is_of_the_time_between_two_pictures(make_pool: MakePool) -
 async def test_there_is_no_rate_from_one_pool_to_the_next(make_pool: MakePool) -> None:
     """A process that was started anew counts from 0."""
     first = read_back(make_pool())
-    before = replace(first, stats=replace(first.stats, borrows=30))
+    before = replace(first, stats=Stats(**vars(first.stats) | {"borrows": 30}))
     assert top.View(before).following(replace(first, at=first.at + 2.0)).rates is None
     assert top.View(first).following(first).rates is None
 

@@ -1,5 +1,8 @@
 """A pool of reusable WebSocket client connections for asyncio, built on aiohttp."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from wspool.connection import Transition, WebsocketConnection
 from wspool.draining import PendingConnection
 from wspool.errors import (
@@ -13,16 +16,18 @@ from wspool.errors import (
     IllegalTransitionError,
     WebsocketError,
 )
-from wspool.introspection import (
-    BorrowerSnapshot,
-    ConnectionSnapshot,
-    PoolSnapshot,
-    WaiterSnapshot,
-)
 from wspool.options import DrainConditionCallback
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
+
+if TYPE_CHECKING:
+    from wspool.introspection import (
+        BorrowerSnapshot,
+        ConnectionSnapshot,
+        PoolSnapshot,
+        WaiterSnapshot,
+    )
 
 __version__ = "0.1.0"
 
@@ -49,3 +54,17 @@ __all__ = [
     "WebsocketConnectionPool",
     "WebsocketError",
 ]
+
+_LATER = {
+    "BorrowerSnapshot": "introspection",
+    "ConnectionSnapshot": "introspection",
+    "PoolSnapshot": "introspection",
+    "WaiterSnapshot": "introspection",
+}
+"""What is loaded when it is asked for, and from where."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -32,13 +32,14 @@ from typing import Any, Final
 from aiohttp import web
 
 from wspool.connection import WebsocketConnection
+from wspool.errors import shown_uri
 from wspool.events import (
     ConnectionCheckedIn,
     ConnectionCheckedOut,
     ConnectionCheckOutStarted,
     Event,
 )
-from wspool.introspection import OLDEST, as_dict, shown_uri, snapshot_connection, snapshot_waiter
+from wspool.introspection import OLDEST, as_dict, snapshot_connection, snapshot_waiter
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import TRANSITIONS, State
 

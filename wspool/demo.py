@@ -26,7 +26,7 @@ import aiohttp
 from aiohttp import web
 
 from wspool.connection import WebsocketConnection
-from wspool.errors import WebsocketError
+from wspool.errors import WebsocketError, shown_uri
 from wspool.events import (
     ConnectionCheckedOut,
     ConnectionClosed,
@@ -35,7 +35,6 @@ from wspool.events import (
     ConnectionReady,
     Event,
 )
-from wspool.introspection import shown_uri
 from wspool.options import check_uri
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import TRANSITIONS, State

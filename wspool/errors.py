@@ -127,6 +127,13 @@ SHORTEST_PART: Final = 8
 """Characters: a shorter part of a value is more likely a word than a secret."""
 
 
+def shown_uri(uri: object) -> str:
+    """Return the URI as it may be shown; a callable by its name."""
+    if callable(uri):
+        return f"{getattr(uri, '__qualname__', type(uri).__name__)}()"
+    return scrub_uri(uri)
+
+
 def secrets_of(uri: str, headers: Mapping[str, str], params: Any = None) -> list[str]:
     """Return the strings of a dial that must never be shown, the longest first.
 

@@ -1,20 +1,14 @@
 """What happens in a pool, told to whoever subscribes: one frozen event at a time.
 
 The names follow MongoDB's connection pool specification (CMAP), the best list of such events; the
-draining and the checks are ours. Nothing is built while nobody listens. Listeners are called after
-the whole routing step, in the order of the events, so that one may call the pool.
+draining and the checks are ours. Each class costs an import half a millisecond: this module is
+loaded with the first listener.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import logging
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from time import time
 from typing import Any, TypeVar, dataclass_transform
 
 from wspool.errors import (
@@ -23,8 +17,6 @@ from wspool.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
-
-logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
 
@@ -167,62 +159,8 @@ _FAILURES: list[tuple[type[BaseException], CheckOutFailure]] = [
     (ConnectionUnavailableError, CheckOutFailure.CONNECTION_ERROR),
 ]
 
-Listener = Callable[[Any], object]
 
-
-class Events:
-    """The listeners of one pool, and what they have not been told yet."""
-
-    def __init__(self, pool: str) -> None:
-        self._pool = pool
-        self._untold: deque[Event] = deque()
-        self._is_due = False
-        self._context = contextvars.copy_context()
-        # In the order of subscription, replaced at each change: who walks over them may be
-        # interrupted by one. The routing looks here before it publishes.
-        self.listeners: dict[object, Listener] = {}
-        # Those that have raised once.
-        self._broken: set[object] = set()
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        if not callable(listener):
-            raise TypeError(f"listener is {listener!r}; it must be a plain callable")
-        token = object()
-        self.listeners = {**self.listeners, token: listener}
-
-        def unsubscribe() -> None:
-            self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
-            self._broken.discard(token)
-
-        return unsubscribe
-
-    def publish(self, kind: Callable[..., Event], *details: Any) -> None:
-        """Tell the listeners, if there are any, after the present routing step."""
-        if not self.listeners:
-            return
-        self._untold.append(kind(self._pool, time(), *details))
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self.tell, context=self._context)
-
-    def check_out_failed(self, error: BaseException, duration: float) -> None:
-        reasons = [reason for kind, reason in _FAILURES if isinstance(error, kind)]
-        reason = reasons[0] if reasons else CheckOutFailure.CANCELLED
-        self.publish(ConnectionCheckOutFailed, reason, duration)
-
-    def tell(self) -> None:
-        """Call the listeners with all that was published; one that raises is logged once."""
-        self._is_due = False
-        while self._untold:
-            event = self._untold.popleft()
-            for token, listener in self.listeners.items():
-                if token not in self.listeners:
-                    continue  # unsubscribed by one before it
-                try:
-                    listener(event)
-                except Exception:
-                    if token not in self._broken:
-                        self._broken.add(token)
-                        logger.exception(
-                            "a listener raised, as it may do again unseen: %r", listener
-                        )
+def check_out_failure(error: BaseException) -> CheckOutFailure:
+    """Return why, from what `acquire` raised."""
+    reasons = (reason for kind, reason in _FAILURES if isinstance(error, kind))
+    return next(reasons, CheckOutFailure.CANCELLED)

@@ -11,7 +11,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from wspool.connection import Transition, WebsocketConnection
-from wspool.errors import scrub_uri
+from wspool.errors import shown_uri
 from wspool.places import Borrower, at_work_in, borrowed_at, task_name
 from wspool.stats import Stats
 from wspool.waiting import Waiter
@@ -176,10 +176,3 @@ def snapshot_pool(pool: WebsocketConnectionPool) -> PoolSnapshot:
         waiting=tuple(snapshot_waiter(w, router.clock()) for w in waiters[:OLDEST]),
         stats=pool.stats.copy(),
     )
-
-
-def shown_uri(uri: object) -> str:
-    """Return the URI as it may be shown; a callable by its name."""
-    if callable(uri):
-        return f"{getattr(uri, '__qualname__', type(uri).__name__)}()"
-    return scrub_uri(uri)

@@ -18,7 +18,7 @@ class Loan:
     __slots__ = ("_connection", "_lease", "_pool", "_timeout", "_wants_new")
 
     def __init__(
-        self, pool: WebsocketConnectionPool, timeout: float | None, *, wants_new: bool
+        self, pool: WebsocketConnectionPool, timeout: float | None, wants_new: bool
     ) -> None:
         self._pool = pool
         self._timeout = timeout
@@ -42,4 +42,4 @@ class Loan:
     ) -> None:
         # A loan that was ended inside the block may be followed by somebody else's by now.
         if self._connection.lease == self._lease:
-            self._pool.router.give_back(self._connection, is_failed=exc_type is not None)
+            self._pool.router.give_back(self._connection, exc_type is not None)

@@ -15,16 +15,16 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType, TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import aiohttp
 
-from wspool import introspection, states, upkeep
+from wspool import states, upkeep
 from wspool.connection import WebsocketConnection
-from wspool.errors import ConnectionPoolUnavailableError
-from wspool.events import ConnectionCheckOutStarted, Events, Listener, PoolClosed, PoolReady
+from wspool.errors import ConnectionPoolUnavailableError, shown_uri
+from wspool.listeners import Events, Listener
 from wspool.loans import Loan
 from wspool.options import (
     DrainConditionCallback,
@@ -39,6 +39,9 @@ from wspool.options import (
 from wspool.places import Borrower
 from wspool.routing import Router
 from wspool.stats import Stats
+
+if TYPE_CHECKING:
+    from wspool.introspection import PoolSnapshot
 
 _DEFAULT: Final = cast(float, object())
 _names = itertools.count(1)
@@ -191,9 +194,11 @@ class WebsocketConnectionPool:
     def connections(self) -> tuple[WebsocketConnection, ...]:
         return tuple(self.router.queues)
 
-    def snapshot(self) -> introspection.PoolSnapshot:
+    def snapshot(self) -> PoolSnapshot:
         """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
-        return introspection.snapshot_pool(self)
+        from wspool.introspection import snapshot_pool  # the pictures' classes take 3 ms to make
+
+        return snapshot_pool(self)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each event from now on; return a callable that ends that.
@@ -210,8 +215,7 @@ class WebsocketConnectionPool:
     def __repr__(self) -> str:
         status = " closed" if self.is_closed else "" if self.is_started else " not started"
         return (
-            f"<WebsocketConnectionPool {self.name!r}{status} "
-            f"{introspection.shown_uri(self.uri)} {self.router!r}>"
+            f"<WebsocketConnectionPool {self.name!r}{status} {shown_uri(self.uri)} {self.router!r}>"
         )
 
     # Starting.
@@ -253,7 +257,7 @@ class WebsocketConnectionPool:
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
             )
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
-        self.router.events.publish(PoolReady)
+        self.router.events.publish("PoolReady")
         self.router.start(loop, self._session)
         interval = upkeep.period(
             self.router.options.cleanup_interval,
@@ -292,11 +296,11 @@ class WebsocketConnectionPool:
         Left by an exception after something was sent, the connection is not handed on: it is
         drained up to the message that `drain_until` names, or closed.
         """
-        return Loan(self, timeout, wants_new=False)
+        return Loan(self, timeout, False)
 
     def get_new_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
         """Return the same as `get_connection`, around `acquire_new`."""
-        return Loan(self, timeout, wants_new=True)
+        return Loan(self, timeout, True)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
         """Give a connection back; with `force_remove` it is closed.
@@ -318,16 +322,16 @@ class WebsocketConnectionPool:
         if timeout is not _DEFAULT:
             check_timeout(timeout)
         if router.events.listeners:
-            router.events.publish(ConnectionCheckOutStarted)
+            router.events.publish("ConnectionCheckOutStarted")
         return frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
 
-    async def wait(
+    def wait(
         self, borrower: Borrower, timeout: float | None, *, wants_new: bool = False
-    ) -> WebsocketConnection:
-        """Return a connection that had to be waited for."""
+    ) -> Coroutine[Any, Any, WebsocketConnection]:
+        """Return what waits for a connection: not a coroutine of its own around another."""
         if timeout is _DEFAULT:
             timeout = self.router.options.acquire_timeout
-        return await self.router.wait(borrower, timeout, wants_new=wants_new)
+        return self.router.wait(borrower, timeout, wants_new=wants_new)
 
     # Closing.
 
@@ -374,7 +378,7 @@ class WebsocketConnectionPool:
         await self.router.finish(timeout, spared)
         if self._owns_session:
             await self._session.close()
-        self.router.events.publish(PoolClosed)
+        self.router.events.publish("PoolClosed")
         self.router.events.tell()
 
     async def __aenter__(self) -> Self:

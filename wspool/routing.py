@@ -40,18 +40,7 @@ from wspool.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
-from wspool.events import (
-    ConnectionChecked,
-    ConnectionCheckedIn,
-    ConnectionCheckedOut,
-    ConnectionClosed,
-    ConnectionCreated,
-    ConnectionDrained,
-    ConnectionDrainStarted,
-    ConnectionReady,
-    Events,
-    PoolCleared,
-)
+from wspool.listeners import Events
 from wspool.options import Options
 from wspool.places import Borrower
 from wspool.queues import Queues
@@ -150,51 +139,53 @@ class Router:
         """Count a loan that its borrower has taken; one that was passed on is none."""
         self.stats.borrows += 1
         if self.events.listeners:
-            self.events.publish(ConnectionCheckedOut, connection.id, waited)
+            self.events.publish("ConnectionCheckedOut", connection.id, waited)
 
     async def wait(
         self, borrower: Borrower, timeout: float | None, *, wants_new: bool
     ) -> WebsocketConnection:
         """Join the line and return the connection that this caller is given."""
         began = self.clock()
+        waiter: Waiter | None = None
+        alarm: asyncio.TimerHandle | None = None
         try:
             if self.is_closing:  # by a callable that the look at the idle ones has run
                 raise ConnectionPoolUnavailableError("The pool was closed")
-            self._check_may_wait(timeout, wants_new)
+            self._check_may_wait(timeout)
             self.stats.waits += 1
-            try:
-                return await self._in_line(borrower, timeout, wants_new=wants_new)
-            finally:
-                self.stats.wait_seconds += self.clock() - began
-        except BaseException as error:
-            self.events.check_out_failed(error, self.clock() - began)
-            raise
-
-    async def _in_line(
-        self, borrower: Borrower, timeout: float | None, *, wants_new: bool
-    ) -> WebsocketConnection:
-        waiter = self.line.join(borrower, wants_new=wants_new, is_patient=timeout != 0)
-        alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout) if timeout else None
-        try:
-            self.route()
+            waiter = self.line.join(borrower, wants_new=wants_new, is_patient=timeout != 0)
+            if timeout:
+                alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout)
+            if self.queues.idle or self.room > 0:
+                self.route()
             connection = await waiter.future
-            self._count_loan(connection, self.clock() - waiter.since)
-            return connection
-        except asyncio.CancelledError:
-            # Cancelled in the very tick in which it was served: on to the next.
-            future = waiter.future
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._pass_on(future.result())
+        except BaseException as error:
+            if waiter is not None:
+                self._leave_line(waiter)
+            self.events.check_out_failed(error, self.clock() - began)
             raise
         finally:
             if alarm is not None:
                 alarm.cancel()
-            if waiter in self.line:  # cancelled, and perhaps an idle one was kept for it
-                self.line.leave(waiter)
-                self.route()
+            if waiter is not None:
+                self.stats.wait_seconds += self.clock() - began
+        self._count_loan(connection, self.clock() - began)
+        return connection
 
-    def _check_may_wait(self, timeout: float | None, wants_new: bool) -> None:
+    def _leave_line(self, waiter: Waiter) -> None:
+        """End a wait in vain, and let nobody miss what was meant for it."""
+        future = waiter.future
+        # Cancelled in the very tick in which it was served: on to the next.
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self._pass_on(future.result())
+        if waiter in self.line:  # perhaps an idle one was kept for it
+            self.line.leave(waiter)
+            self.route()
+
+    def _check_may_wait(self, timeout: float | None) -> None:
         """Raise unless waiting is allowed, or needless: a connection is to come anyway."""
+        if timeout != 0 and self.options.max_waiting is None:
+            return
         expected = self._expected()
         if len(self.line) < expected:
             return
@@ -256,11 +247,12 @@ class Router:
             return  # what a routing step sets off, the step under way takes into account
         self._is_routing = True
         try:
-            while self.line and self.queues.idle and self._serve_one():
+            waiters, idle = self.line.waiters, self.queues.idle
+            while waiters and idle and self._serve_one():
                 pass
-            if self.line:
-                wanted = len(self.line) - len(self.queues.connecting)
-                for _ in range(min(wanted - self.errands.promised(self.line), self.room)):
+            if waiters and (room := self.room) > 0:
+                wanted = len(waiters) - len(self.queues.connecting)
+                for _ in range(min(wanted - self.errands.promised(self.line), room)):
                     self._begin_dial()
         finally:
             self._is_routing = False
@@ -268,15 +260,17 @@ class Router:
     def _serve_one(self) -> bool:
         """Make one step for those who wait with an idle connection; False if there is none."""
         queues, line = self.queues, self.line
-        if self._is_room_wanted():
-            self._make_room(1)
-            return True
-        if line.oldest_for_used() is None:
-            return False
-        connection = self.next_idle()
-        waiter = line.oldest_for_used()  # once more: the look may have run a user's callable
+        waiter = line.oldest()
+        if waiter is not None and waiter.wants_new:
+            if self._is_room_wanted():
+                self._make_room(1)
+                return True
+            waiter = line.oldest_for_used()
         if waiter is None:
             return False
+        connection = self.next_idle()
+        if waiter.future.done():
+            return True  # by a user's callable, which the look has run: once more
         if connection is None:
             if not queues.idle:
                 return False
@@ -389,7 +383,7 @@ class Router:
         """Let a connection be idle again, at its place among those that are idle for as long."""
         idle = self.queues.idle
         newest = next(reversed(idle), None)
-        self.events.publish(ConnectionChecked, connection.id, why, connection.seconds_in_state)
+        self.events.publish("ConnectionChecked", connection.id, why, connection.seconds_in_state)
         states.checkin(connection, why)
         if newest is not None and newest.idle_since > connection.idle_since:
             idle.move_to_end(connection, last=False)
@@ -407,7 +401,6 @@ class Router:
     def give_back(
         self,
         connection: WebsocketConnection,
-        *,
         is_failed: bool = False,
         force_remove: bool = False,
     ) -> None:
@@ -416,7 +409,7 @@ class Router:
             logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
             return
         if self.events.listeners:
-            self.events.publish(ConnectionCheckedIn, connection.id, connection.seconds_lent)
+            self.events.publish("ConnectionCheckedIn", connection.id, connection.seconds_lent)
         is_in_use, last = connection.end_loan()
         # Without a send nothing can be under way, however the borrower left.
         is_failed = is_failed and connection.has_sent
@@ -450,7 +443,7 @@ class Router:
             return CloseReason.POOL
         if connection.generation != self.generation:
             return CloseReason.EXPIRED
-        if connection.clock() >= connection.retire_at:
+        if options.max_lifetime is not None and connection.clock() >= connection.retire_at:
             return CloseReason.LIFETIME
         if options.max_uses is not None and connection.uses >= options.max_uses:
             return CloseReason.USES
@@ -477,7 +470,7 @@ class Router:
         if options.on_release is None and not options.can_drain(is_failed):
             raise Discard(CloseReason.ERROR)
         states.drain(connection, "release")
-        self.events.publish(ConnectionDrainStarted, connection.id)
+        self.events.publish("ConnectionDrainStarted", connection.id)
         pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
         connection.pending = pending
         work = partial(drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean)
@@ -501,7 +494,7 @@ class Router:
             connection.finish(why, cause=discard.__cause__ if discard else None)
             return
         if connection.state is State.DRAINING:
-            self.events.publish(ConnectionDrained, connection.id, connection.seconds_in_state)
+            self.events.publish("ConnectionDrained", connection.id, connection.seconds_in_state)
             states.drained(connection, "clean")
             connection.idle_since = connection.clock()
         elif was_checked:
@@ -531,7 +524,7 @@ class Router:
         connection.arrival = self.line.arrive()
         self.queues.add(connection)
         self.stats.dials += 1
-        self.events.publish(ConnectionCreated, connection.id)
+        self.events.publish("ConnectionCreated", connection.id)
         connection.task = self.spawn(
             open_socket(weakref.ref(self), connection, self.options, self._session, self._gate),
             partial(give_up, connection, State.CONNECTING, CloseReason.DIAL),
@@ -558,7 +551,7 @@ class Router:
             connection.retire_at = now + self.options.max_lifetime * (1 - early)
         self.stats.dial_seconds += connection.dial_seconds
         states.connected(connection, "dialled")
-        self.events.publish(ConnectionReady, connection.id, connection.dial_seconds)
+        self.events.publish("ConnectionReady", connection.id, connection.dial_seconds)
         if connection.generation != self.generation:
             connection.finish(CloseReason.EXPIRED)
             return
@@ -610,7 +603,7 @@ class Router:
                 *(connection.seconds_before, now - connection.born, connection.uses),
             )
         self.events.publish(
-            ConnectionClosed, connection.id, move.source, why, code, reason, now - connection.born
+            "ConnectionClosed", connection.id, move.source, why, code, reason, now - connection.born
         )
         returned = self._all_returned
         if returned is not None and not self.queues.busy and not returned.done():
@@ -652,7 +645,7 @@ class Router:
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
         self.generation += 1
-        self.events.publish(PoolCleared)
+        self.events.publish("PoolCleared")
         for connection in list(self.queues.idle):
             if connection.state is State.IDLE:  # the goodbyes run a user's callable
                 connection.finish(CloseReason.EXPIRED)

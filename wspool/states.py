@@ -105,6 +105,10 @@ TRANSITIONS: list[list[str]] = [
 ]
 
 
+HISTORY: Final = 16
+"""Transitions that a connection remembers."""
+
+
 class Move(NamedTuple):
     """One line of the table."""
 
@@ -152,8 +156,9 @@ class _Move(Event):
             raise IllegalTransitionError(
                 f"{self.name!r} is not possible in state {str(model.state)!r}: {model!r}"
             )
-        model.queues.move(model, move.source, move.dest)
-        model.state = move.dest
+        _, source, dest = move
+        model.queues.move(model, source, dest)
+        model.state = dest
         now = model.clock()
         if logger.isEnabledFor(logging.DEBUG):
             _log(model, move, now, why)

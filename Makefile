@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
@@ -24,8 +24,13 @@ lint: .venv/lint-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two to four minutes, on a machine that does nothing else. It has an environment of its own,
+# because a peer pins an old websockets; that peer needs a Python below 3.13.
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m tests.benchmarks --json build/benchmarks.json --markdown README.md $(ARGS)
+
 clean:
-	rm -rf .venv .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml
@@ -33,6 +38,12 @@ clean:
 		echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+.venv-bench/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@mkdir -p build
 	@touch $@
 
 .venv/lint-installed: .venv/installed

@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, Faster, Share, figure, seconds
 from tests.benchmarks.side_by_side import Comparison
+from tests.benchmarks.table import BEGIN, END, write
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,19 @@ async def test_a_quick_run_shows_and_writes_its_rows(tmp_path: Path) -> None:
         assert row["ours"] in table.read_text()
     assert measured["machine"]["cpu"]
     assert str(tmp_path) not in written.read_text() + printed
+
+
+def test_a_table_takes_the_place_of_the_one_between_the_marks(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}an old one\n{END}after\n")
+    write(path, "a new one\n")
+    assert path.read_text() == f"before\n{BEGIN}\na new one\n\n{END}after\n"
+
+
+def test_the_readme_has_a_place_for_the_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(BEGIN) == readme.count(END) == 1
+    assert readme.index(BEGIN) < readme.index("Measured on 20") < readme.index(END)
 
 
 @pytest.mark.parametrize("name", ["checkout", "checkout_websockets"])

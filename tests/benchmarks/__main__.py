@@ -17,7 +17,7 @@ from time import perf_counter
 
 from tests.benchmarks import checkouts, echoes, importing, upkeep  # noqa: F401 (they register)
 from tests.benchmarks.suite import QUICK, Bench, Scale, Servers, benchmarks
-from tests.benchmarks.table import HEADINGS, Row, describe, machine, markdown, text, to_json
+from tests.benchmarks.table import HEADINGS, Row, describe, machine, markdown, text, to_json, write
 
 
 def measure(names: Sequence[str], scale: Scale) -> Iterator[Row]:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         options.json.write_text(to_json(rows, about), encoding="utf-8")
     if options.markdown is not None:
-        options.markdown.write_text(markdown(rows, about), encoding="utf-8")
+        write(options.markdown, markdown(rows, about))
 
 
 if __name__ == "__main__":

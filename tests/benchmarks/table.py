@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 from tests.benchmarks.goals import Figure
@@ -17,6 +18,9 @@ from tests.benchmarks.goals import Figure
 PACKAGES: Final = ("aiohttp", "uvloop", "asyncio-connection-pool", "aio-websocket-pool")
 
 HEADINGS: Final = ("ours", "against", "loop", "ours", "theirs", "ratio", "half of rounds", "goal")
+BEGIN: Final = "<!-- The table of `make bench` begins here -->\n"
+END: Final = "<!-- and ends here -->\n"
+
 WIDTHS: Final = (47, 40, 7, 8, 8, 8, 15, 9)
 
 
@@ -92,6 +96,15 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     lines = [HEADINGS, ("---",) * 3 + ("---:",) * 5, *(row.cells() for row in rows)]
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return f"Measured on {datetime.now(UTC):%Y-%m-%d}: {describe(about)}.\n\n{body}\n"
+
+
+def write(path: Path, table: str) -> None:
+    """Write the table into a file: between its marks, where it has them."""
+    before, begin, rest = path.read_text("utf-8").partition(BEGIN) if path.exists() else ("",) * 3
+    _, end, after = rest.partition(END)
+    is_marked = bool(begin and end)
+    whole = f"{before}{begin}\n{table}\n{end}{after}" if is_marked else table
+    path.write_text(whole, encoding="utf-8")
 
 
 def to_json(rows: Sequence[Row], about: dict[str, Any]) -> str:

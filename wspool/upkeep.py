@@ -85,6 +85,8 @@ async def _attend(
         if perf_counter() - began > TURN:
             await asyncio.sleep(0)
             began = perf_counter()
+        if not (connection.is_flooding or connection.has_news()):
+            continue  # as nearly always: the rest would be a third of a sweep
         router = ref()
         if router is None:
             return []

@@ -26,8 +26,8 @@ __all__ = ["Handler", "Peer", "Server", "echo"]
 Handler = Callable[["Peer"], Awaitable[None]]
 """The script for a connection: what the server does with it, from the handshake to the close."""
 
-SHUTDOWN_TIMEOUT: Final = 0.1
-"""Seconds that a handler which does not see that its client is gone may go on at a stop."""
+TURNS: Final = 10
+"""Of the loop, within which a handler that is in `recv` or `send` sees that its client is gone."""
 
 
 class Peer:
@@ -64,9 +64,10 @@ class Peer:
         while True:
             frame = await self.websocket.receive()
             if frame.type is WSMsgType.TEXT or frame.type is WSMsgType.BINARY:
-                self.received.append(frame.data)
-                self._all_received.append(frame.data)
-                return frame.data
+                message: str | bytes = frame.data
+                self.received.append(message)
+                self._all_received.append(message)
+                return message
             if frame.type is WSMsgType.CLOSE:
                 raise ConnectionError(f"the client has closed it: {frame.data} {frame.extra!r}")
             if frame.type is WSMsgType.ERROR and isinstance(frame.data, WebSocketError):
@@ -120,7 +121,8 @@ class Peer:
     async def flood(self, messages: Iterable[str | bytes]) -> None:
         """Send all of these, as fast as the client takes them.
 
-        There may be no end to them. Raises ConnectionError when the connection is over.
+        There may be no end to them. Meanwhile nothing is read, not even the client's close.
+        Raises ConnectionError when the connection is over.
         """
         for message in messages:
             await self.send(message)
@@ -202,7 +204,7 @@ class Server:
         self.peers: list[Peer] = []
         self.failures: list[Exception] = []
         self._runner: web.AppRunner | None = None
-        self._stopped = asyncio.Event()
+        self._serving: set[asyncio.Task[Any]] = set()
 
     @property
     def uri(self) -> str:
@@ -215,15 +217,14 @@ class Server:
     def refuse(
         self, status: int = 503, *, headers: Mapping[str, str] | None = None, times: int = 1
     ) -> None:
-        """Answer the next handshakes, this many, with an HTTP status in the place of a WebSocket."""
+        """Answer as many of the next handshakes with an HTTP status, and open no WebSocket."""
         self.refusals += [web.Response(status=status, headers=headers) for _ in range(times)]
 
     async def start(self) -> None:
         """Listen, again after a `stop`; `async with` does it."""
-        self._stopped.clear()
         app = web.Application()
         app.router.add_get("/{tail:.*}", self._serve)
-        self._runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT, access_log=None)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(
             self._runner, "127.0.0.1", self.port, ssl_context=self.ssl_context, reuse_address=True
@@ -233,12 +234,15 @@ class Server:
 
     async def stop(self) -> None:
         """Stop listening, so that dials are refused, and drop every connection."""
-        self._stopped.set()
         for peer in self.open:
             peer.drop()
-        # Handlers see it within a few turns, and are not cancelled before however slow these are.
-        for _ in range(10):
+        for _ in range(TURNS):
             await asyncio.sleep(0)
+        # Those that see nothing of it: asleep, or withholding the answer to a handshake.
+        if asleep := self._serving - {asyncio.current_task()}:
+            for task in asleep:
+                task.cancel()
+            await asyncio.wait(asleep)
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -260,10 +264,19 @@ class Server:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            return await self._answer(request)
+        finally:
+            self._serving.discard(task)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         if self.delay is None:
-            await self._stopped.wait()
-            raise web.HTTPServiceUnavailable
-        await asyncio.sleep(self.delay)
+            await asyncio.get_running_loop().create_future()
+        else:
+            await asyncio.sleep(self.delay)
         if self.refusals:
             return self.refusals.pop(0)
         websocket = web.WebSocketResponse(**self.websocket_options)

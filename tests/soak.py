@@ -29,7 +29,6 @@ from typing import Any
 import backoff
 from aiohttp import WSMsgType, web
 
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -38,6 +37,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server
 
 NET = 60.0
 """Seconds after which something that must end by itself has not ended."""
@@ -216,7 +216,7 @@ class Scene:
         if fault:
             self.tally.faults[fault] += 1
         if fault == "drop":
-            return peer.reset()
+            return peer.drop()
         if fault.startswith("close"):
             return await peer.close(int(fault.removeprefix("close ")))
         if fault == "delay":
@@ -230,7 +230,7 @@ class Scene:
             for _ in range(self.server_random.randint(1, 20)):
                 await peer.send(f"trail {request}")
         if fault == "drop after the reply":
-            peer.reset()
+            peer.drop()
 
     async def disturb(self) -> None:
         """Refuse handshakes and answer them late, now and then."""

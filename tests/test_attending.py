@@ -26,10 +26,10 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool, upkeep
 from wspool.connection import INBOX_BYTES
 from wspool.routing import Router
+from wspool.testing import Peer, Server
 
 MIB = 2**20
 

@@ -19,7 +19,6 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -31,6 +30,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 
 class Doorman:
@@ -350,7 +350,7 @@ async def test_min_pool_size_is_filled_after_losses(server: Server, make_pool: M
     lost = pool.connections
     assert len(lost) == 2
     for peer in list(server.open):
-        peer.reset()
+        peer.drop()
     await until(lambda: all(c.state is State.CLOSED for c in lost), "the losses are noticed")
     await until(lambda: pool.available_connections == 2, "there are two again")
     assert not set(lost) & set(pool.connections)
@@ -396,7 +396,7 @@ async def test_check_in_of_a_lost_connection(server: Server, make_pool: MakePool
     """A connection that was lost while it was out is not available after its check-in."""
     pool = make_pool(max_connections=1)
     connection = await pool.acquire()
-    server.open[0].reset()
+    server.open[0].drop()
     with pytest.raises(ConnectionClosedError):
         await connection.recv()
     await pool.release(connection)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tests.server import Peer, Server
+from wspool.testing import Peer, Server
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,6 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, until
-from tests.server import Handler, Peer, Server
 from wspool import (
     CloseReason,
     ConnectionBusyError,
@@ -24,6 +23,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Handler, Peer, Server
 
 Drained = list[tuple[int, str | bytes]]
 
@@ -407,12 +407,12 @@ async def test_a_fence_that_a_mute_peer_never_answers_ends_at_drain_timeout(
     pool = make_draining(drain_fence=True, drain_timeout=0.1)
     connection = await pool.acquire()
     peer = await peer_of(server)
-    peer.stop_reading()
+    peer.mute()
     await connection.send("work")
     await pool.release(connection)
     await until(lambda: connection.state is State.CLOSED, "the drain has ended")
     assert isinstance(connection.cause, ConnectionDrainTimeoutError)
-    peer.resume_reading()
+    peer.unmute()
 
 
 # The hook.

@@ -15,8 +15,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.conftest import until
-from tests.server import Server
 from wspool import ConnectionClosedError, State
+from wspool.testing import Server
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,7 +19,6 @@ import pytest
 from aiohttp import ClientWebSocketResponse
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -31,6 +30,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server
 
 SECRET = "hunter2"
 

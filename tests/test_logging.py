@@ -11,7 +11,6 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import (
     ConnectionUnavailableError,
     State,
@@ -19,6 +18,7 @@ from wspool import (
     WebsocketConnectionPool,
     states,
 )
+from wspool.testing import Server
 
 LINE = re.compile(
     r"#(?P<id>\d+) (?P<source>\w+) → (?P<dest>\w+)  (?P<trigger>\w+)(?: \((?P<why>\w+)\))?"
@@ -181,14 +181,14 @@ async def test_a_loss_is_one_info_line_that_says_who_why_and_how_old(
 
 async def lose_by_reset(server: Server, pool: WebsocketConnectionPool) -> None:
     await pool.acquire()
-    server.peers[0].reset()
+    server.peers[0].drop()
 
 
 async def lose_by_muteness(server: Server, pool: WebsocketConnectionPool) -> None:
     await pool.release(await pool.acquire())
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     await pool.release(await pool.acquire(timeout=10.0))
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 async def lose_by_error(server: Server, pool: WebsocketConnectionPool) -> None:

@@ -12,7 +12,6 @@ from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.full_life import OPTIONS, full_life
-from tests.server import Server
 from wspool import (
     ConnectionUnavailableError,
     PoolSnapshot,
@@ -25,6 +24,7 @@ from wspool.events import (
     ConnectionReady,
     Event,
 )
+from wspool.testing import Server
 
 pytest.importorskip("opentelemetry.sdk.metrics", reason="opentelemetry-sdk is not installed")
 

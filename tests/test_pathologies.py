@@ -25,7 +25,6 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -40,6 +39,7 @@ from wspool import (
     states,
 )
 from wspool.queues import Queues
+from wspool.testing import Peer, Server
 from wspool.upkeep import tidy
 
 NET = 10.0
@@ -305,7 +305,7 @@ async def test_there_are_no_more_dials_than_are_needed(server: Server, make_pool
     kept = make_pool(min_connections=3, cleanup_interval=0.005)
     await kept.start()
     assert len(server.requests) == 3
-    server.open[-1].reset()
+    server.open[-1].drop()
     await until(lambda: kept.available_connections == 2, "the loss was noticed")
     await until(lambda: kept.available_connections == 3, "the loss was made up for")
     assert len(server.requests) == 4
@@ -354,7 +354,7 @@ async def borrow_at_random(
                         look()
                         peer = server.peers[number - 1]
                     if action == "reset" and peer.request.transport is not None:
-                        peer.reset()
+                        peer.drop()
         except (ConnectionClosedError, ConnectionUnavailableError):
             pass
         look()
@@ -490,10 +490,10 @@ async def test_no_borrower_sees_a_connection_that_died_while_idle(
         peer.request.transport.close()
 
     async def reset(peer: Peer) -> None:
-        peer.reset()
+        peer.drop()
 
     async def become_mute(peer: Peer) -> None:
-        peer.stop_reading()
+        peer.mute()
 
     pool = make_pool(max_connections=1, acquire_timeout=NET)
     watchful = make_pool(max_connections=1, acquire_timeout=NET, heartbeat=0.4)
@@ -552,7 +552,7 @@ async def test_the_expiry_of_a_connection_spares_its_replacement(
     assert await echoes(old)
     await pool.release(old)
     expiry = loop.time() + 0.1
-    server.open[-1].reset()
+    server.open[-1].drop()
     await until(lambda: old.state is State.CLOSED, "the old one is lost")
     replacement = await pool.acquire(timeout=NET)
     assert replacement is not old
@@ -758,7 +758,7 @@ async def test_no_error_is_left_unretrieved_and_no_task_is_lost(
         for _ in range(3):
             connection = await other.acquire()
             assert await echoes(connection)
-            server.open[-1].reset()
+            server.open[-1].drop()
             await until(connection.has_news, "the reset has arrived")
             await other.release(connection)
             await until(lambda pool=other: not len(pool.router.queues), "the connection is gone")

@@ -19,7 +19,6 @@ from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.full_life import OPTIONS, full_life
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -29,6 +28,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.dialing import kind_of
+from wspool.testing import Server
 
 pytest.importorskip("prometheus_client", reason="the extra 'prometheus' is not installed")
 

@@ -25,7 +25,6 @@ from hypothesis.stateful import (
 )
 
 from tests.schedules import SCHEDULES
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -36,6 +35,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.places import Borrower
+from wspool.testing import Peer, Server
 
 TICKS = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 40])
 """How many turns the event loop gets after an action: the next may come in the middle of it."""
@@ -75,7 +75,7 @@ async def answer(peer: Peer, request: str, mode: str) -> None:
     if mode == "silence":
         return
     if mode == "drop":
-        return peer.reset()
+        return peer.drop()
     if mode == "close":
         return await peer.close(1001)
     if mode == "slow":
@@ -400,9 +400,9 @@ class Story(RuleBasedStateMachine):
         if peer.request.transport is None or peer.request.transport.is_closing():
             return
         if how == "reset":
-            peer.reset()
+            peer.drop()
         elif how == "become mute":
-            peer.stop_reading()
+            peer.mute()
             self.mute.append(peer)
         else:
             self.server_errands.append(self.task(peer.close(int(how.removeprefix("close ")))))
@@ -528,7 +528,7 @@ class Story(RuleBasedStateMachine):
         self.server.delay = 0.0
         self.server.refusals.clear()
         for peer in self.mute:
-            peer.resume_reading()
+            peer.unmute()
         self.mute.clear()
         for task in (*self.acquiring, *self.borrowers, *self.server_errands):
             self.cancel(task)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import wspool
-from tests.server import Peer, Server
 from wspool import CloseReason, WebsocketConnectionPool, WebsocketError, states
+from wspool.testing import Peer, Server
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")

@@ -19,8 +19,8 @@ from aiohttp import web
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import ConnectionUnavailableError, WebsocketConnection
+from wspool.testing import Server
 
 MAX_SIZE = 8 * 2**20
 SUBPROTOCOL = "reply.v2"

@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool.testing import Peer, Server
 
 CANARY = "canary-7f3a9d"
 """The secret. No name of a test, a header or a parameter contains it."""

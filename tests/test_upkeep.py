@@ -11,7 +11,6 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import (
     CloseReason,
     ConnectionPoolExhaustedError,
@@ -20,6 +19,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.connection import INBOX_BYTES
+from wspool.testing import Peer, Server
 
 SOON = 0.05
 """Seconds between clean-ups."""
@@ -142,7 +142,7 @@ async def test_a_lost_idle_connection_leaves_without_an_acquire(
     if how == "close":
         await server.peers[0].close(4001, "go away")
     else:
-        server.peers[0].reset()
+        server.peers[0].drop()
     await until(lambda: len(pool.router.queues) == 1, "the lost one is gone")
     assert why_closed(lost) == CloseReason.SERVER
     expected = (4001, "go away") if how == "close" else (1006, "")
@@ -162,7 +162,7 @@ async def test_a_lost_busy_connection_is_noticed_without_a_recv(
     if how == "close":
         await server.peers[0].close()
     else:
-        server.peers[0].reset()
+        server.peers[0].drop()
     await until(lambda: not connection.is_connected, "the loss is noticed")
     assert why_closed(connection) == CloseReason.SERVER
     async with pool.get_connection(timeout=10.0) as other:
@@ -243,10 +243,10 @@ async def test_heartbeat_notices_a_peer_that_went_mute(
     assert await echoes(connection, "alive")
     if not is_busy:
         await pool.release(connection)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     await until(lambda: connection.state is State.CLOSED, "the loss is noticed")
     assert why_closed(connection) == CloseReason.SERVER
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 # What arrives while nobody reads.
@@ -421,7 +421,7 @@ async def test_min_connections_are_refilled(server: Server, make_pool: MakePool)
     """After losses and after an outage they come back without an acquire."""
     pool = make_pool(min_connections=3, cleanup_interval=SOON, max_retries=1)
     old = await made_idle(pool, 3)
-    server.peers[0].reset()
+    server.peers[0].drop()
     await until(lambda: pool.stats.dials == 4, "one loss is one dial")
     await until(lambda: pool.available_connections == 3, "it is replaced")
     await server.stop()

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import echoes, until
 from wspool import (
@@ -32,7 +31,7 @@ OPTIONS: Final[dict[str, Any]] = {
 @asynccontextmanager
 async def full_life(server: Server, pool: WebsocketConnectionPool) -> AsyncIterator[PoolSnapshot]:
     """Lead a fresh pool with these options through it, and give its picture while it lasts."""
-    server.refusals.append(web.Response(status=403))
+    server.refuse(403)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
     idle, busy, draining, mute = [await pool.acquire() for _ in range(4)]

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import backoff
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from wspool import (
     ConnectionClosedError,
@@ -222,13 +222,11 @@ class Scene:
         if fault == "delay":
             await asyncio.sleep(self.server_random.uniform(0.0, 0.05))
         if fault == "flood":
-            for _ in range(self.server_random.randint(20, 400)):
-                await peer.send(f"part {request}")
+            await peer.flood([f"part {request}"] * self.server_random.randint(20, 400))
         await peer.send(f"part {request}")
         await peer.send(f"last {request}")
         if fault == "trail":
-            for _ in range(self.server_random.randint(1, 20)):
-                await peer.send(f"trail {request}")
+            await peer.flood([f"trail {request}"] * self.server_random.randint(1, 20))
         if fault == "drop after the reply":
             peer.drop()
 
@@ -237,7 +235,7 @@ class Scene:
         while True:
             await asyncio.sleep(self.server_random.uniform(0.05, 0.2))
             if self.server_random.random() < 0.3 and not self.server.refusals:
-                self.server.refusals.append(web.Response(status=503))
+                self.server.refuse(503)
                 self.tally.faults["refused handshake"] += 1
             self.server.delay = 0.0
             if self.server_random.random() < 0.2:

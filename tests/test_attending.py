@@ -400,8 +400,7 @@ async def test_ping_works_behind_more_than_the_inbox_holds(
     expected = [bytes([number]) * size for number in range(4 * INBOX_BYTES // size)]
 
     async def flood(peer: Peer, payload: bytes) -> None:
-        for message in expected:
-            await peer.send(message)
+        await peer.flood(expected)
         await peer.websocket.pong(payload)
 
     async with pinging(server, make_pool, flood) as connection:

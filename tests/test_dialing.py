@@ -669,7 +669,7 @@ async def test_a_network_error_in_on_connect_is_tried_again(
 ) -> None:
     async def reset_the_first(peer: Peer) -> None:
         if peer.number == 1:
-            await peer.websocket.receive()
+            await peer.recv()
             peer.drop()
         await echo(peer)
 
@@ -689,7 +689,7 @@ async def test_a_close_in_a_failed_attempt_leaves_no_trace_on_the_connection(
 
     async def restart_the_first(peer: Peer) -> None:
         if peer.number == 1:
-            await peer.websocket.receive()
+            await peer.recv()
             await peer.close(1012, "restarting")
         else:
             await echo(peer)

@@ -55,8 +55,7 @@ def replies(*messages: str | bytes) -> Handler:
     """Return a handler that answers each message with all of these."""
 
     async def reply(peer: Peer) -> None:
-        async for message in peer.websocket:
-            peer.received.append(message.data)
+        async for _ in peer:
             for answer in messages:
                 await peer.send(answer)
 
@@ -523,7 +522,7 @@ async def test_an_exception_after_a_send_is_drained_up_to_the_last_message(
     is_finished = asyncio.Event()
 
     async def work(peer: Peer) -> None:
-        async for _ in peer.websocket:
+        async for _ in peer:
             await peer.send("begun")
             await is_finished.wait()
             await peer.send("done")
@@ -641,7 +640,7 @@ async def test_a_close_behind_unread_messages_is_noticed_at_release(
     server: Server, make_draining: MakePool, drained: Drained
 ) -> None:
     async def last_words(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         await peer.send("last words")
         await peer.close(1001)
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.test_errands import ALWAYS, made_idle
@@ -135,7 +134,7 @@ async def test_a_failed_dial_does_not_end_who_waits_for_a_check(
     pool = make_pool(**ALWAYS, max_connections=3, max_retries=1)
     first, second = await made_idle(pool, 2)
     monkeypatch.setattr("wspool.errands.MUTE", 0.2)
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     for peer in server.peers:
         peer.mute()
     task = asyncio.create_task(pool.acquire(timeout=0))

@@ -13,7 +13,6 @@ from time import time
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from wspool import (
@@ -220,7 +219,7 @@ async def fail_by_too_many_waiters(server: Server, pool: WebsocketConnectionPool
 
 
 async def fail_by_the_dial(server: Server, pool: WebsocketConnectionPool) -> None:
-    server.refusals.append(web.Response(status=403))
+    server.refuse(403)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
 
@@ -429,7 +428,7 @@ async def close_by_room(server: Server, pool: WebsocketConnectionPool) -> None:
 
 
 async def close_by_dial(server: Server, pool: WebsocketConnectionPool) -> None:
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
 
@@ -773,7 +772,7 @@ async def test_nothing_is_built_while_nobody_listens(
     assert await pool.acquire() is first, "after a check"
     server.peers[0].drop()
     await until(lambda: not first.is_connected, "the loss is noticed")
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire(timeout=10)
     pool.expire_connections()
@@ -869,7 +868,7 @@ async def test_under_a_random_load_each_connection_goes_a_path_of_the_state_mach
             case 0 if server.open:
                 dice.choice(server.open).drop()
             case 1:
-                server.refusals.append(web.Response(status=dice.choice([401, 503])))
+                server.refuse(dice.choice([401, 503]))
             case 2:
                 pool.expire_connections()
             case 3:

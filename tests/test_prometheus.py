@@ -242,7 +242,7 @@ async def test_scrapes_from_another_thread_under_load(
 
     async def refuse() -> None:
         for status in range(500, 520):
-            server.refusals.append(web.Response(status=status))
+            server.refuse(status)
             await until(lambda: not server.refusals, "a dial is refused")
 
     def scrape() -> list[Numbers]:

@@ -47,14 +47,14 @@ def table(section: str) -> list[list[str]]:
 
 async def answer(peer: Peer) -> None:
     """Do what the README's borrowers expect: stream, log in, be silent, or echo."""
-    async for message in peer.websocket:
-        if message.data == '{"type": "create"}':
+    async for message in peer:
+        if message == '{"type": "create"}':
             for kind in ("part", "part", "completed"):
                 await peer.send(json.dumps({"type": kind}))
-        elif message.data == '{"type": "login"}':
+        elif message == '{"type": "login"}':
             await peer.send('{"type": "ready"}')
-        elif "without an answer" not in message.data:
-            await peer.send(message.data)
+        elif "without an answer" not in message:
+            await peer.send(message)
 
 
 @pytest.mark.parametrize(

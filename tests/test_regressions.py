@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, echoes, until
 from wspool import (
@@ -86,7 +86,7 @@ async def test_dead_releases_and_cancelled_dials_cost_no_slot(
 async def test_errors_are_the_documented_ones(server: Server, make_pool: MakePool) -> None:
     """3. Every failure is an error of this package, and a 401 is not tried again."""
     pool = make_pool(max_connections=1, max_retries=2)
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError) as refused:
         await pool.acquire()
     assert (refused.value.status, refused.value.attempts, len(server.requests)) == (401, 1, 1)
@@ -177,7 +177,7 @@ async def test_a_dial_in_flight_when_the_pool_closes_leaves_nothing(
     pool = make_pool()
     server.delay = 0.05
     if is_refused:
-        server.refusals += [web.Response(status=500) for _ in range(9)]
+        server.refuse(500, times=9)
     acquiring = asyncio.create_task(pool.acquire())
     await until(lambda: server.requests, "the handshake began")
     await pool.close_all()
@@ -265,9 +265,9 @@ async def test_what_is_unread_at_release_is_read_by_nobody_else(
     """9. Replies that a borrower left unread are gone when the next one comes."""
 
     async def reply_twice(peer: Peer) -> None:
-        async for message in peer.websocket:
-            await peer.send(message.data)
-            await peer.send(f"{message.data} again")
+        async for message in peer:
+            await peer.send(message)
+            await peer.send(f"{message} again")
 
     server.handler = reply_twice
     pool = make_pool(max_connections=1)

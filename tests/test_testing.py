@@ -66,6 +66,13 @@ async def test_it_has_all_that_it_received_in_the_order_of_arrival() -> None:
         assert [peer.received for peer in server.peers] == [["a", "c"], ["b"]]
 
 
+async def test_pings_that_a_script_answers_itself_are_no_messages() -> None:
+    async with Server(autoping=False) as server, connected(server) as client:
+        await client.ping()
+        await client.send_str("hello")
+        assert await client.receive_str() == "hello"
+
+
 async def test_a_script_expects_and_answers() -> None:
     """Text and bytes as they are, all else as JSON, with ANY for what may be anything."""
 
@@ -185,11 +192,13 @@ async def fall_over(server: Server) -> None:
 
 @pytest.mark.parametrize("doing", ["receives", "sends"])
 async def test_a_client_that_leaves_is_no_failure(doing: str) -> None:
-    """A script that iterates, receives or sends ends with its client."""
+    """An iteration ends, and so does a script that receives or sends."""
+    ended = asyncio.Event()
 
     async def serve(peer: Peer) -> None:
         async for message in peer:
             assert message == "hello"
+        ended.set()
         await (peer.recv() if doing == "receives" else peer.send("too late"))
 
     async with Server(serve) as server:
@@ -197,6 +206,7 @@ async def test_a_client_that_leaves_is_no_failure(doing: str) -> None:
             await client.send_str("hello")
         await until(lambda: not server.open, "the server has noticed")
     assert server.received == ["hello"]
+    assert ended.is_set()
     assert not server.failures
 
 
@@ -327,7 +337,8 @@ async def test_a_script_that_ends_mute_closes_nothing_until_it_is_unmuted() -> N
         assert await close_code(client) == 1000
 
 
-async def test_a_mute_peer_is_gone_at_the_end_of_the_block() -> None:
+@pytest.mark.parametrize("how", ["dropped", "at the end of the block"])
+async def test_a_mute_peer_can_go(how: str) -> None:
     async def be_mute(peer: Peer) -> None:
         peer.mute()
 
@@ -335,6 +346,9 @@ async def test_a_mute_peer_is_gone_at_the_end_of_the_block() -> None:
         async with Server(be_mute) as server:
             client = await session.ws_connect(server.uri)
             await until(lambda: server.open, "it is mute")
+            if how == "dropped":
+                server.open[0].drop()
+                await until(lambda: not server.open, "it is gone")
         assert await close_code(client) == 1006
     assert not server.open
 

@@ -574,8 +574,8 @@ async def test_the_picture_shows_states_waiters_connections_and_the_gone(
 
 
 async def say_when_to_close(peer: Peer) -> None:
-    async for message in peer.websocket:
-        if message.data == "close":
+    async for message in peer:
+        if message == "close":
             await peer.close(4000, "[red]b\x1b[2J\u202eye")
 
 

@@ -293,11 +293,11 @@ async def test_what_is_kept_for_a_sleeping_borrower_is_bounded(
 
     async def flood(peer: Peer) -> None:
         nonlocal sent
-        await peer.websocket.receive()
+        await peer.recv()
         for number in range(total):
             await peer.send(number.to_bytes(4, "big") * (size // 4))
             sent += 1
-        await peer.websocket.receive()
+        await peer.recv()
 
     server.handler = flood
     pool = make_pool()
@@ -319,10 +319,9 @@ async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakeP
     total = 3 * INBOX_BYTES // 128
 
     async def flood(peer: Peer) -> None:
-        await peer.websocket.receive()
-        for _ in range(total):
-            await peer.send("")
-        await peer.websocket.receive()
+        await peer.recv()
+        await peer.flood([""] * total)
+        await peer.recv()
 
     server.handler = flood
     pool = make_pool()
@@ -336,11 +335,10 @@ async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakeP
 
 async def flood_or_echo(peer: Peer) -> None:
     """Answer each message with itself, and `flood` with 10 MB behind that."""
-    async for message in peer.websocket:
-        await peer.send(message.data)
-        if message.data == "flood":
-            for _ in range(160):
-                await peer.send(bytes(64 * 1024))
+    async for message in peer:
+        await peer.send(message)
+        if message == "flood":
+            await peer.flood([bytes(64 * 1024)] * 160)
 
 
 async def test_a_flood_at_an_idle_connection_is_disposed_of(
@@ -385,8 +383,7 @@ async def test_what_a_sweep_left_of_a_flood_reaches_no_borrower(
 
     async def flood() -> None:
         with contextlib.suppress(ConnectionError):
-            for _ in range(160):
-                await peer.send(bytes(64 * 1024))
+            await peer.flood([bytes(64 * 1024)] * 160)
 
     flooding = asyncio.create_task(flood())
     await until(connection.is_flooded, "more is coming than is read")

@@ -369,6 +369,16 @@ async def test_after_a_stop_dials_are_refused_and_a_start_serves_at_the_same_add
             assert await client.receive_str() == "2"
 
 
+async def test_a_client_that_dials_while_the_server_stops_does_not_hold_it_up() -> None:
+    """A pool that keeps a minimum dials again as soon as a connection is lost."""
+    async with Server() as server:
+        async with WebsocketConnectionPool(uri=server.uri, min_connections=3) as pool:
+            async with asyncio.timeout(10):
+                await server.stop()
+            await until(lambda: not pool.total_connections, "all are lost")
+    assert not server.open
+
+
 def test_without_a_start_it_has_no_address() -> None:
     with pytest.raises(RuntimeError, match="async with"):
         _ = Server().uri

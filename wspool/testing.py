@@ -224,7 +224,7 @@ class Server:
         """Listen, again after a `stop`; `async with` does it."""
         app = web.Application()
         app.router.add_get("/{tail:.*}", self._serve)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.0, access_log=None)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(
             self._runner, "127.0.0.1", self.port, ssl_context=self.ssl_context, reuse_address=True
@@ -234,18 +234,21 @@ class Server:
 
     async def stop(self) -> None:
         """Stop listening, so that dials are refused, and drop every connection."""
-        for peer in self.open:
-            peer.drop()
+        if self._runner is None:
+            return
+        for site in self._runner.sites:
+            await site.stop()
         for _ in range(TURNS):
+            for peer in self.open:
+                peer.drop()
             await asyncio.sleep(0)
         # Those that see nothing of it: asleep, or withholding the answer to a handshake.
         if asleep := self._serving - {asyncio.current_task()}:
             for task in asleep:
                 task.cancel()
             await asyncio.wait(asleep)
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await self._runner.cleanup()
+        self._runner = None
 
     async def __aenter__(self) -> Self:
         await self.start()

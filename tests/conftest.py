@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.server import Server
 from wspool import WebsocketConnection, WebsocketConnectionPool
+from wspool.testing import Server
 
 MakePool = Callable[..., WebsocketConnectionPool]
 

@@ -8,16 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import echoes, until
-from tests.server import Server
 from wspool import (
     ConnectionPoolTimeoutError,
     ConnectionUnavailableError,
     PoolSnapshot,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 OPTIONS: Final[dict[str, Any]] = {
     "max_connections": 5,
@@ -32,13 +31,13 @@ OPTIONS: Final[dict[str, Any]] = {
 @asynccontextmanager
 async def full_life(server: Server, pool: WebsocketConnectionPool) -> AsyncIterator[PoolSnapshot]:
     """Lead a fresh pool with these options through it, and give its picture while it lasts."""
-    server.refusals.append(web.Response(status=403))
+    server.refuse(403)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
     idle, busy, draining, mute = [await pool.acquire() for _ in range(4)]
     assert await echoes(busy)
     assert await echoes(draining)
-    server.peers[mute.id - 2].stop_reading()
+    server.peers[mute.id - 2].mute()
     await pool.release(mute, force_remove=True)
     await pool.release(draining)
     await server.peers[draining.id - 2].send("for nobody")
@@ -59,4 +58,4 @@ async def full_life(server: Server, pool: WebsocketConnectionPool) -> AsyncItera
     yield picture
     waiting.cancel()
     await asyncio.wait({waiting})
-    server.peers[mute.id - 2].resume_reading()
+    server.peers[mute.id - 2].unmute()

@@ -36,7 +36,6 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from tests.conftest import until
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -46,6 +45,7 @@ from wspool import (
     WebsocketConnectionPool,
     WebsocketError,
 )
+from wspool.testing import Peer, Server
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class Service:
                 sock = peer.request.transport.get_extra_info("socket")
                 # With this a close sends no FIN but a RST.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                peer.reset()
+                peer.drop()
             else:
                 self.closing.append(asyncio.create_task(peer.close(int(kind), "an outage")))
 

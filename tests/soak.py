@@ -27,9 +27,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import backoff
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -38,6 +37,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server
 
 NET = 60.0
 """Seconds after which something that must end by itself has not ended."""
@@ -216,28 +216,26 @@ class Scene:
         if fault:
             self.tally.faults[fault] += 1
         if fault == "drop":
-            return peer.reset()
+            return peer.drop()
         if fault.startswith("close"):
             return await peer.close(int(fault.removeprefix("close ")))
         if fault == "delay":
             await asyncio.sleep(self.server_random.uniform(0.0, 0.05))
         if fault == "flood":
-            for _ in range(self.server_random.randint(20, 400)):
-                await peer.send(f"part {request}")
+            await peer.flood([f"part {request}"] * self.server_random.randint(20, 400))
         await peer.send(f"part {request}")
         await peer.send(f"last {request}")
         if fault == "trail":
-            for _ in range(self.server_random.randint(1, 20)):
-                await peer.send(f"trail {request}")
+            await peer.flood([f"trail {request}"] * self.server_random.randint(1, 20))
         if fault == "drop after the reply":
-            peer.reset()
+            peer.drop()
 
     async def disturb(self) -> None:
         """Refuse handshakes and answer them late, now and then."""
         while True:
             await asyncio.sleep(self.server_random.uniform(0.05, 0.2))
             if self.server_random.random() < 0.3 and not self.server.refusals:
-                self.server.refusals.append(web.Response(status=503))
+                self.server.refuse(503)
                 self.tally.faults["refused handshake"] += 1
             self.server.delay = 0.0
             if self.server_random.random() < 0.2:

@@ -26,10 +26,10 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool, upkeep
 from wspool.connection import INBOX_BYTES
 from wspool.routing import Router
+from wspool.testing import Peer, Server
 
 MIB = 2**20
 
@@ -400,8 +400,7 @@ async def test_ping_works_behind_more_than_the_inbox_holds(
     expected = [bytes([number]) * size for number in range(4 * INBOX_BYTES // size)]
 
     async def flood(peer: Peer, payload: bytes) -> None:
-        for message in expected:
-            await peer.send(message)
+        await peer.flood(expected)
         await peer.websocket.pong(payload)
 
     async with pinging(server, make_pool, flood) as connection:

@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -20,6 +19,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 
 async def nothing_is_open(server: Server, pool: WebsocketConnectionPool) -> None:
@@ -63,7 +63,7 @@ async def test_mute_peers_are_aborted_side_by_side(server: Server, make_pool: Ma
     await pool.start()
     await until(lambda: len(server.open) == 5, "the server has them all")
     for peer in server.open:
-        peer.stop_reading()
+        peer.mute()
     most_closed = 0
     closing = asyncio.create_task(pool.close_all())
     while not closing.done():
@@ -72,7 +72,7 @@ async def test_mute_peers_are_aborted_side_by_side(server: Server, make_pool: Ma
         await asyncio.wait({closing}, timeout=0.01)
     assert most_closed == 5
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
     await nothing_is_open(server, pool)
 
 
@@ -81,7 +81,7 @@ async def test_a_peer_that_takes_no_bytes_is_aborted(server: Server, make_pool: 
     pool = make_pool(close_timeout=0.2)
     connection = await pool.acquire()
     await until(lambda: server.open, "the server has it")
-    server.open[0].stop_reading()
+    server.open[0].mute()
 
     async def stuff() -> None:
         while True:
@@ -92,7 +92,7 @@ async def test_a_peer_that_takes_no_bytes_is_aborted(server: Server, make_pool: 
     await pool.close_all()
     with pytest.raises(ConnectionClosedError):
         await stuffing
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await nothing_is_open(server, pool)
 
 
@@ -110,14 +110,14 @@ async def test_a_second_close_all_waits_for_the_first(server: Server, make_pool:
     pool = make_pool(warmup_connections=2, close_timeout=0.2)
     await pool.start()
     await until(lambda: len(server.open) == 2, "the server has both")
-    server.open[0].stop_reading()
+    server.open[0].mute()
     closings = {asyncio.create_task(pool.close_all()) for _ in range(5)}
     done, _ = await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
     assert done
     assert len(pool.router.queues) == 0
     await asyncio.gather(*closings)
-    server.peers[0].resume_reading()
-    server.peers[1].resume_reading()
+    server.peers[0].unmute()
+    server.peers[1].unmute()
     await nothing_is_open(server, pool)
 
 
@@ -127,7 +127,7 @@ async def test_a_cancelled_close_all_goes_on(server: Server, make_pool: MakePool
     await pool.start()
     await until(lambda: len(server.open) == 3, "the server has them")
     for peer in server.open:
-        peer.stop_reading()
+        peer.mute()
     closing = asyncio.create_task(pool.close_all())
     await until(lambda: pool.is_closed, "the closing has begun")
     closing.cancel()
@@ -136,7 +136,7 @@ async def test_a_cancelled_close_all_goes_on(server: Server, make_pool: MakePool
     assert len(pool.router.queues.closed) == 3
     await pool.close_all()
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
     await nothing_is_open(server, pool)
 
 
@@ -202,7 +202,7 @@ async def test_close_all_ends_a_borrowers_recv(server: Server, make_pool: MakePo
     pool = make_pool()
     connection = await pool.acquire()
     await until(lambda: server.open, "the server has it")
-    server.open[0].stop_reading()
+    server.open[0].mute()
     receiving = asyncio.create_task(connection.recv())
     pinging = asyncio.create_task(connection.ping())
     await until(lambda: connection.is_in_use, "both wait")
@@ -212,7 +212,7 @@ async def test_close_all_ends_a_borrowers_recv(server: Server, make_pool: MakePo
             await task
     with pytest.raises(ConnectionClosedError, match="pool closed"):
         await connection.send("too late")
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await nothing_is_open(server, pool)
 
 
@@ -317,7 +317,7 @@ async def test_a_borrower_whose_connection_is_lost_is_not_waited_for(
     assert await echoes(connection, "alive")
     closing = asyncio.create_task(pool.close_all(timeout=None))
     await until(lambda: pool.is_closed, "the closing has begun")
-    server.peers[0].reset()
+    server.peers[0].drop()
     with pytest.raises(ConnectionClosedError):
         await connection.recv()
     await closing
@@ -460,14 +460,14 @@ async def test_a_connection_released_under_a_reader_is_closed(
     pool = make_pool(max_connections=1)
     connection = await pool.acquire()
     await until(lambda: server.open, "the server has it")
-    server.open[0].stop_reading()
+    server.open[0].mute()
     reading = asyncio.create_task(getattr(connection, doing)())
     await until(lambda: connection.is_in_use, "it reads")
     await pool.release(connection)
     assert connection.state is State.CLOSED
     with pytest.raises(ConnectionClosedError):
         await reading
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     other = await pool.acquire()
     assert other is not connection
     assert await echoes(other, "mine")

@@ -16,10 +16,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -31,6 +29,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 
 class Doorman:
@@ -155,7 +154,7 @@ async def test_checkout_fails_with_the_error_of_the_connection(
 ) -> None:
     """A check-out whose connection cannot be established fails with the reason of that."""
     pool = make_pool(max_retries=1)
-    server.refusals.append(web.Response(status=503))
+    server.refuse(503)
     with pytest.raises(ConnectionUnavailableError) as failed:
         await pool.acquire()
     assert (failed.value.status, failed.value.attempts) == (503, 1)
@@ -167,7 +166,7 @@ async def test_failed_connections_give_their_places_back(
 ) -> None:
     """However many connections fail to be established, maxPoolSize of them can be had later."""
     pool = make_pool(max_connections=2, max_retries=1)
-    server.refusals += [web.Response(status=401) for _ in range(6)]
+    server.refuse(401, times=6)
     for _ in range(6):
         with pytest.raises(ConnectionUnavailableError):
             await pool.acquire(timeout=10.0)
@@ -350,7 +349,7 @@ async def test_min_pool_size_is_filled_after_losses(server: Server, make_pool: M
     lost = pool.connections
     assert len(lost) == 2
     for peer in list(server.open):
-        peer.reset()
+        peer.drop()
     await until(lambda: all(c.state is State.CLOSED for c in lost), "the losses are noticed")
     await until(lambda: pool.available_connections == 2, "there are two again")
     assert not set(lost) & set(pool.connections)
@@ -362,7 +361,7 @@ async def test_min_pool_size_is_filled_after_errors(
 ) -> None:
     """An error in filling the pool up is told, and not the end of it."""
     pool = make_pool(min_connections=1, max_retries=1, cleanup_interval=0.02)
-    server.refusals.append(web.Response(status=503))
+    server.refuse(503)
     await pool.start()
     assert "503" in caplog.text
     await until(lambda: pool.available_connections == 1, "it is filled up")
@@ -396,7 +395,7 @@ async def test_check_in_of_a_lost_connection(server: Server, make_pool: MakePool
     """A connection that was lost while it was out is not available after its check-in."""
     pool = make_pool(max_connections=1)
     connection = await pool.acquire()
-    server.open[0].reset()
+    server.open[0].drop()
     with pytest.raises(ConnectionClosedError):
         await connection.recv()
     await pool.release(connection)

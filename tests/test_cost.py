@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.server import Server
 from wspool import WebsocketConnectionPool
+from wspool.testing import Server
 
 CALLS: Final = 26
 """Calls of Python functions in one borrow: 24 on 3.11, 23 on 3.12."""

@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import State, WebsocketConnectionPool, debug, states
+from wspool.testing import Server
 
 POOL = web.AppKey("POOL", WebsocketConnectionPool)
 HERE = "/debug/wspool"

@@ -22,8 +22,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import State, WebsocketConnectionPool, debug, states
+from wspool.testing import Server
 
 try:
     from playwright.async_api import Browser, Page, async_playwright
@@ -201,7 +201,7 @@ async def scene(server: Server, make_pool: MakePool) -> AsyncIterator[WebsocketC
         assert await echoes(lent[0], "bye")
         await pool.release(lent[0])
         await pool.release(lent[4])
-        server.peers[-1].stop_reading()
+        server.peers[-1].mute()
         await pool.release(lent[5], force_remove=True)
         server.delay = None
         waiter = asyncio.create_task(wait_for_a_new_one(pool), name="patient")
@@ -214,7 +214,7 @@ async def scene(server: Server, make_pool: MakePool) -> AsyncIterator[WebsocketC
             await pool.release(connection, force_remove=True)
     finally:
         for peer in server.peers:
-            peer.resume_reading()
+            peer.unmute()
 
 
 async def wait_for_a_new_one(pool: WebsocketConnectionPool) -> None:
@@ -249,7 +249,7 @@ async def test_the_numbers_are_those_of_the_snapshot_in_three_moments(
 
     await scene.release(idle, force_remove=True)
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
     await scene.close_all()
     await eventually(lambda: page.locator("#status").text_content(), lambda: "pool closed")
     await eventually(lambda: numbers(page), lambda: expected(scene))

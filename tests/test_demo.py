@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tests.server import Peer, Server
+from wspool.testing import Peer, Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,12 +99,12 @@ async def test_a_server_of_ones_own_is_used(server: Server) -> None:
 async def test_a_wrong_reply_is_found_out() -> None:
     async def answer_the_last_but_one(peer: Peer) -> None:
         last: str | bytes = ""
-        async for message in peer.websocket:
-            if message.data.isdecimal() and int(message.data) > 100:
+        async for message in peer:
+            if message.isdecimal() and int(message) > 100:
                 await peer.send(last)
             else:
-                await peer.send(message.data)
-            last = message.data
+                await peer.send(message)
+            last = message
 
     async with Server(answer_the_last_but_one) as server:
         status, out, _ = await run("--seconds", "1", "--uri", server.uri)
@@ -125,7 +125,7 @@ async def test_an_unreachable_server_is_one_line_and_status_2() -> None:
 
 async def test_a_server_that_does_not_echo_is_one_line_and_status_2() -> None:
     async def be_mute(peer: Peer) -> None:
-        async for _ in peer.websocket:
+        async for _ in peer:
             pass
 
     async with Server(be_mute) as server:

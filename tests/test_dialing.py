@@ -26,7 +26,6 @@ from aiohttp import web
 from yarl import URL
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server, echo
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -39,6 +38,7 @@ from wspool import (
 )
 from wspool.dialing import Gate, is_transient
 from wspool.queues import Queues
+from wspool.testing import Peer, Server, echo
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ async def test_an_idle_connection_that_was_reset_is_not_handed_out(
     pool = make_pool(max_connections=1)
     async with pool.get_connection() as lost:
         assert await number_of(lost) == "1"
-    server.peers[0].reset()
+    server.peers[0].drop()
     await until(lambda: not pool.connections, "the pool has noticed")
     assert (lost.state, lost.close_code, lost.is_connected) == (State.CLOSED, 1006, False)
     async with pool.get_connection() as connection:
@@ -341,7 +341,7 @@ async def test_a_borrower_learns_of_a_reset_and_its_place_is_free(
     pool = make_pool(max_connections=1)
     async with pool.get_connection() as lost:
         assert await number_of(lost) == "1"
-        server.peers[0].reset()
+        server.peers[0].drop()
         with pytest.raises(ConnectionClosedError, match="closed by the server") as caught:
             await lost.recv()
         assert caught.value.code == 1006
@@ -357,7 +357,7 @@ async def test_a_borrower_that_does_not_read_loses_a_connection_that_is_reset(
 ) -> None:
     pool = make_pool()
     async with pool.get_connection() as connection:
-        server.peers[0].reset()
+        server.peers[0].drop()
         await until(lambda: not connection.is_connected, "the sweep has noticed")
     assert pool.total_connections == 0
 
@@ -669,8 +669,8 @@ async def test_a_network_error_in_on_connect_is_tried_again(
 ) -> None:
     async def reset_the_first(peer: Peer) -> None:
         if peer.number == 1:
-            await peer.websocket.receive()
-            peer.reset()
+            await peer.recv()
+            peer.drop()
         await echo(peer)
 
     server.handler = reset_the_first
@@ -689,7 +689,7 @@ async def test_a_close_in_a_failed_attempt_leaves_no_trace_on_the_connection(
 
     async def restart_the_first(peer: Peer) -> None:
         if peer.number == 1:
-            await peer.websocket.receive()
+            await peer.recv()
             await peer.close(1012, "restarting")
         else:
             await echo(peer)

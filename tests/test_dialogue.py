@@ -19,8 +19,8 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import State, WebsocketConnection, WebsocketConnectionPool
+from wspool.testing import Peer, Server
 
 TASKS = int(os.environ.get("WSPOOL_TASKS", "10000"))
 CONNECTIONS = 4

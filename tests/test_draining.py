@@ -12,7 +12,6 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, until
-from tests.server import Handler, Peer, Server
 from wspool import (
     CloseReason,
     ConnectionBusyError,
@@ -24,6 +23,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Handler, Peer, Server
 
 Drained = list[tuple[int, str | bytes]]
 
@@ -55,8 +55,7 @@ def replies(*messages: str | bytes) -> Handler:
     """Return a handler that answers each message with all of these."""
 
     async def reply(peer: Peer) -> None:
-        async for message in peer.websocket:
-            peer.received.append(message.data)
+        async for _ in peer:
             for answer in messages:
                 await peer.send(answer)
 
@@ -407,12 +406,12 @@ async def test_a_fence_that_a_mute_peer_never_answers_ends_at_drain_timeout(
     pool = make_draining(drain_fence=True, drain_timeout=0.1)
     connection = await pool.acquire()
     peer = await peer_of(server)
-    peer.stop_reading()
+    peer.mute()
     await connection.send("work")
     await pool.release(connection)
     await until(lambda: connection.state is State.CLOSED, "the drain has ended")
     assert isinstance(connection.cause, ConnectionDrainTimeoutError)
-    peer.resume_reading()
+    peer.unmute()
 
 
 # The hook.
@@ -523,7 +522,7 @@ async def test_an_exception_after_a_send_is_drained_up_to_the_last_message(
     is_finished = asyncio.Event()
 
     async def work(peer: Peer) -> None:
-        async for _ in peer.websocket:
+        async for _ in peer:
             await peer.send("begun")
             await is_finished.wait()
             await peer.send("done")
@@ -641,7 +640,7 @@ async def test_a_close_behind_unread_messages_is_noticed_at_release(
     server: Server, make_draining: MakePool, drained: Drained
 ) -> None:
     async def last_words(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         await peer.send("last words")
         await peer.close(1001)
 

@@ -6,10 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from tests.test_errands import ALWAYS, made_idle
 from wspool import (
     ConnectionBusyError,
@@ -18,6 +16,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 
 async def check_begun(
@@ -25,7 +24,7 @@ async def check_begun(
 ) -> None:
     """Begin a check that is not answered yet, and for which nobody waits any more."""
     for peer in server.peers:
-        peer.stop_reading()
+        peer.mute()
     task = asyncio.create_task(pool.acquire(timeout=None))
     await until(lambda: connection.is_busy, "it is being checked")
     task.cancel()
@@ -34,7 +33,7 @@ async def check_begun(
 
 def resume(server: Server) -> None:
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
 
 
 async def test_after_a_resize_nobody_waits_for_a_check_whose_connection_will_go(
@@ -135,17 +134,17 @@ async def test_a_failed_dial_does_not_end_who_waits_for_a_check(
     pool = make_pool(**ALWAYS, max_connections=3, max_retries=1)
     first, second = await made_idle(pool, 2)
     monkeypatch.setattr("wspool.errands.MUTE", 0.2)
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     for peer in server.peers:
-        peer.stop_reading()
+        peer.mute()
     task = asyncio.create_task(pool.acquire(timeout=0))
     await until(lambda: second.state is State.CLOSED, "the first check has failed")
     monkeypatch.setattr("wspool.errands.MUTE", 0.5)
     await until(lambda: pool.stats.dial_failures, "the dial has failed")
     if first.is_busy:  # else the machine was too slow to tell
-        server.peers[0].resume_reading()
+        server.peers[0].unmute()
         assert await task is first
-    server.peers[1].resume_reading()
+    server.peers[1].unmute()
     await asyncio.wait([task])
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server, echo
 from wspool import (
     CloseReason,
     ConnectionPoolExhaustedError,
@@ -18,6 +17,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server, echo
 
 ALWAYS: dict[str, Any] = {"check_after_idle": 0.0}
 """Options under which every idle connection is checked before it is lent."""
@@ -70,12 +70,12 @@ async def test_a_connection_that_answers_a_ping_is_lent(
 async def test_a_check_is_no_use(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(**ALWAYS)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     uses, borrows, idle_since = connection.uses, pool.stats.borrows, connection.idle_since
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
     task.cancel()
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await until(lambda: not connection.is_busy, "the check is over")
     assert (connection.uses, pool.stats.borrows) == (uses, borrows)
     assert connection.idle_since == idle_since
@@ -93,12 +93,12 @@ async def test_nobody_else_has_a_connection_that_is_being_checked(
 ) -> None:
     pool = make_pool(**ALWAYS)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
     with pytest.raises(Exception, match="not lent"):
         await connection.send("mine")
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await pool.release(await task)
 
 
@@ -107,12 +107,12 @@ async def test_strays_during_a_check_reach_no_borrower(server: Server, make_pool
     pool = make_pool(**ALWAYS, on_drained=lambda _, message: drained.append(message))
     [connection] = await made_idle(pool)
     peer = server.peers[0]
-    peer.stop_reading()
+    peer.mute()
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
     await peer.send("stray")
     await until(lambda: drained == ["stray"], "the check has read it")
-    peer.resume_reading()
+    peer.unmute()
     assert await echoes(await task)
     await pool.release(connection)
 
@@ -123,12 +123,12 @@ async def test_a_mute_one_is_closed_and_a_dial_takes_its_place(
 ) -> None:
     pool = make_pool(**ALWAYS, max_connections=1, close_timeout=60.0)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     async with pool.get_connection(timeout=5.0) as another:
         assert another is not connection
         assert await echoes(another)
     assert why_closed(connection) == CloseReason.STALE
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 @pytest.mark.usefixtures("soon_mute")
@@ -139,7 +139,7 @@ async def test_after_a_mute_one_the_rest_of_its_age_is_asked_beside_a_dial(
     pool = make_pool(**ALWAYS)
     connections = await made_idle(pool, 5)
     for peer in server.peers:
-        peer.stop_reading()
+        peer.mute()
     task = asyncio.create_task(pool.acquire(timeout=10.0))
     await until(lambda: pool.busy_connections, "the check has begun")
     assert [c for c in connections if c.is_busy] == [connections[-1]]
@@ -153,7 +153,7 @@ async def test_after_a_mute_one_the_rest_of_its_age_is_asked_beside_a_dial(
     assert {why_closed(c) for c in connections} == {CloseReason.STALE}
     assert pool.stats.dials == 6
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
 
 
 @pytest.mark.usefixtures("soon_mute")
@@ -164,7 +164,7 @@ async def test_where_all_places_are_mute_an_acquire_that_may_not_wait_gets_the_f
     pool = make_pool(**ALWAYS, max_connections=3)
     connections = await made_idle(pool, 3)
     for peer in server.peers:
-        peer.stop_reading()
+        peer.mute()
     tasks = [asyncio.create_task(pool.acquire(timeout=0)) for _ in range(3)]
     await until(lambda: pool.waiters == 3, "three wait")
     with pytest.raises(ConnectionPoolExhaustedError):
@@ -173,7 +173,7 @@ async def test_where_all_places_are_mute_an_acquire_that_may_not_wait_gets_the_f
         lent = await asyncio.gather(*tasks)
     assert not set(lent) & set(connections)
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
 
 
 async def test_each_waiter_has_one_check(make_pool: MakePool) -> None:
@@ -189,10 +189,10 @@ async def test_each_waiter_has_one_check(make_pool: MakePool) -> None:
 async def test_a_deadline_ends_the_wait_for_a_check(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(**ALWAYS, max_connections=1)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     with pytest.raises(ConnectionPoolTimeoutError):
         await pool.acquire(timeout=0.05)
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await until(lambda: connection.state is State.IDLE, "the check is answered after all")
 
 
@@ -201,10 +201,10 @@ async def test_a_check_that_finds_the_connection_lost_serves_the_waiter_anew(
 ) -> None:
     pool = make_pool(**ALWAYS, max_connections=1)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
-    server.peers[0].reset()
+    server.peers[0].drop()
     assert await echoes(await task)
     assert why_closed(connection) == CloseReason.SERVER
 
@@ -215,13 +215,13 @@ async def test_a_new_connection_is_to_be_had_during_checks(
     """acquire_new at the limit waits for the connection that is being checked, and replaces it."""
     pool = make_pool(**ALWAYS, max_connections=1)
     [connection] = await made_idle(pool)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     task = asyncio.create_task(pool.acquire(timeout=5))
     await until(lambda: connection.is_busy, "it is being checked")
     task.cancel()
     new_task = asyncio.create_task(pool.acquire_new())
     await until(lambda: pool.waiters == 1, "it waits")
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     assert await new_task is not connection
     assert why_closed(connection) == CloseReason.ROOM
 

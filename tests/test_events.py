@@ -13,10 +13,8 @@ from time import time
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionPoolExhaustedError,
@@ -46,6 +44,7 @@ from wspool.events import (
     PoolClosed,
     PoolReady,
 )
+from wspool.testing import Server
 
 FIELDS: dict[type[Event], list[str]] = {
     PoolReady: [],
@@ -220,7 +219,7 @@ async def fail_by_too_many_waiters(server: Server, pool: WebsocketConnectionPool
 
 
 async def fail_by_the_dial(server: Server, pool: WebsocketConnectionPool) -> None:
-    server.refusals.append(web.Response(status=403))
+    server.refuse(403)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
 
@@ -365,14 +364,14 @@ async def test_an_errand_that_fails_is_a_close_alone(
     options: dict[str, Any] = {"keepalive_interval": 0.01, "cleanup_interval": 0.01}
     pool = make_pool(**options, keepalive=refuse if hook == "its own" else None)
     connection = await pool.acquire()
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     heard = heard_from(pool)
     await pool.release(connection)
     closed = await told(heard, ConnectionClosed)
     assert kinds(heard) == [ConnectionCheckedIn, ConnectionClosed]
     reason = CloseReason.ERROR if hook == "its own" else CloseReason.STALE
     assert (closed.state, closed.reason) == (State.BUSY, reason)
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 # Closing.
@@ -385,7 +384,7 @@ async def close_by_server(server: Server, pool: WebsocketConnectionPool) -> None
 
 async def close_by_loss(server: Server, pool: WebsocketConnectionPool) -> None:
     await pool.acquire()
-    server.peers[0].reset()
+    server.peers[0].drop()
 
 
 async def close_by_borrower(server: Server, pool: WebsocketConnectionPool) -> None:
@@ -429,7 +428,7 @@ async def close_by_room(server: Server, pool: WebsocketConnectionPool) -> None:
 
 
 async def close_by_dial(server: Server, pool: WebsocketConnectionPool) -> None:
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
 
@@ -771,9 +770,9 @@ async def test_nothing_is_built_while_nobody_listens(
     await pool.release(second, force_remove=True)
     await until(lambda: pool.available_connections, "it is drained")
     assert await pool.acquire() is first, "after a check"
-    server.peers[0].reset()
+    server.peers[0].drop()
     await until(lambda: not first.is_connected, "the loss is noticed")
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire(timeout=10)
     pool.expire_connections()
@@ -867,9 +866,9 @@ async def test_under_a_random_load_each_connection_goes_a_path_of_the_state_mach
     def disturb() -> None:
         match dice.randrange(12):
             case 0 if server.open:
-                dice.choice(server.open).reset()
+                dice.choice(server.open).drop()
             case 1:
-                server.refusals.append(web.Response(status=dice.choice([401, 503])))
+                server.refuse(dice.choice([401, 503]))
             case 2:
                 pool.expire_connections()
             case 3:

@@ -9,13 +9,14 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.conftest import until
-from tests.server import Server
-from wspool import State
+from wspool import ConnectionClosedError, State
+from wspool.testing import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,3 +144,24 @@ async def test_watching_states_prints_every_move_of_the_story() -> None:
         assert move in moves, f"{move} is missing in:\n{printed}"
     assert "with code 1001" in printed
     assert "Traceback" not in complaint
+
+
+async def test_the_tests_of_a_client_pass_as_a_script() -> None:
+    printed, complaint, status = await run("testing_your_code.py")
+    assert (status, complaint) == (0, "")
+    assert printed.count(" passed\n") == 4
+
+
+async def test_the_tests_of_a_client_fail_with_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for the wrong thing is told what the server has expected."""
+    example = load("testing_your_code")
+
+    async def ask(self: Any, text: str) -> str:
+        async with self.pool.get_connection() as connection:
+            await connection.send_json({"type": "translate", "txt": text})
+            return str((await connection.recv_json())["text"])
+
+    monkeypatch.setattr(example.Translator, "_ask", ask)
+    with pytest.raises(ConnectionClosedError) as failed:
+        await example.test_it_asks_as_the_provider_wants_it_and_returns_the_text()
+    assert "expected {'type': 'translate', 'text': 'good day'}" in failed.value.__notes__[0]

@@ -22,7 +22,6 @@ import pytest
 
 from tests.conftest import MakePool, echoes, until
 from tests.proxy import Proxy
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -33,6 +32,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Server
 
 HEARTBEAT = 0.4
 """Short enough to wait for, long enough for a busy machine to answer in half of it."""
@@ -45,7 +45,7 @@ NET = 20.0
 
 SERVER = """
 import asyncio, sys
-from tests.server import Server
+from wspool.testing import Server
 
 async def main():
     server = Server()

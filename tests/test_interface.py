@@ -19,7 +19,6 @@ import pytest
 from aiohttp import ClientWebSocketResponse
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -31,6 +30,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server
 
 SECRET = "hunter2"
 
@@ -557,7 +557,7 @@ async def test_iteration_gives_every_message_until_the_server_closes_normally(
     server: Server, make_pool: MakePool
 ) -> None:
     async def three_and_out(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         for number in range(3):
             await peer.send(str(number))
         await peer.close(1000)
@@ -572,7 +572,7 @@ async def test_iteration_raises_when_the_server_closes_otherwise(
     server: Server, make_pool: MakePool
 ) -> None:
     async def one_and_out(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         await peer.send("0")
         await peer.close(1011, "oops")
 
@@ -621,7 +621,7 @@ async def test_a_server_that_says_why_and_closes_at_once_is_not_dialled_for_ever
 
     async def refuse(peer: Peer) -> None:
         if peer.number > 20:  # the net of this test
-            await peer.websocket.receive()
+            await peer.recv()
         await peer.send("bad token")
         await peer.close(1008, "bad token")
 

@@ -20,7 +20,6 @@ import aiohttp
 import pytest
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionPoolTimeoutError,
@@ -37,6 +36,7 @@ from wspool.introspection import (
     snapshot_connection,
 )
 from wspool.routing import Router
+from wspool.testing import Server
 
 HERE = str(Path(__file__))
 
@@ -78,10 +78,10 @@ async def test_a_connection_is_shown_in_each_state(server: Server, make_pool: Ma
     shown.append(picture_of(pool, connection))
     await until(lambda: pool.available_connections, "it is drained")
     shown.append(picture_of(pool, connection))
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     pool.expire_connections()
     shown.append(picture_of(pool, connection))
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await until(lambda: pool.snapshot().gone, "it is gone")
     shown.append(picture_of(pool, connection))
     states = ["connecting", "busy", "draining", "idle", "closed", "closed"]
@@ -330,7 +330,7 @@ async def test_a_borrower_is_shown_where_its_own_code_waits(
 
     async def borrow() -> None:
         async with pool.get_connection() as connection:  # at: the loan
-            server.peers[0].stop_reading()
+            server.peers[0].mute()
             await use(connection)
 
     task = asyncio.create_task(borrow(), name="borrower 7")
@@ -338,7 +338,7 @@ async def test_a_borrower_is_shown_where_its_own_code_waits(
     await asyncio.sleep(0.01)
     borrower = pool.snapshot().connections[0].borrower
     task.cancel()
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert borrower is not None
@@ -412,12 +412,12 @@ async def test_an_errand_has_no_borrower(server: Server, make_pool: MakePool) ->
     pool = make_pool(check_after_idle=0.0, leak_threshold=1e-9)
     connection = await pool.acquire()
     await pool.release(connection)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     acquiring = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
     picture = picture_of(pool, connection)
     assert (picture.state, picture.borrower, picture.is_overdue) == ("busy", None, False)
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
     await acquiring
 
 
@@ -534,7 +534,7 @@ async def test_a_picture_comes_back_from_json_as_it_was(
     pool = make_pool(max_connections=3, drain_fence=True)
     busy, idle, drained = [await pool.acquire() for _ in range(3)]
     await pool.release(idle)
-    server.peers[2].stop_reading()
+    server.peers[2].mute()
     await drained.send("unread")
     await pool.release(drained)
     gone = await pool.acquire()
@@ -554,7 +554,7 @@ async def test_a_picture_comes_back_from_json_as_it_was(
         assert shown.keys() == {field.name for field in dataclasses.fields(ConnectionSnapshot)}
         for move in shown["history"]:
             assert move.keys() == {"trigger", "source", "dest", "at", "why"}
-    server.peers[2].resume_reading()
+    server.peers[2].unmute()
     await asyncio.wait({waiting, waiting_too})
     assert busy.is_busy
 
@@ -724,7 +724,7 @@ async def test_a_borrower_that_was_lost_is_shown_overdue_until_it_gives_back(
     """Its connection is closed, and its loan goes on; there is nothing to warn of."""
     pool = make_pool(leak_threshold=0.02, cleanup_interval=0.01)
     connection = await pool.acquire()
-    server.peers[0].reset()
+    server.peers[0].drop()
     await until(lambda: pool.snapshot().gone, "it is gone")
     count = len(warnings_in(caplog))
     await sweeps()

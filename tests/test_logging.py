@@ -8,10 +8,8 @@ import re
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Server
 from wspool import (
     ConnectionUnavailableError,
     State,
@@ -19,6 +17,7 @@ from wspool import (
     WebsocketConnectionPool,
     states,
 )
+from wspool.testing import Server
 
 LINE = re.compile(
     r"#(?P<id>\d+) (?P<source>\w+) → (?P<dest>\w+)  (?P<trigger>\w+)(?: \((?P<why>\w+)\))?"
@@ -181,14 +180,14 @@ async def test_a_loss_is_one_info_line_that_says_who_why_and_how_old(
 
 async def lose_by_reset(server: Server, pool: WebsocketConnectionPool) -> None:
     await pool.acquire()
-    server.peers[0].reset()
+    server.peers[0].drop()
 
 
 async def lose_by_muteness(server: Server, pool: WebsocketConnectionPool) -> None:
     await pool.release(await pool.acquire())
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     await pool.release(await pool.acquire(timeout=10.0))
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 async def lose_by_error(server: Server, pool: WebsocketConnectionPool) -> None:
@@ -322,7 +321,7 @@ async def test_a_restart_of_the_server_is_info(
 async def test_a_dial_that_fails_with_nobody_waiting_is_one_warning(
     server: Server, make_pool: MakePool, log: pytest.LogCaptureFixture
 ) -> None:
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     pool = make_pool(warmup_connections=1)
     await pool.start()
     [warning] = alarms(log)
@@ -333,7 +332,7 @@ async def test_a_dial_that_fails_with_nobody_waiting_is_one_warning(
 async def test_a_dial_that_fails_is_told_to_who_waits_and_not_to_the_log(
     server: Server, make_pool: MakePool, log: pytest.LogCaptureFixture
 ) -> None:
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     pool = make_pool()
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
@@ -371,7 +370,7 @@ async def test_everything_is_logged_as_wspool(
 ) -> None:
     """One logger for the package, so that one line of configuration is enough."""
     pool = make_pool(warmup_connections=2)
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     await pool.start()
     await pool.release(await pool.acquire())
     await lose_idle(server, pool, log)

@@ -12,7 +12,6 @@ from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.full_life import OPTIONS, full_life
-from tests.server import Server
 from wspool import (
     ConnectionUnavailableError,
     PoolSnapshot,
@@ -25,6 +24,7 @@ from wspool.events import (
     ConnectionReady,
     Event,
 )
+from wspool.testing import Server
 
 pytest.importorskip("opentelemetry.sdk.metrics", reason="opentelemetry-sdk is not installed")
 
@@ -153,7 +153,7 @@ async def test_units_are_those_of_the_semantic_conventions(
     """Numbers in braces, durations in seconds; what goes up and down is no counter."""
     pool = make_pool(drain_until=lambda message: message == "hello", max_retries=1)
     instrument(pool, telemetry.provider)
-    server.refusals.append(web.Response(status=403))
+    server.refuse(403)
     with pytest.raises(ConnectionUnavailableError):
         await pool.acquire()
     connection = await pool.acquire()

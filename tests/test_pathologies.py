@@ -22,10 +22,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -40,6 +39,7 @@ from wspool import (
     states,
 )
 from wspool.queues import Queues
+from wspool.testing import Peer, Server
 from wspool.upkeep import tidy
 
 NET = 10.0
@@ -266,7 +266,7 @@ async def test_who_waits_is_not_overtaken_by_who_comes(make_pool: MakePool) -> N
 async def test_a_failed_dial_frees_its_slot(server: Server, make_pool: MakePool) -> None:
     """The pool was full of connections that never came about: vert.x#5438, async-websocket#24."""
     pool = make_pool(max_connections=2, max_retries=1)
-    server.refusals += [web.Response(status=503) for _ in range(6)]
+    server.refuse(503, times=6)
     for _ in range(6):
         with pytest.raises(ConnectionUnavailableError):
             await pool.acquire(timeout=NET)
@@ -305,7 +305,7 @@ async def test_there_are_no_more_dials_than_are_needed(server: Server, make_pool
     kept = make_pool(min_connections=3, cleanup_interval=0.005)
     await kept.start()
     assert len(server.requests) == 3
-    server.open[-1].reset()
+    server.open[-1].drop()
     await until(lambda: kept.available_connections == 2, "the loss was noticed")
     await until(lambda: kept.available_connections == 3, "the loss was made up for")
     assert len(server.requests) == 4
@@ -331,7 +331,7 @@ async def borrow_at_random(
                 with suppress(asyncio.CancelledError):
                     await pool.release(await task)
             elif action == "refuse":
-                server.refusals.append(web.Response(status=503))
+                server.refuse(503)
             elif action == "new":
                 async with pool.get_new_connection(timeout=NET) as connection:
                     look()
@@ -353,8 +353,8 @@ async def borrow_at_random(
                         number = int(await connection.recv())
                         look()
                         peer = server.peers[number - 1]
-                    if action == "reset" and peer.request.transport is not None:
-                        peer.reset()
+                    if action == "reset":
+                        peer.drop()
         except (ConnectionClosedError, ConnectionUnavailableError):
             pass
         look()
@@ -417,7 +417,7 @@ async def test_every_count_is_the_truth_after_every_action(
         assert pool.pending_connections == of[State.DRAINING]
         assert pool.total_connections == of[State.IDLE] + of[State.BUSY] + of[State.DRAINING]
 
-    server.refusals.append(web.Response(status=503))
+    server.refuse(503)
     await asyncio.gather(
         *(borrow_at_random(pool, server, random.Random(seed), 20, look) for seed in range(5))
     )
@@ -490,10 +490,10 @@ async def test_no_borrower_sees_a_connection_that_died_while_idle(
         peer.request.transport.close()
 
     async def reset(peer: Peer) -> None:
-        peer.reset()
+        peer.drop()
 
     async def become_mute(peer: Peer) -> None:
-        peer.stop_reading()
+        peer.mute()
 
     pool = make_pool(max_connections=1, acquire_timeout=NET)
     watchful = make_pool(max_connections=1, acquire_timeout=NET, heartbeat=0.4)
@@ -518,9 +518,9 @@ async def test_a_late_reply_is_never_read_by_the_next_borrower(
     may_reply = asyncio.Event()
 
     async def reply_late(peer: Peer) -> None:
-        async for message in peer.websocket:
+        async for message in peer:
             await may_reply.wait()
-            await peer.send(f"reply to {message.data}")
+            await peer.send(f"reply to {message}")
 
     server.handler = reply_late
     pool = make_pool(max_connections=1, acquire_timeout=NET)
@@ -552,7 +552,7 @@ async def test_the_expiry_of_a_connection_spares_its_replacement(
     assert await echoes(old)
     await pool.release(old)
     expiry = loop.time() + 0.1
-    server.open[-1].reset()
+    server.open[-1].drop()
     await until(lambda: old.state is State.CLOSED, "the old one is lost")
     replacement = await pool.acquire(timeout=NET)
     assert replacement is not old
@@ -568,7 +568,7 @@ async def test_attending_does_not_make_a_connection_younger(
     """What only kept a connection alive counted as use, and it never went: bifrost#3018."""
 
     async def pester(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         await peer.send("go")
         kind = WSMsgType.PONG
         while kind is WSMsgType.PONG:
@@ -734,7 +734,7 @@ async def test_no_error_is_left_unretrieved_and_no_task_is_lost(
 
     # A dial fails that nobody waits for any more.
     server.delay = 0.02
-    server.refusals.append(web.Response(status=503))
+    server.refuse(503)
     waiter = asyncio.create_task(pool.acquire())
     await until(lambda: server.requests, "the handshake has begun")
     waiter.cancel()
@@ -758,7 +758,7 @@ async def test_no_error_is_left_unretrieved_and_no_task_is_lost(
         for _ in range(3):
             connection = await other.acquire()
             assert await echoes(connection)
-            server.open[-1].reset()
+            server.open[-1].drop()
             await until(connection.has_news, "the reset has arrived")
             await other.release(connection)
             await until(lambda pool=other: not len(pool.router.queues), "the connection is gone")
@@ -816,7 +816,7 @@ async def test_acquire_keeps_to_its_deadline_whatever_goes_on_inside(
     held = await full.acquire()
     await times_out(full)
     await full.release(held)
-    server.refusals.append(web.Response(status=503, headers={"Retry-After": "29"}))
+    server.refuse(503, headers={"Retry-After": "29"})
     await times_out(make_pool(**patient))
     async with nobody_answers() as (uri, sockets):
         mute = make_pool(uri=uri, **patient)

@@ -19,7 +19,6 @@ from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.full_life import OPTIONS, full_life
-from tests.server import Server
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -29,6 +28,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.dialing import kind_of
+from wspool.testing import Server
 
 pytest.importorskip("prometheus_client", reason="the extra 'prometheus' is not installed")
 
@@ -242,7 +242,7 @@ async def test_scrapes_from_another_thread_under_load(
 
     async def refuse() -> None:
         for status in range(500, 520):
-            server.refusals.append(web.Response(status=status))
+            server.refuse(status)
             await until(lambda: not server.refusals, "a dial is refused")
 
     def scrape() -> list[Numbers]:

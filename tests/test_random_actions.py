@@ -13,7 +13,6 @@ import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from aiohttp import WSMsgType, web
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,7 +24,6 @@ from hypothesis.stateful import (
 )
 
 from tests.schedules import SCHEDULES
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -36,6 +34,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.places import Borrower
+from wspool.testing import Peer, Server
 
 TICKS = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 40])
 """How many turns the event loop gets after an action: the next may come in the middle of it."""
@@ -75,7 +74,7 @@ async def answer(peer: Peer, request: str, mode: str) -> None:
     if mode == "silence":
         return
     if mode == "drop":
-        return peer.reset()
+        return peer.drop()
     if mode == "close":
         return await peer.close(1001)
     if mode == "slow":
@@ -165,12 +164,8 @@ class Story(RuleBasedStateMachine):
         """Answer each request, one after the other, in the way that it asks for."""
         if (count := self.sockets()) > self.most_sockets:
             self.troubles.append({"message": f"{count} sockets at the server: {self.pool!r}"})
-        try:
-            async for frame in peer.websocket:
-                if frame.type is WSMsgType.TEXT:
-                    await answer(peer, *frame.data.split())
-        except ConnectionError:
-            pass  # the client was faster
+        async for request in peer:
+            await answer(peer, *str(request).split())
 
     def sockets(self) -> int:
         """Return how many sockets the server has, as far as it listens."""
@@ -400,9 +395,9 @@ class Story(RuleBasedStateMachine):
         if peer.request.transport is None or peer.request.transport.is_closing():
             return
         if how == "reset":
-            peer.reset()
+            peer.drop()
         elif how == "become mute":
-            peer.stop_reading()
+            peer.mute()
             self.mute.append(peer)
         else:
             self.server_errands.append(self.task(peer.close(int(how.removeprefix("close ")))))
@@ -423,7 +418,7 @@ class Story(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from([503, 429, 401]), count=st.integers(1, 4))
     def server_refuses(self, status: int, count: int) -> None:
-        self.server.refusals += [web.Response(status=status) for _ in range(count)]
+        self.server.refuse(status, times=count)
 
     @rule(delay=st.sampled_from([0.0, 0.5, 30.0]))
     def server_is_late(self, delay: float) -> None:
@@ -528,7 +523,7 @@ class Story(RuleBasedStateMachine):
         self.server.delay = 0.0
         self.server.refusals.clear()
         for peer in self.mute:
-            peer.resume_reading()
+            peer.unmute()
         self.mute.clear()
         for task in (*self.acquiring, *self.borrowers, *self.server_errands):
             self.cancel(task)

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 import trustme
-from aiohttp import web
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import ConnectionUnavailableError, WebsocketConnection
+from wspool.testing import Server
 
 MAX_SIZE = 8 * 2**20
 SUBPROTOCOL = "reply.v2"
@@ -311,7 +310,7 @@ async def test_a_callable_uri_is_called_for_every_attempt(
     kind: Callable[[str], Callable[[], Any]],
 ) -> None:
     monkeypatch.setattr("wspool.dialing.WAITS", (0.01,))
-    server.refusals = [web.Response(status=503)]
+    server.refuse(503)
     pool = make_pool(uri=kind(f"{server.uri}?signature={{}}"))
     async with pool.get_connection() as first, pool.get_connection() as second:
         assert [request.query["signature"] for request in server.requests] == ["1", "2", "3"]
@@ -326,7 +325,7 @@ async def test_callable_headers_are_called_for_every_attempt(
     kind: Callable[[str], Callable[[], Any]],
 ) -> None:
     monkeypatch.setattr("wspool.dialing.WAITS", (0.01,))
-    server.refusals = [web.Response(status=503)]
+    server.refuse(503)
     token = kind("Bearer {}")
 
     async def headers() -> dict[str, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -16,6 +15,7 @@ from wspool import (
     ConnectionUnavailableError,
     WebsocketConnectionPool,
 )
+from wspool.testing import Peer, Server
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_dead_releases_and_cancelled_dials_cost_no_slot(
         assert await echoes(seen, "one")
         assert await echoes(unseen, "two")
         for peer in list(server.open):
-            peer.reset()
+            peer.drop()
         with pytest.raises(ConnectionClosedError):
             await seen.recv()
         await until(unseen.has_news, "the other reset has arrived")
@@ -86,7 +86,7 @@ async def test_dead_releases_and_cancelled_dials_cost_no_slot(
 async def test_errors_are_the_documented_ones(server: Server, make_pool: MakePool) -> None:
     """3. Every failure is an error of this package, and a 401 is not tried again."""
     pool = make_pool(max_connections=1, max_retries=2)
-    server.refusals.append(web.Response(status=401))
+    server.refuse(401)
     with pytest.raises(ConnectionUnavailableError) as refused:
         await pool.acquire()
     assert (refused.value.status, refused.value.attempts, len(server.requests)) == (401, 1, 1)
@@ -157,7 +157,7 @@ async def test_no_acquire_waits_for_somebody_elses_close(
     mute = await pool.acquire()
     await until(lambda: server.open, "the server has it")
     other = await pool.acquire()
-    server.open[0].stop_reading()
+    server.open[0].mute()
     await pool.release(other)
     await pool.release(mute, force_remove=True)
 
@@ -166,7 +166,7 @@ async def test_no_acquire_waits_for_somebody_elses_close(
     assert await echoes(reused, "one")
     assert await echoes(dialled, "two")
     assert mute in pool.router.queues.closed
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
@@ -177,7 +177,7 @@ async def test_a_dial_in_flight_when_the_pool_closes_leaves_nothing(
     pool = make_pool()
     server.delay = 0.05
     if is_refused:
-        server.refusals += [web.Response(status=500) for _ in range(9)]
+        server.refuse(500, times=9)
     acquiring = asyncio.create_task(pool.acquire())
     await until(lambda: server.requests, "the handshake began")
     await pool.close_all()
@@ -207,7 +207,7 @@ async def test_a_mute_peer_does_not_pass_for_a_live_one(
     connection = await pool.acquire()
     await until(lambda: server.open, "the server has it")
     assert await connection.ping() >= 0
-    server.open[0].stop_reading()
+    server.open[0].mute()
     with pytest.raises((TimeoutError, ConnectionClosedError)):
         async with asyncio.timeout(0.1):
             await connection.ping()
@@ -265,9 +265,9 @@ async def test_what_is_unread_at_release_is_read_by_nobody_else(
     """9. Replies that a borrower left unread are gone when the next one comes."""
 
     async def reply_twice(peer: Peer) -> None:
-        async for message in peer.websocket:
-            await peer.send(message.data)
-            await peer.send(f"{message.data} again")
+        async for message in peer:
+            await peer.send(message)
+            await peer.send(f"{message} again")
 
     server.handler = reply_twice
     pool = make_pool(max_connections=1)
@@ -284,12 +284,12 @@ async def test_mute_peers_are_closed_side_by_side(server: Server, make_pool: Mak
     await pool.start()
     await until(lambda: len(server.open) == 5, "the server has them all")
     for peer in server.open:
-        peer.stop_reading()
+        peer.mute()
     closing = asyncio.create_task(pool.close_all())
     await until(lambda: pool.is_closed, "the closing has begun")
     assert len(pool.router.queues.closed) == 5
     await closing
     assert len(pool.router.queues) == 0
     for peer in server.peers:
-        peer.resume_reading()
+        peer.unmute()
     await until(lambda: not server.open, "the server has seen all sockets go")

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from tests.conftest import MakePool, until
-from tests.server import Server
 from wspool import ConnectionPoolExhaustedError, WebsocketConnection, WebsocketConnectionPool
+from wspool.testing import Server
 
 
 @pytest.fixture

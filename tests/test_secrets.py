@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool.testing import Peer, Server
 
 CANARY = "canary-7f3a9d"
 """The secret. No name of a test, a header or a parameter contains it."""
@@ -205,7 +205,7 @@ async def test_a_close_that_quotes_the_secret(
     """At a connection that is idle, and at one whose borrower is in recv."""
 
     async def refuse(peer: Peer) -> None:
-        await peer.websocket.receive()
+        await peer.recv()
         await peer.close(4001, f"not valid: {quoted(peer.request, number)!r}")
 
     server.handler = refuse

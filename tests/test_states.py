@@ -97,6 +97,8 @@ ORDER = [
     "prometheus",
     "opentelemetry",
     "debug",
+    "testing",
+    "pytest_plugin",
     "demo",
     "top",
     "__init__",
@@ -104,7 +106,11 @@ ORDER = [
 ]
 """The order of the files: nobody imports one that stands below itself."""
 
-EXTRAS = {"prometheus": {"prometheus_client"}, "opentelemetry": {"opentelemetry"}}
+EXTRAS = {
+    "prometheus": {"prometheus_client"},
+    "opentelemetry": {"opentelemetry"},
+    "pytest_plugin": {"pytest", "pytest_asyncio"},
+}
 """The optional parts with what they need beyond the core's dependencies; nobody imports them."""
 
 FACES = {"demo", "top", "__main__"}
@@ -374,6 +380,7 @@ def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> N
 
 
 def test_nobody_imports_an_optional_part() -> None:
-    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.debug"}
+    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.debug", "wspool.testing"}
     for module, tree in modules():
-        assert not optional & set(imports(tree)), module
+        if module != "pytest_plugin":  # a part of wspool.testing, kept apart for its imports
+            assert not optional & set(imports(tree)), module

@@ -25,9 +25,9 @@ from rich.console import Console
 
 from tests import commands
 from tests.conftest import MakePool, until
-from tests.server import Peer, Server
 from wspool import Stats, WebsocketConnection, WebsocketConnectionPool, __main__, debug, top
 from wspool.introspection import BorrowerSnapshot, PoolSnapshot, WaiterSnapshot
+from wspool.testing import Peer, Server
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-7531"
@@ -538,7 +538,7 @@ async def test_the_picture_shows_states_waiters_connections_and_the_gone(
         await pool.release(idle)
         await until(lambda: len(pool.snapshot().gone) == 1, "it is gone")
         draining = await pool.acquire()
-        server.peers[draining.id - 1].stop_reading()
+        server.peers[draining.id - 1].mute()
         await draining.send("hello")
         await pool.release(draining)
         other = await pool.acquire()
@@ -574,8 +574,8 @@ async def test_the_picture_shows_states_waiters_connections_and_the_gone(
 
 
 async def say_when_to_close(peer: Peer) -> None:
-    async for message in peer.websocket:
-        if message.data == "close":
+    async for message in peer:
+        if message == "close":
             await peer.close(4000, "[red]b\x1b[2J\u202eye")
 
 

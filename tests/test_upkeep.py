@@ -11,7 +11,6 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
-from tests.server import Peer, Server
 from wspool import (
     CloseReason,
     ConnectionPoolExhaustedError,
@@ -20,6 +19,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.connection import INBOX_BYTES
+from wspool.testing import Peer, Server
 
 SOON = 0.05
 """Seconds between clean-ups."""
@@ -142,7 +142,7 @@ async def test_a_lost_idle_connection_leaves_without_an_acquire(
     if how == "close":
         await server.peers[0].close(4001, "go away")
     else:
-        server.peers[0].reset()
+        server.peers[0].drop()
     await until(lambda: len(pool.router.queues) == 1, "the lost one is gone")
     assert why_closed(lost) == CloseReason.SERVER
     expected = (4001, "go away") if how == "close" else (1006, "")
@@ -162,7 +162,7 @@ async def test_a_lost_busy_connection_is_noticed_without_a_recv(
     if how == "close":
         await server.peers[0].close()
     else:
-        server.peers[0].reset()
+        server.peers[0].drop()
     await until(lambda: not connection.is_connected, "the loss is noticed")
     assert why_closed(connection) == CloseReason.SERVER
     async with pool.get_connection(timeout=10.0) as other:
@@ -243,10 +243,10 @@ async def test_heartbeat_notices_a_peer_that_went_mute(
     assert await echoes(connection, "alive")
     if not is_busy:
         await pool.release(connection)
-    server.peers[0].stop_reading()
+    server.peers[0].mute()
     await until(lambda: connection.state is State.CLOSED, "the loss is noticed")
     assert why_closed(connection) == CloseReason.SERVER
-    server.peers[0].resume_reading()
+    server.peers[0].unmute()
 
 
 # What arrives while nobody reads.
@@ -293,11 +293,11 @@ async def test_what_is_kept_for_a_sleeping_borrower_is_bounded(
 
     async def flood(peer: Peer) -> None:
         nonlocal sent
-        await peer.websocket.receive()
+        await peer.recv()
         for number in range(total):
             await peer.send(number.to_bytes(4, "big") * (size // 4))
             sent += 1
-        await peer.websocket.receive()
+        await peer.recv()
 
     server.handler = flood
     pool = make_pool()
@@ -319,10 +319,9 @@ async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakeP
     total = 3 * INBOX_BYTES // 128
 
     async def flood(peer: Peer) -> None:
-        await peer.websocket.receive()
-        for _ in range(total):
-            await peer.send("")
-        await peer.websocket.receive()
+        await peer.recv()
+        await peer.flood([""] * total)
+        await peer.recv()
 
     server.handler = flood
     pool = make_pool()
@@ -336,11 +335,10 @@ async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakeP
 
 async def flood_or_echo(peer: Peer) -> None:
     """Answer each message with itself, and `flood` with 10 MB behind that."""
-    async for message in peer.websocket:
-        await peer.send(message.data)
-        if message.data == "flood":
-            for _ in range(160):
-                await peer.send(bytes(64 * 1024))
+    async for message in peer:
+        await peer.send(message)
+        if message == "flood":
+            await peer.flood([bytes(64 * 1024)] * 160)
 
 
 async def test_a_flood_at_an_idle_connection_is_disposed_of(
@@ -385,8 +383,7 @@ async def test_what_a_sweep_left_of_a_flood_reaches_no_borrower(
 
     async def flood() -> None:
         with contextlib.suppress(ConnectionError):
-            for _ in range(160):
-                await peer.send(bytes(64 * 1024))
+            await peer.flood([bytes(64 * 1024)] * 160)
 
     flooding = asyncio.create_task(flood())
     await until(connection.is_flooded, "more is coming than is read")
@@ -421,7 +418,7 @@ async def test_min_connections_are_refilled(server: Server, make_pool: MakePool)
     """After losses and after an outage they come back without an acquire."""
     pool = make_pool(min_connections=3, cleanup_interval=SOON, max_retries=1)
     old = await made_idle(pool, 3)
-    server.peers[0].reset()
+    server.peers[0].drop()
     await until(lambda: pool.stats.dials == 4, "one loss is one dial")
     await until(lambda: pool.available_connections == 3, "it is replaced")
     await server.stop()

@@ -65,7 +65,6 @@ def make_pool(uri: str, late: list[str | bytes]) -> WebsocketConnectionPool:
         drain_until=is_reply,  # then read up to the reply: no push comes after that
         on_drained=lambda _, message: late.append(message),  # what came too late for its reader
         drain_timeout=5.0,  # a server that does not stop pushing loses the connection
-        drain_quiet_period=6.0,  # longer: silence does not end a subscription
         min_connections=1,  # stays open when nobody calls:
         keepalive=lambda connection: call(connection, "net_version"),  # many count no pings
         keepalive_interval=300.0,

@@ -46,8 +46,7 @@ def make_pool(uri: str) -> WebsocketConnectionPool:
         check_after_idle=10.0,  # a question never goes to a server that has vanished
         on_release=cancel,  # also after an exception: the reader left, or was cancelled
         drain_until=is_last,  # words that were on their way never reach the next question
-        drain_timeout=10.0,
-        drain_quiet_period=11.0,  # longer: a model that is silent may be thinking
+        drain_timeout=10.0,  # a server that takes longer for that loses the connection
     )
 
 

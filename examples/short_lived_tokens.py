@@ -52,7 +52,7 @@ def make_pool(session: ClientSession, access: Access) -> WebsocketConnectionPool
         max_connections=20,  # of the 100 that the session's connector admits
         acquire_timeout=10.0,
         connection_timeout=5.0,  # for one attempt, with its two requests
-        # The server cuts a connection off when its token is over: lend none that is half as old.
+        # The server cuts a connection off when its token is over: replace it at half of that age.
         max_lifetime=TOKEN_SECONDS / 2,
     )
 
@@ -100,7 +100,7 @@ async def main(api: str | None = None) -> None:
     async with TestServer(StandIn().app) as server, ClientSession() as session:
         access = Access(session, api or str(server.make_url("/")))
         async with make_pool(session, access) as pool:
-            for _ in range(5):
+            for _ in range(4):
                 async with pool.get_connection() as connection:
                     await connection.send("hello")
                     print(f"{await connection.recv()!r} on connection {connection.id}")

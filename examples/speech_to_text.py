@@ -85,7 +85,6 @@ async def order(connection: WebsocketConnection, action: str, task_id: str, payl
 
 async def stand_in(peer: Peer) -> None:
     """Play the server."""
-
     async for message in peer.websocket:
         if isinstance(message.data, bytes):
             event, text = "result-generated", message.data.decode()

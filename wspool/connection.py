@@ -469,18 +469,14 @@ class WebsocketConnection:
     def end_loan(self) -> tuple[bool, str | bytes | None]:
         """End the loan. Whoever is still in recv or ping finds that he has lost the right.
 
-        Returns whether somebody is, and the last message.
+        Returns whether somebody is, and what recv returned last, if nothing was sent and nothing
+        has arrived since.
         """
-        left = self.is_in_use, self.last_message
+        left = self.is_in_use, None if self.inbox else self._last_message
         self.lease = 0
         self.borrower = None
         self._last_message = None
         return left
-
-    @property
-    def last_message(self) -> str | bytes | None:
-        """What recv returned last, if nothing was sent and nothing has arrived since."""
-        return None if self.inbox else self._last_message
 
     @property
     def is_in_use(self) -> bool:

@@ -438,6 +438,27 @@ async def test_on_release_may_talk_to_the_server(
     assert (heard, drained) == (["subscribe"], [])
 
 
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+async def test_an_on_release_that_has_read_the_last_message_leaves_nothing_to_wait_for(
+    server: Server, make_draining: MakePool, error: type[BaseException] | None
+) -> None:
+    """As with a borrower; what has come behind it is disposed of."""
+
+    async def unsubscribe(connection: WebsocketConnection) -> None:
+        await connection.send("done")
+        while not is_done(await connection.recv()):
+            pass
+
+    pool = make_draining(on_release=unsubscribe, drain_until=is_done)
+    if error is None:
+        async with pool.get_connection() as connection:
+            await connection.send("work")
+    else:
+        connection = await leave_by(error, pool, "work")
+    await until(lambda: connection.state is State.IDLE, "the connection is clean")
+    assert server.peers[0].received == ["work", "done"]
+
+
 async def test_nobody_else_sends_while_on_release_runs(make_draining: MakePool) -> None:
     may_end = asyncio.Event()
 

@@ -128,6 +128,8 @@ async def drain(
                 connection.has_sent = False
                 await run_hook(connection, options.on_release, "on_release")
                 is_clean = is_clean and not options.needs_check(has_sent=connection.has_sent)
+                _, last = connection.end_loan()  # the hook's, which may have read to the end
+                is_clean = is_clean or (last is not None and is_last(connection, last, options))
             if not is_clean and not options.can_drain(is_failed):
                 raise Discard(CloseReason.ERROR)
             await _read_until_clean(

@@ -2,8 +2,8 @@
 
     python examples/devtools.py [--uri ws://127.0.0.1:9222/devtools/browser/…]
 
-Without the URI of a browser it starts one (Debian: `apt install chromium`). Each task has a page
-in a browser context of its own, takes the page's title and a picture of it, and leaves; the pool reads what comes late.
+Without the URI of a browser it starts Debian's. Each task has a page in a browser context of its
+own, takes its title and a picture of it, and leaves: the pool reads what comes late.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ async def chromium() -> AsyncIterator[str]:
         )
         try:
             written = Path(profile, "DevToolsActivePort")  # its port and its path
-            async with asyncio.timeout(30):
-                while not written.exists() or len(lines := written.read_text().split()) < 2:
-                    await asyncio.sleep(0.05)
+            while not written.exists() or len(lines := written.read_text().split()) < 2:
+                if process.returncode is not None:
+                    raise SystemExit(f"{program} {' '.join(options)} has ended: try it by hand")
+                await asyncio.sleep(0.05)
             yield f"ws://127.0.0.1:{lines[0]}{lines[1]}"
         finally:
             if process.returncode is None:
@@ -96,8 +97,7 @@ async def look(pool: WebsocketConnectionPool, url: str) -> tuple[str, bytes]:
 
 
 async def main(uri: str | None) -> None:
-    async with AsyncExitStack() as stack:
-        uri = uri or await stack.enter_async_context(chromium())
+    async with nullcontext(uri) if uri else chromium() as uri:
         pool = WebsocketConnectionPool(
             uri=uri, max_connections=3, acquire_timeout=None, drain_until=is_goodbye
         )
@@ -105,8 +105,7 @@ async def main(uri: str | None) -> None:
             for n in range(1, 11):
                 group.create_task(show(pool, f"data:text/html,<title>Page {n}</title><h1>{n}</h1>"))
         stats = pool.stats
-        print(f"{stats.borrows} pages over {stats.dials} connections,", end=" ")
-        print(f"{stats.drained_messages} late messages")
+        print(f"{stats.borrows} pages, {stats.dials} connections, {stats.drained_messages} drained")
 
 
 async def show(pool: WebsocketConnectionPool, url: str) -> None:

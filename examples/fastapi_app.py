@@ -42,7 +42,7 @@ DEBUG_PORT = int(os.environ.get("DEBUG_PORT", 8001))
 MAX_CONNECTIONS = 20
 ANSWERS: dict[type[Exception], tuple[int, str]] = {
     # The first that fits: a ConnectionPoolTimeoutError is exhaustion and a TimeoutError.
-    ConnectionPoolExhaustedError: (503, "too many questions at once; try later"),
+    ConnectionPoolExhaustedError: (503, "no connection is free; try later"),
     ConnectionUnavailableError: (503, "the server is away; try later"),
     ConnectionClosedError: (502, "the server has hung up"),
     TimeoutError: (504, "the server did not answer in time"),

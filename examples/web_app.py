@@ -70,7 +70,7 @@ async def ask(request: web.Request) -> web.Response:
                 await connection.send(text)
                 answer = await connection.recv()
     except ConnectionPoolExhaustedError:  # before TimeoutError: one that waited in vain is both
-        raise web.HTTPServiceUnavailable(text="too many questions at once; try later") from None
+        raise web.HTTPServiceUnavailable(text="no connection is free; try later") from None
     except ConnectionUnavailableError:
         raise web.HTTPServiceUnavailable(text="the server is away; try later") from None
     except ConnectionClosedError:

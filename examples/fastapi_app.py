@@ -8,8 +8,9 @@
     http://127.0.0.1:8001/debug/wspool/   the pool, live
 
 UPSTREAM_URI=ws://localhost:8080/ names the WebSocket server; without it, it is one of the
-application's own, that echoes. Lifespan makes the pool: each worker process of `--workers 4` has
-one, with its own limit, metrics and page. DEBUG_PORT=0 gives each page a free port, and logs it.
+application's own, that echoes. Lifespan makes the pool: each worker process of `--workers 2` has
+one, with its own limit, page and metrics. A scrape gets those of the worker that answers; for the
+pages, DEBUG_PORT=0 takes free ports, and logs them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ from wspool.testing import Server
 UPSTREAM_URI = os.environ.get("UPSTREAM_URI")
 DEBUG_PORT = int(os.environ.get("DEBUG_PORT", 8001))
 MAX_CONNECTIONS = 20
+UNAVAILABLE = "all connections are in use, or the server is away; try later"
 ANSWERS: dict[type[Exception], tuple[int, str]] = {
-    # The first that fits: a ConnectionPoolTimeoutError is exhaustion and a TimeoutError.
-    ConnectionPoolExhaustedError: (503, "no connection is free; try later"),
-    ConnectionUnavailableError: (503, "the server is away; try later"),
+    # The first that fits: for who waited in vain, an error that is a TimeoutError too.
+    ConnectionPoolExhaustedError: (503, UNAVAILABLE),
+    ConnectionUnavailableError: (503, UNAVAILABLE),
     ConnectionClosedError: (502, "the server has hung up"),
     TimeoutError: (504, "the server did not answer in time"),
 }

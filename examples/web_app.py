@@ -8,7 +8,9 @@
     GET /metrics          for Prometheus
 
 Without a URI the server is one of its own, that echoes. The pool is made when the application
-starts: each process has one, and opens up to MAX_CONNECTIONS.
+starts, so that each worker process has one, with its own limit, page and metrics:
+
+    gunicorn 'examples.web_app:make_app()' -k aiohttp.GunicornWebWorker --workers 2
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from wspool.prometheus import register
 from wspool.testing import Server
 
 MAX_CONNECTIONS = 20
+UNAVAILABLE = "all connections are in use, or the server is away; try later"
 URI = web.AppKey("URI", str)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 POOL = web.AppKey("POOL", WebsocketConnectionPool)
@@ -69,10 +72,9 @@ async def ask(request: web.Request) -> web.Response:
             async with asyncio.timeout(10):
                 await connection.send(text)
                 answer = await connection.recv()
-    except ConnectionPoolExhaustedError:  # before TimeoutError: one that waited in vain is both
-        raise web.HTTPServiceUnavailable(text="no connection is free; try later") from None
-    except ConnectionUnavailableError:
-        raise web.HTTPServiceUnavailable(text="the server is away; try later") from None
+    except (ConnectionPoolExhaustedError, ConnectionUnavailableError):
+        # Before TimeoutError: who waited in vain gets an error that is that too.
+        raise web.HTTPServiceUnavailable(text=UNAVAILABLE) from None
     except ConnectionClosedError:
         raise web.HTTPBadGateway(text="the server has hung up") from None
     except TimeoutError:

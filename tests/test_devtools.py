@@ -36,7 +36,8 @@ async def test_ten_tasks_take_ten_pages_over_three_connections() -> None:
         r"(\d+) pages, (\d+) connections, (\d+) drained", summary
     )
     assert (borrows, dials) == ("10", "3")
-    assert int(drained) >= 10, "each loan leaves at least the reply to its goodbye"
+    # A loan leaves the event of its end and the reply; the last three may be cut short by the end.
+    assert int(drained) >= 2 * 7
 
 
 async def test_a_cancelled_task_leaves_no_page_behind_and_a_connection_that_goes_on(

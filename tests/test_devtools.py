@@ -14,7 +14,7 @@ import pytest
 from examples import devtools
 from tests.commands import start_python
 from tests.conftest import MakePool, needs_chromium, until
-from tests.server import Peer, Server
+from wspool.testing import Peer, Server
 
 
 @pytest.fixture(autouse=True)

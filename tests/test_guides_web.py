@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.commands import start_python
 from tests.conftest import until
-from tests.server import Peer, Server
+from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
 

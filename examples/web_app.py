@@ -1,11 +1,16 @@
-"""A web application that asks a WebSocket server, over a pool that it also shows.
+"""An aiohttp application that asks a WebSocket server over one pool, and shows that pool.
 
-    python examples/web_app.py --uri ws://localhost:8080/
+    pip install 'wspool[prometheus]'
+    python examples/web_app.py [--uri ws://localhost:8080/]
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
-    GET /debug/pool       the pool as JSON: counts, every connection, and why the last ones went
+    GET /debug/wspool/    the pool, live: put it behind your own authentication
+    GET /metrics          for Prometheus
 
-The pool and the application's own HTTP requests share one ClientSession.
+Without a URI the server is one of its own, that echoes. The pool is made when the application
+starts, so that each worker process has one, with its own limit, page and metrics:
+
+    gunicorn 'examples.web_app:make_app()' -k aiohttp.GunicornWebWorker --workers 2
 """
 
 from __future__ import annotations
@@ -13,17 +18,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import aiohttp
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
     WebsocketConnectionPool,
+    debug,
 )
+from wspool.prometheus import register
+from wspool.testing import Server
 
+MAX_CONNECTIONS = 20
+UNAVAILABLE = "all connections are in use, or the server is away; try later"
 URI = web.AppKey("URI", str)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 POOL = web.AppKey("POOL", WebsocketConnectionPool)
@@ -31,20 +43,23 @@ POOL = web.AppKey("POOL", WebsocketConnectionPool)
 
 async def clients(app: web.Application) -> AsyncIterator[None]:
     """Open the session and the pool with the application, and close them with it."""
-    # Each WebSocket holds a place in the connector: 20 for the pool leave 80 for requests.
-    connector = aiohttp.TCPConnector(limit=100)
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        WebsocketConnectionPool(
-            uri=app[URI],
-            session=session,
-            name="upstream",
-            max_connections=20,
-            acquire_timeout=5.0,
-        ) as pool,
-    ):
-        app[SESSION] = session
-        app[POOL] = pool
+    async with AsyncExitStack() as stack:
+        uri = app[URI] or (await stack.enter_async_context(Server())).uri
+        # Each WebSocket holds a place in the connector: 20 for the pool leave 80 for requests.
+        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS + 80)
+        app[SESSION] = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        app[POOL] = await stack.enter_async_context(
+            WebsocketConnectionPool(
+                uri=uri,
+                session=app[SESSION],
+                name="upstream",
+                max_connections=MAX_CONNECTIONS,
+                # Who waits has a place in a line that is short, and a deadline.
+                acquire_timeout=5.0,
+                max_waiting=MAX_CONNECTIONS,
+            )
+        )
+        register(app[POOL])
         yield
 
 
@@ -57,33 +72,35 @@ async def ask(request: web.Request) -> web.Response:
             async with asyncio.timeout(10):
                 await connection.send(text)
                 answer = await connection.recv()
-    except ConnectionPoolExhaustedError:
-        raise web.HTTPServiceUnavailable(text="too many questions at once") from None
+    except (ConnectionPoolExhaustedError, ConnectionUnavailableError):
+        # Before TimeoutError: who waited in vain gets an error that is that too.
+        raise web.HTTPServiceUnavailable(text=UNAVAILABLE) from None
+    except ConnectionClosedError:
+        raise web.HTTPBadGateway(text="the server has hung up") from None
     except TimeoutError:
-        raise web.HTTPGatewayTimeout(text="no answer") from None
-    except (ConnectionUnavailableError, ConnectionClosedError) as error:
-        raise web.HTTPBadGateway(text=error.message) from None
+        raise web.HTTPGatewayTimeout(text="the server did not answer in time") from None
     if isinstance(answer, bytes):
         return web.Response(body=answer)
     return web.Response(text=answer)
 
 
-async def debug_pool(request: web.Request) -> web.Response:
-    return web.json_response(request.app[POOL].snapshot().to_dict())
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def make_app(uri: str) -> web.Application:
+def make_app(uri: str = "") -> web.Application:
     app = web.Application()
     app[URI] = uri
     app.cleanup_ctx.append(clients)
     app.router.add_get("/ask", ask)
-    app.router.add_get("/debug/pool", debug_pool)
+    app.router.add_get("/metrics", metrics)
+    debug.setup(app, POOL)
     return app
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Ask a WebSocket server over HTTP.")
-    parser.add_argument("--uri", required=True, help="of the WebSocket server: ws:// or wss://")
+    parser.add_argument("--uri", default="", help="of the WebSocket server: ws:// or wss://")
     parser.add_argument("--host", default="127.0.0.1", help="to listen at")
     parser.add_argument("--port", default=8000, type=int, help="to listen at")
     arguments = parser.parse_args()

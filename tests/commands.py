@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 @asynccontextmanager
-async def start(*arguments: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start `python -m wspool`; at the end of the block it has ended, by force if need be."""
+async def start_python(
+    *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[Process]:
+    """Start Python on the package; at the end of the block it has ended, by force if need be."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "wspool", *arguments),
+        *(sys.executable, "-W", "error", *arguments),
         **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | options,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | dict(environment or {}),
     )
     try:
         yield process
@@ -27,6 +31,11 @@ async def start(*arguments: str, **options: Any) -> AsyncIterator[asyncio.subpro
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def start(*arguments: str, **options: Any) -> AbstractAsyncContextManager[Process]:
+    """Start `python -m wspool`."""
+    return start_python("-m", "wspool", *arguments, **options)
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -88,6 +89,20 @@ async def make_pool(server: Server) -> AsyncIterator[MakePool]:
     for pool in pools:
         if pool.is_started and not pool.is_closed:
             await pool.close_all()
+
+
+def needs_chromium(missing: str | None = None) -> str:
+    """Return the path of Chromium; skip the test where that, or what is named, is missing.
+
+    With WSPOOL_REQUIRE_CHROMIUM=1 the test fails instead.
+    """
+    chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+    if missing is None and chromium is not None:
+        return chromium
+    missing = missing or "there is no chromium on the PATH"
+    if os.environ.get("WSPOOL_REQUIRE_CHROMIUM") == "1":
+        pytest.fail(f"{missing}, and WSPOOL_REQUIRE_CHROMIUM is 1", pytrace=False)
+    pytest.skip(missing)
 
 
 async def until(condition: Callable[[], object], what: str, within: float = 10.0) -> None:

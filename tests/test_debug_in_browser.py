@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import os
 import random
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, needs_chromium, until
 from wspool import State, WebsocketConnectionPool, debug, states
 from wspool.testing import Server
 
@@ -30,7 +29,6 @@ try:
 except ImportError:
     async_playwright = None  # type: ignore[assignment]
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
 PHONE = {"width": 360, "height": 740}
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
@@ -115,19 +113,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    missing = None
-    if async_playwright is None:
-        missing = "playwright is not installed"
-    elif CHROMIUM is None:
-        missing = "there is no chromium on the PATH"
-    if missing is not None:
-        if os.environ.get("WSPOOL_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(f"{missing}, and WSPOOL_REQUIRE_CHROMIUM is 1", pytrace=False)
-        pytest.skip(missing)
+    chromium = needs_chromium(None if async_playwright else "playwright is not installed")
     async with async_playwright() as playwright:
         # Root, as in containers, gets no sandbox; only our own page is visited.
         browser = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
         yield browser
         await browser.close()

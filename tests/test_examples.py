@@ -15,7 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.conftest import until
-from wspool import ConnectionClosedError, State
+from wspool import ConnectionClosedError
 from wspool.testing import Server
 
 ROOT = Path(__file__).parent.parent
@@ -55,36 +55,11 @@ async def test_the_web_app_asks_over_the_pool(server: Server) -> None:
     await until(lambda: not server.open, "the application has closed its connections")
 
 
-async def test_the_web_app_shows_its_pool_as_json(server: Server) -> None:
+async def test_the_web_app_brings_a_server_of_its_own() -> None:
     example = load("web_app")
-    async with TestClient(TestServer(example.make_app(server.uri))) as client:
+    async with TestClient(TestServer(example.make_app())) as client:
         async with client.get("/ask", params={"text": "hello"}) as response:
-            assert response.status == 200
-        async with client.get("/debug/pool") as response:
-            assert response.content_type == "application/json"
-            picture = await response.json()
-    assert picture["name"] == "upstream"
-    assert picture["counts"] == {str(state): int(state is State.IDLE) for state in State}
-    [connection] = picture["connections"]
-    assert [line["trigger"] for line in connection["history"]] == [
-        "connected",
-        "checkout",
-        "checkin",
-    ]
-
-
-async def test_the_web_apps_page_shows_why_connections_are_gone(server: Server) -> None:
-    example = load("web_app")
-    app = example.make_app(server.uri)
-    async with TestClient(TestServer(app)) as client:
-        pool = app[example.POOL]
-        await pool.release(await pool.acquire(), force_remove=True)
-        await until(lambda: not pool.connections, "the connection is gone")
-        async with client.get("/debug/pool") as response:
-            assert response.status == 200
-            picture = await response.json()
-    assert picture["stats"]["closes"] == {"user": 1}
-    assert picture["gone"][0]["history"][-1]["why"] == "user"
+            assert (response.status, await response.text()) == (200, "hello")
 
 
 async def test_the_web_app_lends_its_session_and_closes_it_itself(server: Server) -> None:
@@ -95,36 +70,6 @@ async def test_the_web_app_lends_its_session_and_closes_it_itself(server: Server
         await app[example.POOL].close_all()
         assert not session.closed
     assert session.closed
-
-
-@pytest.mark.parametrize(
-    ("trouble", "status"), [("the server is away", 502), ("all are in use", 503)]
-)
-async def test_the_web_app_answers_in_trouble_too(
-    server: Server, trouble: str, status: int
-) -> None:
-    example = load("web_app")
-    app = example.make_app(server.uri)
-    async with TestClient(TestServer(app)) as client:
-        pool = app[example.POOL]
-        options = pool.router.options
-        if trouble == "all are in use":
-            options.acquire_timeout = 0.0
-            pool.resize(1)
-            taken = await pool.acquire()
-        else:
-            options.max_retries = 1
-            await server.stop()
-        async with client.get("/ask", params={"text": "hello"}) as response:
-            assert response.status == status
-        if trouble == "all are in use":
-            await pool.release(taken)
-
-
-async def test_the_web_app_is_a_script_that_needs_a_uri() -> None:
-    _, complaint, status = await run("web_app.py")
-    assert status == 2
-    assert "--uri" in complaint
 
 
 async def test_watching_states_prints_every_move_of_the_story() -> None:

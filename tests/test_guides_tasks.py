@@ -18,9 +18,9 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from tests.conftest import until
-from tests.server import Peer, Server
 from tests.test_examples import load, run
 from wspool import ConnectionUnavailableError, WebsocketConnectionPool
+from wspool.testing import Peer, Server
 
 NET = 10.0
 """Seconds after which something that must happen has not happened."""

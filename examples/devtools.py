@@ -1,0 +1,119 @@
+"""Ten tasks ask one Chromium for pages, over three connections to its DevTools protocol.
+
+    python examples/devtools.py [--uri ws://127.0.0.1:9222/devtools/browser/…]
+
+Without the URI of a browser it starts Debian's. Each task has a page in a browser context of its
+own, takes its title and a picture of it, and leaves: the pool reads what comes late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wspool import WebsocketConnection, WebsocketConnectionPool
+
+GOODBYE = 0  # the id of the last command of a loan; those before it are numbered from 1
+TITLE = """new Promise(tell => {
+    const loaded = () => tell(document.title);
+    document.readyState == "complete" ? loaded() : addEventListener("load", loaded);
+})"""
+numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[str]:
+    """Run a browser without a window, with a profile of its own; yield its endpoint's URI."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        raise SystemExit("there is no chromium on the PATH: install it, or give --uri")
+    options = ["--headless", "--disable-gpu", "--remote-debugging-port=0"]
+    if os.geteuid() == 0:
+        options.append("--no-sandbox")  # root, as in containers, gets none
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            *(program, *options, f"--user-data-dir={profile}"),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            written = Path(profile, "DevToolsActivePort")  # its port and its path
+            while not written.exists() or len(lines := written.read_text().split()) < 2:
+                if process.returncode is not None:
+                    raise SystemExit(f"{program} {' '.join(options)} has ended: try it by hand")
+                await asyncio.sleep(0.05)
+            yield f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+def is_goodbye(message: str | bytes) -> bool:
+    return json.loads(message).get("id") == GOODBYE
+
+
+async def call(
+    connection: WebsocketConnection, method: str, session: str | None = None, **params: Any
+) -> Any:
+    """Send a command and return its result; the events that come before it are passed over."""
+    command = {"id": next(numbers), "method": method, "params": params}
+    await connection.send_json(command | ({"sessionId": session} if session else {}))
+    while (reply := await connection.recv_json()).get("id") != command["id"]:
+        pass
+    if "error" in reply:
+        raise RuntimeError(f"{method}: {reply['error']['message']}")
+    return reply["result"]
+
+
+async def look(pool: WebsocketConnectionPool, url: str) -> tuple[str, bytes]:
+    """Return the title of a page and its picture, a PNG."""
+    async with pool.get_connection() as connection, asyncio.timeout(30):
+        ask = partial(call, connection)
+        # A context goes with its connection, should this task end before it can say goodbye.
+        context = await ask("Target.createBrowserContext", disposeOnDetach=True)
+        try:
+            page = await ask("Target.createTarget", url="about:blank", **context)
+            session = (await ask("Target.attachToTarget", **page, flatten=True))["sessionId"]
+            await ask("Page.navigate", session, url=url)
+            title = await ask("Runtime.evaluate", session, expression=TITLE, awaitPromise=True)
+            picture = await ask("Page.captureScreenshot", session)
+            return title["result"]["value"], base64.b64decode(picture["data"])
+        finally:
+            # Nobody waits for the reply: the pool reads on up to it, and then lends the connection.
+            goodbye = {"id": GOODBYE, "method": "Target.disposeBrowserContext", "params": context}
+            await connection.send_json(goodbye)
+
+
+async def main(uri: str | None) -> None:
+    async with nullcontext(uri) if uri else chromium() as uri:
+        pool = WebsocketConnectionPool(
+            uri=uri, max_connections=3, acquire_timeout=None, drain_until=is_goodbye
+        )
+        async with pool, asyncio.TaskGroup() as group:
+            for n in range(1, 11):
+                group.create_task(show(pool, f"data:text/html,<title>Page {n}</title><h1>{n}</h1>"))
+        stats = pool.stats
+        print(f"{stats.borrows} pages, {stats.dials} connections, {stats.drained_messages} drained")
+
+
+async def show(pool: WebsocketConnectionPool, url: str) -> None:
+    title, picture = await look(pool, url)
+    print(f"{title}: {len(picture):,} bytes of PNG")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Look at pages in Chromium.")
+    parser.add_argument("--uri", help="of a browser's endpoint; without it, one is started")
+    asyncio.run(main(parser.parse_args().uri))

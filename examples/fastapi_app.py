@@ -1,0 +1,113 @@
+"""A FastAPI application that asks a WebSocket server over one pool, and shows that pool.
+
+    pip install 'wspool[prometheus]' fastapi uvicorn
+    python examples/fastapi_app.py    # or: uvicorn examples.fastapi_app:app
+
+    GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
+    GET /metrics/         for Prometheus
+    http://127.0.0.1:8001/debug/wspool/   the pool, live
+
+UPSTREAM_URI=ws://localhost:8080/ names the WebSocket server; without it, it is one of the
+application's own, that echoes. Lifespan makes the pool: each worker process of `--workers 2` has
+one, with its own limit, page and metrics. A scrape gets those of the worker that answers; for the
+pages, DEBUG_PORT=0 takes free ports, and logs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import make_asgi_app
+
+from wspool import (
+    ConnectionClosedError,
+    ConnectionPoolExhaustedError,
+    ConnectionUnavailableError,
+    WebsocketConnectionPool,
+    debug,
+)
+from wspool.prometheus import register
+from wspool.testing import Server
+
+UPSTREAM_URI = os.environ.get("UPSTREAM_URI")
+DEBUG_PORT = int(os.environ.get("DEBUG_PORT", 8001))
+MAX_CONNECTIONS = 20
+UNAVAILABLE = "all connections are in use, or the server is away; try later"
+ANSWERS: dict[type[Exception], tuple[int, str]] = {
+    # The first that fits: for who waited in vain, an error that is a TimeoutError too.
+    ConnectionPoolExhaustedError: (503, UNAVAILABLE),
+    ConnectionUnavailableError: (503, UNAVAILABLE),
+    ConnectionClosedError: (502, "the server has hung up"),
+    TimeoutError: (504, "the server did not answer in time"),
+}
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Open the pool with the application, in its event loop, and close it with it."""
+    async with AsyncExitStack() as stack:
+        uri = UPSTREAM_URI or (await stack.enter_async_context(Server())).uri
+        pool = await stack.enter_async_context(
+            WebsocketConnectionPool(
+                uri=uri,
+                name="upstream",
+                max_connections=MAX_CONNECTIONS,
+                # Who waits has a place in a line that is short, and a deadline.
+                acquire_timeout=5.0,
+                max_waiting=MAX_CONNECTIONS,
+            )
+        )
+        register(pool)
+        await stack.enter_async_context(debug_page(pool))
+        yield {"pool": pool}  # the state of each request
+
+
+@asynccontextmanager
+async def debug_page(pool: WebsocketConnectionPool) -> AsyncIterator[None]:
+    """Serve the page from this event loop, at a port that is open to this machine alone.
+
+    It is an aiohttp application, and an ASGI server cannot mount one.
+    """
+    app = web.Application()
+    debug.setup(app, pool)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", DEBUG_PORT).start()
+        port = runner.addresses[0][1]
+        logging.getLogger("uvicorn.error").info("http://127.0.0.1:%d/debug/wspool/", port)
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def explain(request: Request, error: Exception) -> JSONResponse:
+    status, detail = next(ANSWERS[kind] for kind in ANSWERS if isinstance(error, kind))
+    return JSONResponse({"detail": detail}, status)
+
+
+app = FastAPI(lifespan=lifespan, exception_handlers=dict.fromkeys(ANSWERS, explain))
+app.mount("/metrics", make_asgi_app())
+
+
+@app.get("/ask")
+async def ask(request: Request, text: str = "") -> PlainTextResponse:
+    async with request.state.pool.get_connection() as connection:
+        # Inside the block: a question without an answer costs the connection, so that the
+        # answer cannot reach the next borrower.
+        async with asyncio.timeout(10):
+            await connection.send(text)
+            return PlainTextResponse(await connection.recv())
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(os.environ.get("PORT", 8000)))

@@ -98,6 +98,8 @@ ORDER = [
     "debug",
     "demo",
     "top",
+    "advice",
+    "probe",
     "__init__",
     "__main__",
 ]
@@ -106,7 +108,7 @@ ORDER = [
 EXTRAS = {"prometheus": {"prometheus_client"}, "opentelemetry": {"opentelemetry"}}
 """The optional parts with what they need beyond the core's dependencies; nobody imports them."""
 
-FACES = {"demo", "top", "__main__"}
+FACES = {"demo", "top", "probe", "__main__"}
 """What `python -m wspool` runs; it may use rich."""
 
 

@@ -99,6 +99,7 @@ ORDER = [
     "demo",
     "top",
     "advice",
+    "tapping",
     "probe",
     "__init__",
     "__main__",

@@ -196,11 +196,8 @@ class Dialler:
         self.target = target
         self.secrets = secrets_of(target.uri, target.headers)
         self._session = session
-        self._ssl = ssl.create_default_context()
-        if target.is_insecure:
-            self._ssl.check_hostname = False
-            self._ssl.verify_mode = ssl.CERT_NONE
-        self._ssl.sslobject_class = _TimedTls
+        self._is_tls = target.uri.lower().startswith("wss:")
+        self._ssl = _context(target.is_insecure) if self._is_tls else True
 
     async def dial(self) -> tuple[Dial, Tap]:
         """Return the times and the connection, which is the caller's to hang up."""
@@ -243,8 +240,7 @@ class Dialler:
         return printable(scrub_text(self._why(error), self.secrets))
 
     def _why(self, error: BaseException) -> str:
-        is_tls = self.target.uri.lower().startswith("wss:")
-        other = "ws://" if is_tls else "wss://"
+        other = "ws://" if self._is_tls else "wss://"
         scrubbed = str(scrub_error(error, self.secrets)) or type(error).__name__
         match error:
             case TimeoutError():
@@ -270,11 +266,22 @@ class Dialler:
 def _refusal(error: aiohttp.WSServerHandshakeError) -> str:
     """Name the status that came in the place of a handshake, in our words."""
     hint = ""
-    if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    if error.status < HTTPStatus.BAD_REQUEST:
+        hint = " instead of a WebSocket handshake"
+    elif error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         hint = "; -H 'Name: value' sends what it asks for"
     elif error.headers and "Retry-After" in error.headers:
         hint = f"; Retry-After: {error.headers['Retry-After']}"
-    return f"the server answered {status_name(error.status)}, not with a WebSocket handshake{hint}"
+    return f"the server answered {status_name(error.status)}{hint}"
+
+
+def _context(is_insecure: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if is_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.sslobject_class = _TimedTls
+    return context
 
 
 class _TimedTls(ssl.SSLObject):

@@ -175,17 +175,17 @@ async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:
     taps: list[Tap] = []
     refusal = ""
     try:
-        while len(taps) < count and not refusal:
+        while len(taps) < count and not refusal and not any(tap.close for tap in taps):
+            await asyncio.sleep(RAMP)
             try:
                 taps.append((await dialler.dial())[1])
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 refusal = dialler.why(error)
             show("connections", len(taps), count)
-            # After the last, as long as a server takes that refuses by closing.
-            await asyncio.sleep(RAMP if len(taps) < count else EARLY / 2)
-            closed = [tap.close for tap in taps if tap.close is not None]
-            if closed and not refusal:
-                refusal = f"one was closed after {span(closed[-1].after)}, {closed[-1]}"
+        await asyncio.sleep(EARLY / 2)  # a server that refuses by closing may take its time
+        closed = [tap.close for tap in taps if tap.close is not None]
+        if closed and not refusal:
+            refusal = f"one was closed after {span(closed[-1].after)}, {closed[-1]}"
         return Capacity(count, len(taps) - len(closed), refusal)
     finally:
         await _hang_up(taps)

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from yarl import URL
 
+from wspool.demo import percentile
+
 IDLE_TIMEOUT: Final = 60.0
 CONNECTION_TIMEOUT: Final = 2.0
 CHECK_AFTER_IDLE: Final = 5.0
@@ -162,11 +164,6 @@ class Observation:
         return asdict(self)
 
 
-def percentile(times: list[float], share: float) -> float:
-    """Return the time that this share of them stays below."""
-    return sorted(times)[int(share * len(times))] if times else math.nan
-
-
 # The advice.
 
 
@@ -271,7 +268,7 @@ def _idle(seen: Observation, target: Target) -> Iterator[Argument]:
         why = f"an idle connection was still open after {span(seen.longest.seconds)}"
         yield Argument("idle_timeout", f"{idle}", why)
     if seen.pings:
-        why = f"pings are answered in {span(percentile(sorted(seen.pings), 0.99))}"
+        why = f"pings are answered in {span(percentile(seen.pings, 0.99))}"
         check = min(CHECK_AFTER_IDLE, round(idle_timeout / 2, 1))
         yield Argument("check_after_idle", f"{check}", why)
 

@@ -141,7 +141,7 @@ class Observation:
     @property
     def pushes(self) -> int:
         """Messages that came unasked, beyond the greeting."""
-        return self.longest.messages - self.greets
+        return max(0, self.longest.messages - self.greets)
 
     @property
     def pings(self) -> list[float]:
@@ -215,7 +215,7 @@ def advise(seen: Observation, target: Target) -> Advice:
         arguments.append(Argument("on_drained", "on_drained", why))
     if target.text is not None and _needs_messages(seen):
         definitions.append(_keepalive(seen, target.text))
-    arguments += _idle(seen, target)
+    arguments += _idle(seen)
     if seen.times("fresh") and all(dial.close for dial in seen.dials[1:]):
         why = f"the server closed each connection after a reply, {seen.dials[-1].close}"
         arguments.append(Argument("max_uses", "1", why))
@@ -250,7 +250,7 @@ def _handshake(seen: Observation, target: Target) -> Iterator[Argument]:
         yield Argument("compress", "15", "the server took permessage-deflate")
 
 
-def _idle(seen: Observation, target: Target) -> Iterator[Argument]:
+def _idle(seen: Observation) -> Iterator[Argument]:
     close, idle_timeout = seen.idle_close, IDLE_TIMEOUT
     if close is not None:
         after = f"an idle connection was closed after {span(close.after)}"

@@ -6,10 +6,14 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+
+import pytest
+
+from wspool import __main__
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -44,3 +48,35 @@ async def run(*arguments: str) -> tuple[int, str, str]:
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
+
+
+async def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run it in a thread of this process, which takes less time."""
+    status = await asyncio.to_thread(__main__.main, arguments)
+    return status, *capsys.readouterr()
+
+
+@asynccontextmanager
+async def terminal(lines: int, columns: int) -> AsyncIterator[tuple[int, Callable[[], str]]]:
+    """Give a terminal for a process to write to, and what was written so far."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (lines, columns))
+    written = bytearray()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            written.extend(os.read(ours, 65536))
+        except OSError:  # the process has ended
+            loop.remove_reader(ours)
+
+    loop.add_reader(ours, read)
+    try:
+        yield theirs, lambda: written.decode(errors="replace")
+    finally:
+        loop.remove_reader(ours)
+        os.close(ours)
+        os.close(theirs)

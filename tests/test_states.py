@@ -101,6 +101,9 @@ ORDER = [
     "pytest_plugin",
     "demo",
     "top",
+    "advice",
+    "tapping",
+    "probe",
     "__init__",
     "__main__",
 ]
@@ -113,7 +116,7 @@ EXTRAS = {
 }
 """The optional parts with what they need beyond the core's dependencies; nobody imports them."""
 
-FACES = {"demo", "top", "__main__"}
+FACES = {"demo", "top", "probe", "__main__"}
 """What `python -m wspool` runs; it may use rich."""
 
 

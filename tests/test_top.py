@@ -12,7 +12,6 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,8 +93,7 @@ def run_here(capsys: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[tupl
     """Run top in a thread of this process, which takes less time."""
 
     async def run_here(*arguments: str) -> tuple[int, str, str]:
-        status = await asyncio.to_thread(__main__.main, ["top", *arguments])
-        return status, *capsys.readouterr()
+        return await commands.run_here(capsys, "top", *arguments)
 
     return run_here
 
@@ -644,36 +642,10 @@ async def test_trouble_is_in_the_header_of_the_picture(make_pool: MakePool) -> N
     assert in_spaces(drawn(view)[0]) == "speech 0 s old trying again: no answer"
 
 
-@asynccontextmanager
-async def terminal(lines: int, columns: int) -> AsyncIterator[tuple[int, Callable[[], str]]]:
-    """Give a terminal for a process to write to, and what was written so far."""
-    import pty
-    import termios
-
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (lines, columns))
-    written = bytearray()
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        try:
-            written.extend(os.read(ours, 65536))
-        except OSError:  # the process has ended
-            loop.remove_reader(ours)
-
-    loop.add_reader(ours, read)
-    try:
-        yield theirs, lambda: written.decode(errors="replace")
-    finally:
-        loop.remove_reader(ours)
-        os.close(ours)
-        os.close(theirs)
-
-
 @needs_unix
 async def test_a_terminal_shows_it_live_until_ctrl_c(application: Application) -> None:
     async with (
-        terminal(24, 100) as (tty, written),
+        commands.terminal(24, 100) as (tty, written),
         start("--interval", "0.1", application.url, stdout=tty) as process,
         asyncio.timeout(60),
     ):
@@ -693,7 +665,7 @@ async def test_a_terminal_shows_it_live_until_ctrl_c(application: Application) -
 async def test_once_in_a_terminal_is_one_picture(application: Application) -> None:
     await idle_ones(application.pool, 1)
     async with (
-        terminal(24, 100) as (tty, written),
+        commands.terminal(24, 100) as (tty, written),
         start("--once", application.url, stdout=tty) as process,
         asyncio.timeout(60),
     ):

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wspool import __version__, demo, top
+from wspool import __version__, demo, probe, top
+from wspool.options import check_uri
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_demo(commands)
     _add_top(commands)
+    _add_probe(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
@@ -84,6 +86,68 @@ def _add_top(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="with --once: print the snapshot's JSON, and no more"
     )
+    _add_header(parser, "the application's own authentication")
+    parser.set_defaults(run=top.run)
+
+
+def _add_probe(commands: Any) -> None:
+    parser = commands.add_parser(
+        "probe",
+        help="find out about a server, and what to set for it",
+        description="Dial a WebSocket server a few times, one after the other. Tell how long the "
+        "parts of a handshake take, and whether the server greets, pushes, pings, answers pings. "
+        "Then print the call that makes a pool for it, each argument with the observation behind "
+        "it. Secrets are not printed: the call reads headers, and a URI with a query or user-info, "
+        "from the environment. Progress is shown in a terminal that has rich: pip install "
+        "'wspool[rich]'. Exit status: 0; 2 for wrong arguments, or where a connection is refused; "
+        "130 after Ctrl-C.",
+    )
+    parser.add_argument("uri", metavar="URI", type=_uri, help="ws:// or wss:// URI of the server")
+    seconds = _number(float, 0.1)
+    parser.add_argument(
+        "--dials", type=_number(int, 2, 100), default=5, help="for the handshake (default: 5)"
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="SECONDS",
+        type=seconds,
+        default=2.0,
+        help="how long to wait for what the server sends unasked (default: 2)",
+    )
+    parser.add_argument(
+        "--idle",
+        metavar="SECONDS",
+        type=seconds,
+        help="wait for so long for an idle connection to be closed; if it is, a little longer to "
+        "see whether pings prevent it, and messages, if there is a --send",
+    )
+    parser.add_argument(
+        "--connections",
+        metavar="N",
+        type=_number(int, 1, 10_000),
+        default=0,
+        help="open up to so many at once, until the server refuses",
+    )
+    parser.add_argument(
+        "--send",
+        metavar="TEXT",
+        help="send this message, more than once, and time the reply on fresh and on reused "
+        "connections; where messages keep a connection open, the call printed contains it",
+    )
+    parser.add_argument(
+        "--subprotocol",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="offer a subprotocol; may be repeated",
+    )
+    _add_header(parser, "a token")
+    parser.add_argument("--insecure", action="store_true", help="do not verify the certificate")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, and no more")
+    parser.set_defaults(run=probe.run)
+
+
+def _add_header(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
         "-H",
         "--header",
@@ -91,9 +155,15 @@ def _add_top(commands: Any) -> None:
         default=[],
         type=top.header,
         metavar="'NAME: VALUE'",
-        help="send a header, such as the application's own authentication; may be repeated",
+        help=f"send a header, such as {example}; may be repeated",
     )
-    parser.set_defaults(run=top.run)
+
+
+def _uri(text: str) -> str:
+    try:
+        return check_uri(text)
+    except ValueError as error:  # argparse would quote the text
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:

@@ -15,7 +15,7 @@ import random
 import sys
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -361,7 +361,7 @@ def summary(r: Results, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def percentile(times: array[float], share: float) -> float:
+def percentile(times: Sequence[float], share: float) -> float:
     """Return the time that this share of them stays below."""
     return sorted(times)[int(share * len(times))] if times else math.nan
 

@@ -114,12 +114,16 @@ def _address(url: str) -> URL:
     return URL(f"{found.with_path(path, encoded=True)}{query}", encoded=True)
 
 
-def _status(status: int) -> str:
+def status_name(status: int) -> str:
     """Name an HTTP status in our words: the server's phrase may say anything."""
     try:
-        name = f"{status} {HTTPStatus(status).phrase}"
+        return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
+
+
+def _status(status: int) -> str:
+    name = status_name(status)
     if status == HTTPStatus.UNAUTHORIZED:
         return f"{name}; -H 'Name: value' sends what the application asks for"
     if status == HTTPStatus.NOT_FOUND:

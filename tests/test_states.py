@@ -93,6 +93,7 @@ ORDER = [
     "introspection",
     "loans",
     "pool",
+    "blocking",
     "prometheus",
     "opentelemetry",
     "debug",

@@ -1,5 +1,6 @@
 """A pool of reusable WebSocket client connections for asyncio, built on aiohttp."""
 
+from wspool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
 from wspool.connection import Transition, WebsocketConnection
 from wspool.draining import PendingConnection
 from wspool.errors import (
@@ -27,6 +28,8 @@ from wspool.stats import Stats
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockingWebsocketConnection",
+    "BlockingWebsocketConnectionPool",
     "BorrowerSnapshot",
     "CloseReason",
     "ConnectionBusyError",

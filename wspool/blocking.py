@@ -5,9 +5,9 @@ Nothing here knows how connections are pooled: this is about threads, their inte
 raises KeyboardInterrupt between any two instructions of the main thread), forks and the end of
 the interpreter. An interrupted call loses nothing:
 
-- Of the loop, which has a result, and the thread, which gives up waiting, one comes first: that is
-  decided in one step, by the state of a `concurrent.futures.Future`. The loser undoes the result:
-  a connection is given back, a message is put back.
+- Its thread tells the loop that it has given up, and looks at no result any more. The loop cancels
+  what is under way; what has come of it already is undone: a connection is given back, a message
+  is put back.
 - What is interrupted later, on its way to the variable of whoever called, is a connection that
   nobody refers to: a loan that is dropped ends by itself.
 """
@@ -23,7 +23,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -52,55 +51,83 @@ _running: Final[set[_Portal]] = set()
 
 
 class _Call(Generic[T]):
-    """A coroutine that runs in the loop while a thread waits for its result."""
+    """Something that is done in the loop while a thread waits for its outcome.
+
+    The thread waits for a bare lock: those of a `concurrent.futures.Future` are Python code, which
+    leaves them locked when it is interrupted in the wrong place, and then they stop the loop.
+    """
+
+    def __init__(self) -> None:
+        # The one result, if there is one.
+        self.results: list[T] = []
+        self.error: BaseException | None = None
+        self._is_under_way = threading.Lock()
+        self._is_under_way.acquire()
+
+    def settle(self) -> None:
+        """In the loop: the outcome is there."""
+        self._is_under_way.release()
+
+    def outcome(self) -> T:
+        """In the thread: wait for it."""
+        self._is_under_way.acquire()
+        error, self.error = self.error, None
+        if error is None:
+            return self.results[0]
+        try:
+            raise error
+        finally:
+            del error  # and with it a cycle
+
+    def run(self, function: Callable[[], T]) -> None:
+        """In the loop: call a plain function."""
+        try:
+            self.results.append(function())
+        except BaseException as error:
+            self.error = error
+        self.settle()
+
+
+class _Errand(_Call[T]):
+    """A coroutine that runs in the loop, and whose result may come too late for anybody."""
 
     def __init__(
         self,
-        portal: _Portal,
         work: Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None,
         undo: Callable[[T], object] | None,
     ) -> None:
-        self.future: Future[T] = Future()
-        self._portal = portal
+        super().__init__()
         self._work = work
         self._timeout = timeout
         self._undo = undo
         self._thread_name = threading.current_thread().name
         self._task: asyncio.Task[None] | None = None
+        self._is_given_up = False
 
-    def begin(self) -> None:
-        if not self.future.cancelled():
+    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
+        if not self._is_given_up:
             self._task = asyncio.Task(self._run(), name=self._thread_name)
-            self._portal.tasks.add(self._task)
-            self._task.add_done_callback(self._portal.tasks.discard)
+            tasks.add(self._task)
+            self._task.add_done_callback(tasks.discard)
 
     async def _run(self) -> None:
         try:
             if self._timeout is None:
-                result = await self._work()
+                self.results.append(await self._work())
             else:
                 async with asyncio.timeout(self._timeout):
-                    result = await self._work()
+                    self.results.append(await self._work())
         except BaseException as error:
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_exception(error)
-        else:
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(result)
-            elif self._undo is not None:
-                self._undo(result)
+            self.error = error
+        self.settle()
 
     def give_up(self) -> None:
-        """In the thread: it does not wait any more, and nobody will take the result."""
-        if self.future.cancel():
-            self._portal.soon(self._cancel)
-        elif self.future.exception() is None and self._undo is not None:
-            self._portal.soon(self._undo, self.future.result())
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        """In the loop: the thread was interrupted, and nobody will take the result."""
+        self._is_given_up = True
+        if self._task is not None and not self._task.cancel() and self._undo is not None:
+            for result in self.results:
+                self._undo(result)
 
 
 class _Portal:
@@ -120,13 +147,20 @@ class _Portal:
         self._is_over = False
         self._pid = 0
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop
+        # The thread holds it. Its join(), once interrupted, would take it for ended (bpo-45274).
+        self._is_alive = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Is done when the closing is to begin, with the seconds that borrowers get.
         self._stopping: asyncio.Future[float | None]
 
     @property
     def is_running(self) -> bool:
         return self in _running
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was started before a fork, in the parent."""
+        return self._pid not in (0, os.getpid())
 
     # What other threads do.
 
@@ -140,57 +174,53 @@ class _Portal:
 
         When the wait is interrupted it is cancelled, or what it returned is undone.
         """
-        call = _Call(self, work, timeout, undo)
+        self._check_caller()
+        errand = _Errand(work, timeout, undo)
         try:
-            if self._enter(call.begin):
-                return call.future.result()
+            if self._enter(partial(errand.begin, self.tasks)):
+                return errand.outcome()
             # The pool is closed: nothing has to wait any more, and there is no loop to wait in.
             return cast(T, wire.step(work()))
         except BaseException:
-            call.give_up()
+            self.soon(errand.give_up)
             raise
 
     def call(self, function: Callable[[], T]) -> T | None:
-        """Call a plain function in the loop, even if the wait for it is interrupted.
-
-        With the pool closed there is nothing left to do, and it returns None.
-        """
-        future: Future[T] = Future()
-
-        def begin() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        return future.result() if self._enter(begin) else None
+        """Call a plain function in the loop; with the pool closed there is nothing left to do."""
+        self._check_caller()
+        call = _Call[T]()
+        return call.outcome() if self._enter(partial(call.run, function)) else None
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function in the loop, if there still is one. Takes no lock: for finalizers too."""
-        if self._pid == os.getpid():
+        if self._loop is not None and not self.is_foreign:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(function, *args)
 
     def close(self, timeout: float | None) -> None:
-        """Close the pool and return when the thread has ended."""
+        """Close the pool and return when the thread has ended.
+
+        In a forked child it leaves the parent's pool alone.
+        """
+        if self.is_foreign:
+            return
         self._check_caller()
         with self._lock:
-            if self._thread is None:
+            if self._loop is None:
                 self._is_over = True
                 self.pool.router.close()
-                return
         self.stop(timeout)
-        self._thread.join()
+        with self._is_alive:
+            pass
 
     def stop(self, timeout: float | None = 0.0) -> None:
         """Begin to close the pool."""
         self.soon(self._begin_to_stop, timeout)
 
     def end_at_exit(self) -> None:
-        """Close the pool within its `close_timeout`, whatever its hooks do: it may not hang."""
-        self.stop()
-        assert self._thread is not None
-        self._thread.join(self.pool.router.options.close_timeout)
+        """Wait for the end, but not for longer than servers may take to answer a close."""
+        if self._is_alive.acquire(timeout=self.pool.router.options.close_timeout):
+            self._is_alive.release()
         self.warn("was still open at the end of the program")
 
     def warn(self, what: str) -> None:
@@ -203,17 +233,15 @@ class _Portal:
 
     def _enter(self, begin: Callable[[], object]) -> bool:
         """Let the loop begin a call; False if it is over."""
-        self._check_caller()
         with self._lock:
             if self._is_over:
                 return False
-            if self._thread is None:
-                self._start()
-            self._loop.call_soon_threadsafe(begin)
+            loop = self._loop or self._start()
+            loop.call_soon_threadsafe(begin)
         return True
 
     def _check_caller(self) -> None:
-        if self._pid not in (0, os.getpid()):
+        if self.is_foreign:
             raise RuntimeError(
                 f"{self.pool!r} was started in process {self._pid}, and its sockets belong to "
                 f"that; this is process {os.getpid()}, forked from it. Start the pool after the "
@@ -225,28 +253,28 @@ class _Portal:
                 "for itself for ever: hooks and listeners use what they are given, and `await`"
             )
 
-    def _start(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._stopping = self._loop.create_future()
-        thread = threading.Thread(target=self._run, name=f"wspool {self.pool.name}", daemon=True)
-        self._thread, self._pid = thread, os.getpid()
+    def _start(self) -> asyncio.AbstractEventLoop:
+        self._loop = loop = asyncio.new_event_loop()
+        self._stopping = loop.create_future()
+        self._pid = os.getpid()
+        self._is_alive.acquire()
         _running.add(self)
-        try:
-            thread.start()
-        except RuntimeError:  # there may be no more threads
-            self._thread, self._pid = None, 0
-            _running.discard(self)
-            self._loop.close()
-            raise
+        # A daemon, or the end of the program would wait for it before it could be told to end.
+        self._thread = threading.Thread(
+            target=self._run, args=(loop,), name=f"wspool {self.pool.name}", daemon=True
+        )
+        self._thread.start()
+        return loop
 
     # What its own thread does.
 
-    def _run(self) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._loop.run_until_complete(self._live())
+            loop.run_until_complete(self._live())
         finally:
+            loop.close()
             _running.discard(self)
-            self._loop.close()
+            self._is_alive.release()
 
     def _begin_to_stop(self, timeout: float | None) -> None:
         if not self._stopping.done():
@@ -265,7 +293,10 @@ class _Portal:
 @atexit.register
 def _end_at_exit() -> None:
     """Registered at the import, and so called after what users of the pool have registered."""
-    for portal in tuple(_running):
+    portals = tuple(_running)
+    for portal in portals:
+        portal.stop()
+    for portal in portals:
         portal.end_at_exit()
 
 
@@ -574,7 +605,15 @@ class BlockingWebsocketConnectionPool:
         return self._portal.wait(borrow, undo=lambda lent: lent._end())
 
     def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
-        return self._portal.call(lambda: connection._end(**how))
+        """End a loan, even if that is interrupted; False if it has ended."""
+        if self._portal.is_foreign:
+            return None  # it is the parent's
+        end = partial(connection._end, **how)
+        try:
+            return self._portal.call(end)
+        except BaseException:
+            self._portal.soon(end)  # a second time does no harm
+            raise
 
     def __del__(self) -> None:
         portal = getattr(self, "_portal", None)

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 
 from wspool import (
     BlockingWebsocketConnectionPool,
+    ConnectionClosedError,
     ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
 )
@@ -49,6 +50,6 @@ def ask(text: str) -> tuple[str, dict[str, Any]]:
             reply = connection.recv(timeout=10.0)
     except ConnectionPoolExhaustedError as error:
         return "503 Service Unavailable", {"error": str(error)}
-    except (ConnectionUnavailableError, TimeoutError) as error:
+    except (ConnectionClosedError, ConnectionUnavailableError, TimeoutError) as error:
         return "502 Bad Gateway", {"error": str(error)}
     return "200 OK", {"pid": os.getpid(), "reply": reply, "connection": connection.id}

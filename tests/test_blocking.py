@@ -17,7 +17,7 @@ import threading
 import warnings
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -41,6 +41,7 @@ from wspool import (
     WebsocketConnectionPool,
     blocking,
 )
+from wspool.events import Event, PoolClosed
 
 MakeBlocking = Callable[..., BlockingWebsocketConnectionPool]
 
@@ -396,6 +397,36 @@ async def test_a_closed_pool_answers_as_the_async_one(
     assert [r.getMessage() for r in caplog.records if "not lent" in r.getMessage()] == []
 
 
+async def test_whoever_calls_in_the_last_moment_is_not_forgotten(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        pool = make_blocking()
+        pool.start()
+        enter = pool._portal._enter
+        has_entered = threading.Event()
+
+        def enter_and_tell(begin: Callable[[], object]) -> bool:
+            is_open = enter(begin)
+            has_entered.set()
+            return is_open
+
+        def call_and_wait(event: Event) -> None:
+            if isinstance(event, PoolClosed):
+                calls.append(threads.submit(pool.acquire))
+                has_entered.wait()
+
+        calls: list[Future[Any]] = []
+        pool._portal._enter = enter_and_tell
+        pool.subscribe(call_and_wait)
+        with ThreadPoolExecutor() as threads:
+            pool.close_all()
+            with pytest.raises(ConnectionPoolUnavailableError):
+                calls[0].result(timeout=10.0)
+
+    await to_thread(story)
+
+
 async def test_a_pool_that_was_never_used_has_no_thread_and_closes(
     make_blocking: MakeBlocking,
 ) -> None:
@@ -731,7 +762,7 @@ def use_in_vain():
             print([text in str(error) for text in says])
 
 early = BlockingWebsocketConnectionPool(uri=sys.argv[1])
-in_child(lambda: print("child:", ask(early)))
+in_child(lambda: print("child:", ask(early), early.close_all()))
 with BlockingWebsocketConnectionPool(uri=sys.argv[1]) as pool:
     print("parent:", ask(pool))
     lent = pool.acquire()
@@ -745,9 +776,10 @@ with BlockingWebsocketConnectionPool(uri=sys.argv[1]) as pool:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 async def test_a_fork_gets_a_pool_of_its_own_or_a_clear_error(server: Server) -> None:
     """One that was not started begins in the child; the parent's sockets are left alone."""
-    printed, _ = await run(FORKED, server.uri)
+    printed, complaints = await run(FORKED, server.uri)
+    assert complaints == ""
     assert printed.splitlines() == [
-        "child: 1",
+        "child: 1 None",
         "parent: 2",
         *["[True, True]"] * 2,
         "parent: 2 3",

@@ -103,13 +103,11 @@ class _Errand(_Call[T]):
         self._undo = undo
         self._thread_name = threading.current_thread().name
         self._task: asyncio.Task[None] | None = None
-        self._is_given_up = False
 
     def begin(self, tasks: set[asyncio.Task[None]]) -> None:
-        if not self._is_given_up:
-            self._task = asyncio.Task(self._run(), name=self._thread_name)
-            tasks.add(self._task)
-            self._task.add_done_callback(tasks.discard)
+        self._task = asyncio.Task(self._run(), name=self._thread_name)
+        tasks.add(self._task)
+        self._task.add_done_callback(tasks.discard)
 
     async def _run(self) -> None:
         try:
@@ -124,7 +122,6 @@ class _Errand(_Call[T]):
 
     def give_up(self) -> None:
         """In the loop: the thread was interrupted, and nobody will take the result."""
-        self._is_given_up = True
         if self._task is not None and not self._task.cancel() and self._undo is not None:
             for result in self.results:
                 self._undo(result)
@@ -421,16 +418,15 @@ class BlockingWebsocketConnection:
         return _end_loan(self._pool.pool, self._mirrored, self._lease, **how)
 
     def __del__(self) -> None:
-        connection = getattr(self, "_mirrored", None)
-        if connection is None or connection.lease != self._lease:
+        connection, portal = self._mirrored, self._pool._portal
+        if connection.lease != self._lease or portal.is_foreign:
             return
-        portal = self._pool._portal
-        end = partial(_end_loan, portal.pool, connection, self._lease, is_failed=True)
-        portal.soon(end)
-        if connection.state is State.BUSY:
+        is_lent, borrowed_at = connection.state is State.BUSY, connection.borrowed_at
+        portal.soon(partial(_end_loan, portal.pool, connection, self._lease, is_failed=True))
+        if is_lent:
             warnings.warn(
-                f"connection #{connection.id}, borrowed at {connection.borrowed_at}, was dropped "
-                "without being given back: release it, or use `with pool.get_connection()`",
+                f"connection #{connection.id}, borrowed at {borrowed_at}, was dropped without "
+                "being given back: release it, or use `with pool.get_connection()`",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,

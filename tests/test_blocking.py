@@ -733,7 +733,7 @@ async def test_interrupts_between_any_two_instructions_cost_no_place(echo_uri: s
 # Forks, and the end of a program.
 
 FORKED = """\
-import gc, os, sys
+import gc, os, sys, warnings
 from wspool import BlockingWebsocketConnectionPool
 
 def ask(pool):
@@ -761,6 +761,8 @@ def use_in_vain():
             says = f"was started in process {os.getppid()}", "Start the pool after the fork"
             print([text in str(error) for text in says])
 
+# Python 3.12 warns of each fork beside threads.
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)
 early = BlockingWebsocketConnectionPool(uri=sys.argv[1])
 in_child(lambda: print("child:", ask(early), early.close_all()))
 with BlockingWebsocketConnectionPool(uri=sys.argv[1]) as pool:

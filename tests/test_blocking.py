@@ -441,6 +441,22 @@ async def test_a_pool_that_was_never_used_has_no_thread_and_closes(
     assert not pool_threads()
 
 
+async def test_without_a_thread_to_be_had_the_call_fails_and_the_next_one_tries_again(
+    make_blocking: MakeBlocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = make_blocking()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            pool.start()
+    assert not pool.is_started
+    await to_thread(pool.start)
+    assert pool.is_started
+
+
 async def test_close_all_lets_borrowers_finish_for_as_long_as_it_is_told_to(
     make_blocking: MakeBlocking,
 ) -> None:

@@ -1,6 +1,7 @@
 """A pool of reusable WebSocket client connections for asyncio, built on aiohttp."""
 
-from wspool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+from typing import TYPE_CHECKING
+
 from wspool.connection import Transition, WebsocketConnection
 from wspool.draining import PendingConnection
 from wspool.errors import (
@@ -24,6 +25,19 @@ from wspool.options import DrainConditionCallback
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
+
+if TYPE_CHECKING:
+    from wspool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+else:
+
+    def __getattr__(name):
+        """Import the pool for threads when it is asked for: a tenth of what the import takes."""
+        if name in ("BlockingWebsocketConnection", "BlockingWebsocketConnectionPool"):
+            from wspool import blocking
+
+            return getattr(blocking, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

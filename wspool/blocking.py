@@ -260,7 +260,14 @@ class _Portal:
         self._thread = threading.Thread(
             target=self._run, args=(loop,), name=f"wspool {self.pool.name}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there may be no more threads; the next call tries again
+            self._loop, self._pid = None, 0
+            _running.discard(self)
+            self._is_alive.release()
+            loop.close()
+            raise
         return loop
 
     # What its own thread does.
@@ -302,7 +309,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class _Same:
-    """An attribute that is that of the loop's own object, `mirrored`; read from any thread."""
+    """An attribute that is that of the loop's own object; read from any thread."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name

@@ -17,6 +17,7 @@ test: .venv/installed
 soak: .venv/installed
 	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/test_schedules.py
 	$(BIN)/python -X dev -W error -m tests.soak --seconds 120 $(ARGS)
+	$(BIN)/python -X dev -W error -m tests.soak --seconds 60 --borrowers 200 --threads
 	$(BIN)/python -m tests.mutations
 
 lint: .venv/lint-installed

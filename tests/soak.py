@@ -176,7 +176,7 @@ class Scene:
 
     async def start(self) -> None:
         await self.server.start()
-        self.pool = WebsocketConnectionPool(
+        self.pool = self.make_pool(
             uri=self.server.uri,
             name=self.setup.name,
             max_connections=self.max_connections,
@@ -185,6 +185,9 @@ class Scene:
             cleanup_interval=0.5,
             **self.setup.options,
         )
+
+    def make_pool(self, **options: Any) -> WebsocketConnectionPool:
+        return WebsocketConnectionPool(**options)
 
     # The server.
 
@@ -241,12 +244,13 @@ class Scene:
             if self.server_random.random() < 0.2:
                 self.server.delay = self.server_random.uniform(0.0, 0.1)
                 self.tally.faults["late handshakes"] += 1
-            queues = self.pool.router.queues
-            for state in State:
-                strays = [c for c in queues[state] if c.state is not state]
-                self.tally.wrong("connections not in the queue of their state", f"{strays}", 0)
-                for stray in strays:
-                    self.tally.wrong("connections not in the queue of their state", f"{stray}")
+            self.look_for_strays()
+
+    def look_for_strays(self) -> None:
+        queues = self.pool.router.queues
+        for state in State:
+            for stray in [c for c in queues[state] if c.state is not state]:
+                self.tally.wrong("connections not in the queue of their state", f"{stray}")
 
     def behave(self) -> None:
         """Let the server be a good one from now on."""
@@ -383,7 +387,9 @@ def _open_files() -> int:
     return len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
 
 
-async def soak(seconds: float, borrowers: int, connections: int, seed: int) -> Tally:
+async def soak(
+    seconds: float, borrowers: int, connections: int, seed: int, kind: type[Scene] = Scene
+) -> Tally:
     """Let the crowd loose for some seconds, and return what happened."""
     tally = Tally()
     loop = asyncio.get_running_loop()
@@ -393,7 +399,7 @@ async def soak(seconds: float, borrowers: int, connections: int, seed: int) -> T
     open_files = _open_files()
     sizes = [max(1, round(connections * setup.share)) for setup in SETUPS]
     sizes[0] += connections - sum(sizes)
-    scenes = [Scene(setup, size, seed, tally) for setup, size in zip(SETUPS, sizes, strict=True)]
+    scenes = [kind(setup, size, seed, tally) for setup, size in zip(SETUPS, sizes, strict=True)]
     for scene in scenes:
         await scene.start()
 
@@ -407,7 +413,7 @@ async def soak(seconds: float, borrowers: int, connections: int, seed: int) -> T
     await asyncio.sleep(seconds)
     # Most of the crowd is still in the line: all of it leaves in one tick.
     for scene in scenes:
-        for borrowing in scene.borrowings:
+        for borrowing in tuple(scene.borrowings):
             scene.call_off(borrowing)
     _, late = await asyncio.wait(crowd, timeout=NET)
     tally.wrong("unexpected errors", f"{len(late)} borrowers still wait: {late}", len(late))
@@ -449,8 +455,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--borrowers", type=int, default=2000)
     parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument("--threads", action="store_true", help="borrowers are threads")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     args = parser.parse_args(argv)
+    kind: type[Scene] = Scene
+    if args.threads:
+        from tests.soak_in_threads import ThreadScene as kind
     # The wait after a failure is cut down: this is about borrowing, and not about waiting.
     backoff.full_jitter = lambda longest: random.uniform(0.0, longest / 50.0)
     # Failed dials are meant here, and so is a loop with its hands full.
@@ -463,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # asyncio's debug mode, which -X dev turns on, leaves about a sixth of the borrows.
     tally = asyncio.run(
-        soak(args.seconds, args.borrowers, args.connections, args.seed), debug=False
+        soak(args.seconds, args.borrowers, args.connections, args.seed, kind), debug=False
     )
     print(report(tally))
     return 1 if any(tally.wrongs.values()) else 0

@@ -64,7 +64,7 @@ async def test_each_example_runs(
     line: int, code: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     async with Server(answer) as server:
-        if "asyncio.run(" in code:
+        if "ws://localhost:8080/" in code:
             printed = await run_as_script(code.replace("ws://localhost:8080/", server.uri))
         else:
             printed = await run_in_this_loop(code, line, server.uri, capsys)

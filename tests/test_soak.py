@@ -7,18 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SECONDS = os.environ.get("WSPOOL_SOAK_SECONDS", "15")
 
 
-def test_a_crowd_on_few_connections_to_a_bad_server_gets_its_own_replies() -> None:
+@pytest.mark.parametrize("crowd", [["--borrowers", "2000"], ["--borrowers", "100", "--threads"]])
+def test_a_crowd_on_few_connections_to_a_bad_server_gets_its_own_replies(crowd: list[str]) -> None:
     """Nothing is mixed up, lost or left over, whatever 2,000 borrowers and a server do wrong.
 
-    In a process of its own, where whatever is left over has nothing else to be mistaken for.
+    Or 100 threads. In a process of its own, where whatever is left over has nothing else to be
+    mistaken for.
     """
     soak = subprocess.run(
         [
             *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.soak"),
-            *("--seconds", SECONDS, "--borrowers", "2000", "--connections", "50", "--seed", "1"),
+            *("--seconds", SECONDS, *crowd, "--connections", "50", "--seed", "1"),
         ],
         cwd=Path(__file__).parent.parent,
         capture_output=True,

@@ -94,6 +94,7 @@ ORDER = [
     "introspection",
     "loans",
     "pool",
+    "blocking",
     "prometheus",
     "opentelemetry",
     "debug",

@@ -22,6 +22,7 @@ from wspool.states import CloseReason, State
 from wspool.stats import Stats
 
 if TYPE_CHECKING:
+    from wspool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
     from wspool.introspection import (
         BorrowerSnapshot,
         ConnectionSnapshot,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockingWebsocketConnection",
+    "BlockingWebsocketConnectionPool",
     "BorrowerSnapshot",
     "CloseReason",
     "ConnectionBusyError",
@@ -56,6 +59,8 @@ __all__ = [
 ]
 
 _LATER = {
+    "BlockingWebsocketConnection": "blocking",
+    "BlockingWebsocketConnectionPool": "blocking",
     "BorrowerSnapshot": "introspection",
     "ConnectionSnapshot": "introspection",
     "PoolSnapshot": "introspection",
@@ -64,7 +69,9 @@ _LATER = {
 """What is loaded when it is asked for, and from where."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+if not TYPE_CHECKING:  # which takes a name that does not exist for one that does, otherwise
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -646,6 +646,12 @@ class WebsocketConnection:
         self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD
         return message
 
+    def put_back(self, message: str | bytes) -> None:
+        """Let the next recv return this message: the one that had taken it was given up."""
+        self._keep(message)
+        assert self.inbox is not None
+        self.inbox.rotate(1)
+
     async def send_ping(self) -> Ping:
         """Send a ping and do not wait for its pong; whoever reads settles it."""
         websocket = self._websocket

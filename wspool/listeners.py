@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from importlib import import_module
@@ -38,16 +39,20 @@ class Events:
         self.listeners: dict[object, Listener] = {}
         # Those that have raised once.
         self._broken: set[object] = set()
+        # Threads may subscribe at once, through a blocking pool.
+        self._subscribing = threading.Lock()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         if not callable(listener):
             raise TypeError(f"listener is {listener!r}; it must be a plain callable")
         self._events = import_module("wspool.events")
         token = object()
-        self.listeners = {**self.listeners, token: listener}
+        with self._subscribing:
+            self.listeners = {**self.listeners, token: listener}
 
         def unsubscribe() -> None:
-            self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
+            with self._subscribing:
+                self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
             self._broken.discard(token)
 
         return unsubscribe

@@ -31,6 +31,13 @@ def borrowed_at(borrower: Borrower) -> str:
     return f"{code.co_filename}:{line}"
 
 
+def in_own_code(frame: FrameType) -> FrameType:
+    """Return the innermost frame, from this one outwards, that is in no library's code."""
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return frame
+
+
 def task_name(borrower: Borrower) -> str | None:
     task = borrower[2]
     return task.get_name() if task is not None else None

@@ -15,7 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
-from tests.benchmarks import checkouts, echoes, importing, upkeep  # noqa: F401 (they register)
+from tests.benchmarks import (  # noqa: F401 (they register)
+    checkouts,
+    echoes,
+    importing,
+    threads,
+    upkeep,
+)
 from tests.benchmarks.suite import QUICK, Bench, Scale, Servers, benchmarks
 from tests.benchmarks.table import HEADINGS, Row, describe, machine, markdown, text, to_json, write
 

@@ -238,9 +238,9 @@ class Server:
             return
         for site in self._runner.sites:
             await site.stop()
+        for peer in self.open:
+            peer.drop()
         for _ in range(TURNS):
-            for peer in self.open:
-                peer.drop()
             await asyncio.sleep(0)
         # Those that see nothing of it: asleep, or withholding the answer to a handshake.
         if asleep := self._serving - {asyncio.current_task()}:

@@ -369,14 +369,21 @@ async def test_after_a_stop_dials_are_refused_and_a_start_serves_at_the_same_add
             assert await client.receive_str() == "2"
 
 
-async def test_a_client_that_dials_while_the_server_stops_does_not_hold_it_up() -> None:
-    """A pool that keeps a minimum dials again as soon as a connection is lost."""
+async def test_nobody_gets_in_while_it_stops() -> None:
+    """A client that is dropped, and dials again at once, is refused."""
+
+    async def come_back(server: Server) -> None:
+        while True:
+            async with connected(server) as client:
+                await client.receive()
+
     async with Server() as server:
-        async with WebsocketConnectionPool(uri=server.uri, min_connections=3) as pool:
-            async with asyncio.timeout(10):
-                await server.stop()
-            await until(lambda: not pool.total_connections, "all are lost")
-    assert not server.open
+        coming_back = asyncio.create_task(come_back(server))
+        await until(lambda: server.open, "it has come")
+        await server.stop()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await coming_back
+    assert len(server.requests) == 1
 
 
 def test_without_a_start_it_has_no_address() -> None:

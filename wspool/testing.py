@@ -144,14 +144,14 @@ class Peer:
         client that goes meanwhile is not noticed before `unmute`.
         """
         self._unmuted.clear()
-        if isinstance(self.request.transport, asyncio.Transport):
+        if self.request.transport is not None:
             self.request.transport.pause_reading()
 
     def unmute(self) -> None:
         """Go on, with what has come meanwhile."""
         self._unmuted.set()
         transport = self.request.transport
-        if isinstance(transport, asyncio.Transport) and not transport.is_closing():
+        if transport is not None and not transport.is_closing():
             transport.resume_reading()
 
     def _is_over(self) -> bool:
@@ -238,9 +238,9 @@ class Server:
             return
         for site in self._runner.sites:
             await site.stop()
+        for peer in self.open:
+            peer.drop()
         for _ in range(TURNS):
-            for peer in self.open:
-                peer.drop()
             await asyncio.sleep(0)
         # Those that see nothing of it: asleep, or withholding the answer to a handshake.
         if asleep := self._serving - {asyncio.current_task()}:

@@ -42,6 +42,8 @@ from wspool.introspection import OLDEST, as_dict, shown_uri, snapshot_connection
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import TRANSITIONS, State
 
+__all__ = ["setup"]
+
 logger = logging.getLogger("wspool")
 
 PERIOD: Final = 0.5

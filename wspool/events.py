@@ -24,6 +24,25 @@ from wspool.errors import (
     ConnectionUnavailableError,
 )
 
+__all__ = [
+    "CheckOutFailure",
+    "ConnectionCheckOutFailed",
+    "ConnectionCheckOutStarted",
+    "ConnectionChecked",
+    "ConnectionCheckedIn",
+    "ConnectionCheckedOut",
+    "ConnectionClosed",
+    "ConnectionCreated",
+    "ConnectionDrainStarted",
+    "ConnectionDrained",
+    "ConnectionReady",
+    "Event",
+    "Listener",
+    "PoolCleared",
+    "PoolClosed",
+    "PoolReady",
+]
+
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")

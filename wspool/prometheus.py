@@ -34,6 +34,8 @@ from prometheus_client.registry import Collector
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import CloseReason
 
+__all__ = ["PoolCollector", "register"]
+
 KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "error")
 """Kinds of failures that are 0 from the start: `rate()` does not see a series' first value.
 

@@ -44,9 +44,9 @@ def unpack(sdist: Path, where: Path) -> Path:
         archive.extractall(where, filter="data")
     [source] = where.iterdir()
     if (ROOT / ".git").exists():
-        files = run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-        missing = [file for file in files if (ROOT / file).exists() and not (source / file).exists()]
-        if missing:
+        known = run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+        files = [file for file in known if (ROOT / file).exists()]
+        if missing := [file for file in files if not (source / file).exists()]:
             sys.exit(f"MANIFEST.in leaves out of the sdist: {', '.join(missing)}")
     return source
 
@@ -75,8 +75,7 @@ def main(arguments: list[str]) -> int:
         (source / "wspool").rename(directory / "not installed")
         (source / "wspool").symlink_to(installed)
         command = [binaries / "python", "-X", "dev", "-m", "pytest", *arguments]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        return subprocess.run(command, cwd=source, env=environment).returncode
+        return subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": ""}).returncode
 
 
 if __name__ == "__main__":

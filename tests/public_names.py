@@ -80,20 +80,21 @@ def _lines_of_members(kind: type) -> Iterator[str]:
     if issubclass(kind, enum.Enum):
         yield from (f"{member.name} = {member.value!r}" for member in kind)
         return
+    declared = inspect.get_annotations(kind)
+    types = {name: getattr(one, "__forward_arg__", one) for name, one in declared.items()}
     is_record = is_dataclass(kind) or hasattr(kind, "_fields")
-    fields = inspect.get_annotations(kind) if is_record else {}
-    for name, annotation in fields.items():
-        yield f"{name}: {getattr(annotation, '__forward_arg__', annotation)}"
+    if is_record:
+        yield from (f"{name}: {type_}" for name, type_ in types.items())
     for name in members(kind):
         member = inspect.getattr_static(kind, name, None)
-        if name in fields or (is_record and name == "__init__"):
+        if is_record and (name in types or name == "__init__"):
             continue
         if isinstance(member, property):
             yield f"{name}: {inspect.get_annotations(typing.cast(Any, member.fget))['return']}"
         elif inspect.isroutine(member) and not inspect.isdatadescriptor(member):
             yield from _signature(name, getattr(kind, name))
         else:
-            yield name
+            yield f"{name}: {types[name]}" if name in types else name
 
 
 class _Shown:
@@ -110,7 +111,7 @@ class _Shown:
 def _signature(path: str, called: Any) -> Iterator[str]:
     """Give `path(arguments) -> type`, one to a line where they are many."""
     signature = inspect.signature(called)
-    arguments = []
+    arguments: list[str] = []
     for each in signature.parameters.values():
         if each.name == "self":
             continue

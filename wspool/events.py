@@ -172,9 +172,9 @@ class ConnectionChecked(Event):
 class CheckOutFailure(StrEnum):
     """Why a check-out failed."""
 
-    TIMEOUT = "timeout"  # no connection within the caller's timeout
-    EXHAUSTED = "exhausted"  # no capacity, and no right to wait
-    CONNECTION_ERROR = "connectionError"  # the dial failed
+    TIMEOUT = "timeout"  #: no connection within the caller's timeout
+    EXHAUSTED = "exhausted"  #: no capacity, and no right to wait
+    CONNECTION_ERROR = "connectionError"  #: the dial failed
     POOL_CLOSED = "poolClosed"
     CANCELLED = "cancelled"
 
@@ -187,6 +187,7 @@ _FAILURES: list[tuple[type[BaseException], CheckOutFailure]] = [
 ]
 
 Listener = Callable[[Any], object]
+"""Is called with each event, in the pool's event loop; what it returns does not matter."""
 
 
 class Events:

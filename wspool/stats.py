@@ -32,6 +32,7 @@ class Stats:
         return self.failures.total()
 
     def copy(self) -> Self:
+        """Return the numbers of this moment, which stay as they are."""
         return replace(self, failures=self.failures.copy(), closes=self.closes.copy())
 
     def to_dict(self) -> dict[str, Any]:

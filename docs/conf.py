@@ -17,7 +17,6 @@ from sphinx.application import Sphinx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import wspool
-from tests.public_names import members
 
 project = "wspool"
 copyright = "2026, the wspool authors"
@@ -35,7 +34,7 @@ html_show_sourcelink = False
 
 myst_heading_anchors = 3
 default_role = "code"
-autodoc_default_options = {"members": True, "undoc-members": True}
+autodoc_default_options = {"undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -44,15 +43,8 @@ maximum_signature_line_length = 88
 ARGUMENT = re.compile(r"(\w+): ")
 
 
-def skip(app: Sphinx, what: str, name: str, member: object, is_skipped: bool, options: Any) -> bool:
-    """Leave out what the stored list of public names leaves out, and what a dataclass adds."""
-    documented = app.env.current_document.autodoc_class or app.env.temp_data.get("autodoc:class")
-    kind = getattr(wspool, documented or "", None)
-    return is_skipped or (isinstance(kind, type) and name not in members(kind))
-
-
 def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: list[str]) -> None:
-    """Make what our docstrings leave to the eye known to reStructuredText.
+    """Say in reStructuredText what our docstrings leave to the eye.
 
     A paragraph of lines such as `uri: what it is` is a list of arguments; what is indented below a
     colon is shown as it is.
@@ -61,7 +53,7 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
     for at, line in enumerate(lines):
         starts_paragraph = not at or not lines[at - 1]
         if ARGUMENT.match(line) and (starts_paragraph or is_argument):
-            lines[at] = f":{line}".replace(": ", ": ", 1)
+            lines[at] = f":param {line}"
             is_argument = True
         elif not line.startswith(" "):
             is_argument = False

@@ -76,7 +76,16 @@ def test_what_the_readme_imports_is_public() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", reference, re.MULTILINE))
+    documented = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", reference, re.MULTILINE))
     wanted = {f"wspool.{name}" for name in wspool.__all__}
     wanted |= {module.__name__ for module in public_names.modules()} - {"wspool"}
     assert documented == wanted
+
+
+@pytest.mark.parametrize("kind", [wspool.WebsocketConnectionPool, wspool.WebsocketConnection])
+def test_the_reference_has_the_members_that_are_public_and_no_others(kind: type) -> None:
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    found = re.search(rf":: wspool\.{kind.__name__}\b.*\n +:members: ([\w,\s]+?)\n\n", reference)
+    assert found
+    documented = found[1].replace(",", "").split()
+    assert documented == [name for name in public_names.MEMBERS[kind] if name != "__init__"]

@@ -88,6 +88,9 @@ class WebsocketConnectionPool:
         compress, ssl, proxy, origin, params, max_msg_size.
     """
 
+    name: str
+    """For logs, metrics and snapshots."""
+
     def __init__(
         self,
         *,
@@ -131,7 +134,7 @@ class WebsocketConnectionPool:
             raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name is {name!r}; it must be a string or None")
-        self.name: str = name or f"pool-{next(_names)}"
+        self.name = name or f"pool-{next(_names)}"
         self.router = Router(options, Events(self.name))
         self._session = session
         self._owns_session = session is None

@@ -1,4 +1,4 @@
-"""A change of the public names is a decision, and each of them says what it is and is documented."""
+"""A change of the public names is a decision, and each says what it is and is documented."""
 
 from __future__ import annotations
 

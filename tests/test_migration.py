@@ -12,8 +12,6 @@ import inspect
 import re
 import ssl
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,6 +21,7 @@ from aiohttp import ClientSession, WSMsgType, web
 import wspool
 from tests import test_regressions
 from tests.conftest import MakePool, echoes, until
+from tests.pages import code, rows
 from tests.server import Peer, Server
 from wspool import (
     ConnectionClosedError,
@@ -36,21 +35,6 @@ from wspool import (
     WebsocketError,
 )
 
-PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
-
-
-def rows(heading: str) -> Iterator[list[str]]:
-    """Give the cells of the rows of all tables whose last column has this heading."""
-    inside = False
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            inside = False
-        elif cells[-1] == heading:
-            inside = True
-        elif inside and cells[0] != "---":
-            yield cells
-
 
 def claims(module: Any) -> set[str]:
     """Return the docstrings of a module's tests, each on one line, without number and full stop."""
@@ -60,17 +44,15 @@ def claims(module: Any) -> set[str]:
 
 
 def test_each_line_of_the_page_has_its_test_and_each_test_its_line() -> None:
-    lines = {cells[-1] for cells in rows("here")}
+    lines = {cells[-1] for cells in rows("migrating.md", "here")}
     assert lines - claims(test_regressions) == claims(sys.modules[__name__])
     assert claims(test_regressions) <= lines
 
 
-@pytest.mark.parametrize("cells", [pytest.param(r, id=r[0]) for r in rows("argument here")])
-async def test_each_argument_is_taken(cells: list[str]) -> None:
-    found = re.match(r"`(.+?)`", cells[-1])
-    assert found
-    context = ssl.create_default_context()
-    made = eval(f"dict({found[1]})", {"context": context, "ClientSession": ClientSession})
+@pytest.mark.parametrize(("_", "argument"), rows("migrating.md", "argument here"))
+async def test_each_argument_is_taken(_: str, argument: str) -> None:
+    names = {"context": ssl.create_default_context(), "ClientSession": ClientSession}
+    made = eval(f"dict({code(argument)})", names)
     pool = WebsocketConnectionPool(uri="ws://localhost/", **made)
     assert not pool.is_started
     if session := made.get("session"):

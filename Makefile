@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lint docs build clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
@@ -25,6 +25,14 @@ lint: .venv/lint-installed
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+docs: .venv/docs-installed
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
+	@echo "build/docs/docs/index.html"
+
+# The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.
+build: .venv/release-installed
+	$(BIN)/python -m tests.built $(or $(ARGS),--no-tests)
+
 clean:
 	rm -rf .venv .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -36,6 +44,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-.venv/lint-installed: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+.venv/%-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

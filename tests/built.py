@@ -53,8 +53,8 @@ def unpack(sdist: Path, where: Path) -> Path:
 
 def install(wheel: Path, where: Path) -> Path:
     """Return the `bin` of a new environment with the wheel in it, and what its tests need."""
-    venv.create(where, with_pip=True)
-    pip = (where / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
+    venv.create(where)
+    pip = (sys.executable, "-m", "pip", "--python", where, "--disable-pip-version-check")
     run(*pip, "install", f"wspool[test] @ {wheel.as_uri()}")
     run(*pip, "check")
     return where / "bin"

@@ -37,7 +37,6 @@ __all__ = [
     "ConnectionDrained",
     "ConnectionReady",
     "Event",
-    "Listener",
     "PoolCleared",
     "PoolClosed",
     "PoolReady",
@@ -187,7 +186,6 @@ _FAILURES: list[tuple[type[BaseException], CheckOutFailure]] = [
 ]
 
 Listener = Callable[[Any], object]
-"""Is called with each event, in the pool's event loop; what it returns does not matter."""
 
 
 class Events:

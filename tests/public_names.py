@@ -40,6 +40,10 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "__init__ connection drain_timeout drain_condition created_at drain_task pending_id "
         "mark_completed"
     ).split(),
+    wspool.Stats: (  # likewise
+        "borrows waits wait_seconds timeouts dials dial_seconds dial_failures failures "
+        "drained_messages closes copy to_dict"
+    ).split(),
     wspool.WebsocketError: "__init__ message default_message".split(),
     wspool.ConnectionUnavailableError: "__init__ kind status attempts retry_after".split(),
     wspool.ConnectionClosedError: "__init__ code reason".split(),
@@ -62,8 +66,9 @@ def text() -> str:
 
 
 def members(kind: type) -> list[str]:
+    """Return the public members of a class, those that are only declared first."""
     own = [name for name in vars(kind) if not name.startswith("_") or name == "__init__"]
-    return MEMBERS.get(kind, own)
+    return MEMBERS.get(kind) or list(dict.fromkeys([*inspect.get_annotations(kind), *own]))
 
 
 def _lines_of(path: str, named: Any) -> Iterator[str]:
@@ -81,20 +86,17 @@ def _lines_of_members(kind: type) -> Iterator[str]:
         yield from (f"{member.name} = {member.value!r}" for member in kind)
         return
     declared = inspect.get_annotations(kind)
-    types = {name: getattr(one, "__forward_arg__", one) for name, one in declared.items()}
     is_record = is_dataclass(kind) or hasattr(kind, "_fields")
-    if is_record:
-        yield from (f"{name}: {type_}" for name, type_ in types.items())
     for name in members(kind):
         member = inspect.getattr_static(kind, name, None)
-        if is_record and (name in types or name == "__init__"):
-            continue
-        if isinstance(member, property):
+        if name in declared:
+            yield f"{name}: {getattr(declared[name], '__forward_arg__', declared[name])}"
+        elif isinstance(member, property):
             yield f"{name}: {inspect.get_annotations(typing.cast(Any, member.fget))['return']}"
-        elif inspect.isroutine(member) and not inspect.isdatadescriptor(member):
+        elif not inspect.isroutine(member):
+            yield name
+        elif name != "__init__" or not is_record:  # else it is the list of what is declared
             yield from _signature(name, getattr(kind, name))
-        else:
-            yield f"{name}: {types[name]}" if name in types else name
 
 
 class _Shown:

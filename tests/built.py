@@ -32,6 +32,8 @@ def build() -> tuple[Path, Path]:
     """Return the sdist and the wheel that is made of it, both checked."""
     for old in DIST.glob("wspool-*"):
         old.unlink()
+    # A list that an earlier build has left would take the place of MANIFEST.in.
+    (ROOT / "wspool.egg-info" / "SOURCES.txt").unlink(missing_ok=True)
     run(sys.executable, "-m", "build", "--outdir", DIST)
     [sdist], [wheel] = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
     run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)

@@ -23,6 +23,7 @@ from tests import test_regressions
 from tests.conftest import MakePool, echoes, until
 from tests.pages import code, rows
 from tests.server import Peer, Server
+from tests.test_interface import INTERFACE
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -64,23 +65,10 @@ async def test_each_argument_is_taken(_: str, argument: str) -> None:
 
 def test_the_constructor() -> None:
     """The constructor takes the same twelve arguments, by name only, with the same defaults"""
-    theirs = {
-        "uri": inspect.Parameter.empty,
-        "headers": None,
-        "idle_timeout": 60.0,
-        "max_connections": 50,
-        "max_retries": 3,
-        "cleanup_interval": 5.0,
-        "connection_timeout": 10.0,
-        "warmup_connections": 0,
-        "check_server_data_on_release": False,
-        "drain_timeout": 10.0,
-        "drain_quiet_period": 2.0,
-        "drain_condition": None,
-    }
     ours = inspect.signature(WebsocketConnectionPool).parameters
-    assert {name: ours[name].default for name in theirs} == theirs
-    assert {ours[name].kind for name in theirs} == {inspect.Parameter.KEYWORD_ONLY}
+    assert len(INTERFACE) == 12
+    assert {name: ours[name].default for name in INTERFACE} == INTERFACE
+    assert {ours[name].kind for name in INTERFACE} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 async def test_the_methods(make_pool: MakePool) -> None:

@@ -29,7 +29,11 @@ exclude_patterns = [".*", "build", "tests", "wspool"]
 source_suffix = {".md": "markdown"}
 
 html_theme = "alabaster"
-html_theme_options = {"description": "A pool of WebSocket client connections for asyncio"}
+html_theme_options = {
+    "description": "A pool of WebSocket client connections for asyncio",
+    "page_width": "1240px",
+    "body_max_width": "none",
+}
 html_show_sourcelink = False
 
 myst_heading_anchors = 3

@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo test soak lint docs build bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
@@ -24,6 +24,15 @@ lint: .venv/lint-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: .venv/docs-installed
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
+	@echo "build/docs/docs/index.html"
+
+# The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.
+build: .venv/release-installed
+	$(BIN)/python -m tests.built $(or $(ARGS),--no-tests)
 
 # Two to four minutes, on a machine that does nothing else. It has an environment of its own,
 # because a peer pins an old websockets; that peer needs a Python below 3.13.
@@ -47,6 +56,6 @@ clean:
 	@mkdir -p build
 	@touch $@
 
-.venv/lint-installed: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+.venv/%-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

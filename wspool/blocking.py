@@ -33,8 +33,8 @@ import aiohttp
 from wspool import wire
 from wspool.connection import Transition, WebsocketConnection
 from wspool.errors import ConnectionBusyError
-from wspool.listeners import Listener
 from wspool.introspection import PoolSnapshot
+from wspool.listeners import Listener
 from wspool.options import Headers, Uri, check_timeout
 from wspool.places import in_own_code
 from wspool.pool import _DEFAULT, WebsocketConnectionPool

@@ -83,7 +83,10 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class Transition(NamedTuple):
-    """One line of a connection's history. `at` is in Unix seconds."""
+    """One line of a connection's history.
+
+    `at` is in Unix seconds, `why` in a word: for a close it is a `CloseReason`.
+    """
 
     trigger: str
     source: State
@@ -105,9 +108,30 @@ class Ping:
 class WebsocketConnection:
     """A WebSocket to the server, lent to one borrower at a time.
 
-    `uri` and `headers` are those of the last dial attempt, `last_activity` is the Unix time of
-    the last message sent or received, `id` counts the pool's connections from 1.
+    What is declared here may be read at any time, by anybody. To send, to receive and to ping is
+    the borrower's right alone.
     """
+
+    id: int
+    """Counts the pool's connections from 1."""
+    uri: str
+    """That of the last dial attempt, secrets included."""
+    headers: dict[str, str]
+    """Those of the last dial attempt, secrets included."""
+    state: State
+    """Where in its life it is."""
+    created_at: float
+    """When its dial was decided on, in Unix seconds."""
+    last_activity: float
+    """When the last message was sent or received, in Unix seconds; before that, `created_at`."""
+    uses: int
+    """Loans so far, the present one included."""
+    close_code: int | None
+    """Code of the CLOSE frame, 1006 without one, 1005 for one without a code; None while open."""
+    close_reason: str
+    """Text of the CLOSE frame."""
+    cause: BaseException | None
+    """The error that closed it, if one did."""
 
     __slots__ = (
         "__weakref__",
@@ -191,7 +215,7 @@ class WebsocketConnection:
         # The number of `expire_connections()` calls before this connection's birth.
         self.generation = generation
         self.uri = ""
-        self.headers: dict[str, str] = {}
+        self.headers = {}
         # The query values that ws_connect adds to the URI.
         self.params: Any = None
         self.created_at = self.last_activity = time()
@@ -260,16 +284,18 @@ class WebsocketConnection:
         self.sent_messages = self.sent_bytes = 0
         self.received_messages = self.received_bytes = 0
         self.drained_messages = 0
-        self.close_code: int | None = None
+        self.close_code = None
         self.close_reason = ""
-        # The error that closed the connection, if one did.
-        self.cause: BaseException | None = None
+        self.cause = None
 
     # What people look at.
 
     @property
     def websocket(self) -> aiohttp.ClientWebSocketResponse:
-        """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
+        """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows.
+
+        Raises ConnectionClosedError when there is none, for want of a handshake that succeeded.
+        """
         if self._websocket is None:
             raise ConnectionClosedError(f"Connection #{self.id} has no WebSocket yet")
         # What is done with it cannot be seen, so take it that something is sent.
@@ -287,10 +313,12 @@ class WebsocketConnection:
 
     @property
     def is_busy(self) -> bool:
+        """Whether it is lent, or the pool itself uses it for a check or a keepalive."""
         return self.state is State.BUSY
 
     @property
     def is_draining(self) -> bool:
+        """Whether it was given back and is being cleaned."""
         return self.state is State.DRAINING
 
     @property
@@ -352,7 +380,8 @@ class WebsocketConnection:
         """Send a text or a binary message.
 
         Raises ConnectionClosedError when the connection is lost (the message may or may not have
-        arrived), ConnectionBusyError when it is not the caller's.
+        arrived), ConnectionBusyError when it is not the caller's, TypeError for anything else
+        than str and bytes.
         """
         websocket = self._check_right("send")
         if isinstance(message, str):
@@ -420,6 +449,7 @@ class WebsocketConnection:
         It may run beside a `recv` and beside other pings; messages that arrive meanwhile are
         kept for `recv`, however many. A pong settles all earlier pings: a server may answer only
         the latest (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
+        Raises ConnectionClosedError and ConnectionBusyError as `send` does.
         """
         self._check_right("ping")
         lease = self.lease
@@ -434,17 +464,24 @@ class WebsocketConnection:
         return ping.answered - ping.sent
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection for good and return when its socket is gone."""
+        """Close the connection for good and return when its socket is gone.
+
+        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer.
+        Closed already, it sends nothing, and raises nothing. A later `release` is silent.
+        """
         self.finish(CloseReason.USER, code=code, reason=reason)
         while self in self.queues.closed:
             await self._turn()
 
     async def send_json(self, value: Any) -> None:
-        """Send a value as a JSON text message."""
+        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
         await self.send(json.dumps(value))
 
     async def recv_json(self) -> Any:
-        """Return the next message, parsed as JSON."""
+        """Return the next message, parsed as JSON.
+
+        Raises what `recv` raises, and ValueError for a message that is not JSON: it is taken.
+        """
         return json.loads(await self.recv())
 
     def __aiter__(self) -> Self:

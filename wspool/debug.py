@@ -43,6 +43,8 @@ from wspool.introspection import OLDEST, as_dict, snapshot_connection, snapshot_
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import TRANSITIONS, State
 
+__all__ = ["setup"]
+
 logger = logging.getLogger("wspool")
 
 PERIOD: Final = 0.5

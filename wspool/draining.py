@@ -29,6 +29,13 @@ class PendingConnection:
     `created_at` is in Unix seconds, `drain_timeout` in seconds, `drain_task` the task at work.
     """
 
+    connection: WebsocketConnection
+    drain_timeout: float
+    drain_condition: DrainConditionCallback | None
+    created_at: float
+    drain_task: asyncio.Task[None] | None
+    pending_id: str
+
     def __init__(
         self,
         connection: WebsocketConnection,
@@ -39,7 +46,7 @@ class PendingConnection:
         self.drain_timeout = drain_timeout
         self.drain_condition = drain_condition
         self.created_at = time()
-        self.drain_task: asyncio.Task[None] | None = None
+        self.drain_task = None
         self.pending_id = f"pending-{next(_ids)}"
         self._is_completed = False
 

@@ -19,6 +19,8 @@ from yarl import URL
 class WebsocketError(RuntimeError):
     """The base of all errors of this package. Without a message it carries its default one."""
 
+    message: str
+    """What was asked, what was found, what to do; without secrets."""
     default_message: ClassVar[str] = "WebSocket error"
 
     def __init__(self, message: str | None = None) -> None:
@@ -56,6 +58,11 @@ class ConnectionUnavailableError(WebsocketError):
     that the server asked to wait, if it did.
     """
 
+    kind: str
+    status: int | None
+    attempts: int
+    retry_after: float | None
+
     default_message = "No connection could be made"
 
     def __init__(
@@ -79,6 +86,9 @@ class ConnectionClosedError(WebsocketError):
 
     Without a CLOSE frame `code` is 1006, for one without a code 1005 (RFC 6455, 7.1.5).
     """
+
+    code: int | None
+    reason: str
 
     default_message = "The connection is closed"
 

@@ -18,6 +18,24 @@ from wspool.errors import (
     ConnectionUnavailableError,
 )
 
+__all__ = [
+    "CheckOutFailure",
+    "ConnectionCheckOutFailed",
+    "ConnectionCheckOutStarted",
+    "ConnectionChecked",
+    "ConnectionCheckedIn",
+    "ConnectionCheckedOut",
+    "ConnectionClosed",
+    "ConnectionCreated",
+    "ConnectionDrainStarted",
+    "ConnectionDrained",
+    "ConnectionReady",
+    "Event",
+    "PoolCleared",
+    "PoolClosed",
+    "PoolReady",
+]
+
 T = TypeVar("T")
 
 
@@ -145,9 +163,9 @@ class ConnectionChecked(Event):
 class CheckOutFailure(StrEnum):
     """Why a check-out failed."""
 
-    TIMEOUT = "timeout"  # no connection within the caller's timeout
-    EXHAUSTED = "exhausted"  # no capacity, and no right to wait
-    CONNECTION_ERROR = "connectionError"  # the dial failed
+    TIMEOUT = "timeout"  #: no connection within the caller's timeout
+    EXHAUSTED = "exhausted"  #: no capacity, and no right to wait
+    CONNECTION_ERROR = "connectionError"  #: the dial failed
     POOL_CLOSED = "poolClosed"
     CANCELLED = "cancelled"
 

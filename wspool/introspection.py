@@ -68,7 +68,10 @@ class ConnectionSnapshot:
 
 @dataclass(frozen=True)
 class WaiterSnapshot:
-    """Somebody who waits in `acquire`, for so many seconds."""
+    """Somebody who waits in `acquire`, or, if he `wants_new`, in `acquire_new`.
+
+    `seconds`: for how long.
+    """
 
     seconds: float
     wants_new: bool

@@ -36,6 +36,8 @@ from opentelemetry import metrics
 from wspool import events
 from wspool.pool import WebsocketConnectionPool
 
+__all__ = ["instrument"]
+
 PREFIX: Final = "wspool.connection."
 POOL: Final = "wspool.connection.pool.name"
 STATE: Final = "wspool.connection.state"

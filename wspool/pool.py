@@ -51,6 +51,7 @@ class WebsocketConnectionPool:
     """A pool of reusable WebSocket client connections to one URI, for one event loop.
 
     All arguments are keyword-only, times are in seconds. Wrong ones raise TypeError or ValueError.
+    A call from another loop, thread or process than the one that started it is a RuntimeError.
 
     uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
     headers: for the handshake, read at each attempt; or such a callable.
@@ -89,6 +90,9 @@ class WebsocketConnectionPool:
     connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
         compress, ssl, proxy, origin, params, max_msg_size.
     """
+
+    name: str
+    """For logs, metrics and snapshots."""
 
     def __init__(
         self,
@@ -149,18 +153,22 @@ class WebsocketConnectionPool:
 
     @property
     def uri(self) -> Uri:
+        """As it was given, secrets included."""
         return self.router.options.uri
 
     @property
     def headers(self) -> Headers:
+        """As they were given, secrets included; `{}` for None."""
         return self.router.options.headers
 
     @property
     def is_started(self) -> bool:
+        """Whether `start()` was called, or a first `acquire` did that."""
         return self._loop is not None
 
     @property
     def is_closed(self) -> bool:
+        """Whether `close_all()` was called; there may still be goodbyes under way."""
         return self.router.is_closing
 
     @property
@@ -170,10 +178,12 @@ class WebsocketConnectionPool:
 
     @property
     def available_connections(self) -> int:
+        """The connections that are idle."""
         return len(self.router.queues.idle)
 
     @property
     def busy_connections(self) -> int:
+        """The connections that are lent, or used by the pool for a check or a keepalive."""
         return len(self.router.queues.busy)
 
     @property
@@ -183,6 +193,7 @@ class WebsocketConnectionPool:
 
     @property
     def waiters(self) -> int:
+        """How many wait in `acquire`."""
         return len(self.router.line)
 
     @property
@@ -192,6 +203,7 @@ class WebsocketConnectionPool:
 
     @property
     def connections(self) -> tuple[WebsocketConnection, ...]:
+        """All that exist, in whatever state: those that are dialled or closed too."""
         return tuple(self.router.queues)
 
     def snapshot(self) -> PoolSnapshot:
@@ -205,6 +217,7 @@ class WebsocketConnectionPool:
 
         An event is one of the frozen dataclasses in `wspool.events`. A listener is plain and quick:
         it is called in the event loop, after the routing step. One that raises is logged once.
+        Raises TypeError for what cannot be called.
         """
         return self.router.events.subscribe(listener)
 
@@ -294,7 +307,8 @@ class WebsocketConnectionPool:
         """Return an async context manager that acquires a connection and gives it back.
 
         Left by an exception after something was sent, the connection is not handed on: it is
-        drained up to the message that `drain_until` names, or closed.
+        drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
+        the errors are those of `acquire`.
         """
         return Loan(self, timeout, False)
 
@@ -343,7 +357,8 @@ class WebsocketConnectionPool:
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
 
-        Raises ValueError if the shared session's connector admits fewer connections.
+        Raises TypeError or ValueError if it is no whole number above 0, ValueError if the shared
+        session's connector admits fewer connections.
         """
         check_count("max_connections", max_connections, at_least=1)
         if self.is_started:

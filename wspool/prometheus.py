@@ -34,6 +34,8 @@ from prometheus_client.registry import Collector
 from wspool.pool import WebsocketConnectionPool
 from wspool.states import CloseReason
 
+__all__ = ["PoolCollector", "register"]
+
 KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "error")
 """Kinds of failures that are 0 from the start: `rate()` does not see a series' first value.
 
@@ -101,9 +103,11 @@ class PoolCollector(Collector):
         return remove
 
     def describe(self) -> list[Metric]:
+        """Return the metrics without numbers, as registries ask for."""
         return _families({})
 
     def collect(self) -> list[Metric]:
+        """Return the numbers of this moment, from any thread."""
         pools = {known.key: known() for known in self._pools.valuerefs()}
         return _families({name: pool for name, pool in pools.items() if pool is not None})
 

@@ -77,18 +77,18 @@ CLOSED: Final = State.CLOSED
 class CloseReason(StrEnum):
     """Why a connection was closed; the `why` of its last transition."""
 
-    IDLE = "idle"  # longer than idle_timeout
-    LIFETIME = "lifetime"  # older than max_lifetime
-    USES = "uses"  # max_uses loans
-    STALE = "stale"  # did not answer a check
-    ERROR = "error"  # a borrower left by an exception, or a callable of the user's raised
-    SERVER = "server"  # closed by the server, or lost
-    DRAIN = "drain"  # what arrived after the release was refused, or did not end
-    EXPIRED = "expired"  # expire_connections()
-    POOL = "pool"  # close_all()
-    USER = "user"  # close() or force_remove
-    ROOM = "room"  # made room for acquire_new() or a smaller max_connections
-    DIAL = "dial"  # the dial failed, or was called off
+    IDLE = "idle"  #: longer than idle_timeout
+    LIFETIME = "lifetime"  #: older than max_lifetime
+    USES = "uses"  #: max_uses loans
+    STALE = "stale"  #: did not answer a check
+    ERROR = "error"  #: a borrower left by an exception, or a callable of the user's raised
+    SERVER = "server"  #: closed by the server, or lost
+    DRAIN = "drain"  #: what arrived after the release was refused, or did not end
+    EXPIRED = "expired"  #: expire_connections()
+    POOL = "pool"  #: close_all()
+    USER = "user"  #: close() or force_remove
+    ROOM = "room"  #: made room for acquire_new() or a smaller max_connections
+    DIAL = "dial"  #: the dial failed, or was called off
 
 
 TRANSITIONS: list[list[str]] = [

@@ -44,6 +44,7 @@ class Stats:
         return self.failures.total()
 
     def copy(self) -> Self:
+        """Return the numbers of this moment, which stay as they are."""
         twin = copy(self)
         twin.failures, twin.closes = self.failures.copy(), self.closes.copy()
         return twin

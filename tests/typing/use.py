@@ -1,0 +1,220 @@
+"""What users write, for type checkers: it is never run, and both must take it without a complaint.
+
+`assert_type` says what a checker has to know. A comment that lets it ignore an error says what it
+has to refuse: it warns of one that is not needed.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, assert_type
+
+import aiohttp
+from aiohttp import web
+from opentelemetry.metrics import MeterProvider
+from prometheus_client import CollectorRegistry
+
+from wspool import (
+    BorrowerSnapshot,
+    CloseReason,
+    ConnectionClosedError,
+    ConnectionPoolTimeoutError,
+    ConnectionSnapshot,
+    ConnectionUnavailableError,
+    DrainConditionCallback,
+    PendingConnection,
+    PoolSnapshot,
+    State,
+    Stats,
+    Transition,
+    WaiterSnapshot,
+    WebsocketConnection,
+    WebsocketConnectionPool,
+    WebsocketError,
+    debug,
+    events,
+    opentelemetry,
+    prometheus,
+)
+
+
+async def fresh_uri() -> str:
+    return "wss://example.com/"
+
+
+async def fresh_headers() -> dict[str, str]:
+    return {"Authorization": "Bearer …"}
+
+
+async def log_in(connection: WebsocketConnection) -> None:
+    await connection.send_json({"type": "login"})
+
+
+async def keep_alive(connection: WebsocketConnection) -> object:
+    return await connection.recv()
+
+
+def is_last(message: str | bytes) -> bool:
+    return "completed" in str(message)
+
+
+def keep(connection: WebsocketConnection, message: str | bytes) -> None: ...
+
+
+is_fine: DrainConditionCallback = is_last
+
+
+def make(session: aiohttp.ClientSession) -> list[WebsocketConnectionPool]:
+    return [
+        WebsocketConnectionPool(uri="wss://example.com/", headers={"X-Key": "…"}, heartbeat=20.0),
+        WebsocketConnectionPool(uri=lambda: "wss://example.com/", headers=lambda: {"X-Key": "…"}),
+        WebsocketConnectionPool(
+            uri=fresh_uri,
+            headers=fresh_headers,
+            session=session,
+            acquire_timeout=None,
+            max_lifetime=600,
+            keepalive=keep_alive,
+            keepalive_interval=8.0,
+            on_connect=log_in,
+            on_release=log_in,
+            drain_until=is_last,
+            drain_condition=is_fine,
+            on_drained=keep,
+        ),
+        WebsocketConnectionPool("wss://example.com/"),  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        WebsocketConnectionPool(uri="wss://example.com/", idle_timeout="60"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        WebsocketConnectionPool(uri="wss://example.com/", on_connect=is_last),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    ]
+
+
+async def borrow(pool: WebsocketConnectionPool) -> None:
+    async with pool as entered:
+        assert_type(entered, WebsocketConnectionPool)
+    assert_type(await pool.start(), None)
+    async with pool.get_connection() as connection:
+        assert_type(connection, WebsocketConnection)
+    async with pool.get_new_connection(timeout=None) as connection:
+        assert_type(connection, WebsocketConnection)
+    loan: AbstractAsyncContextManager[WebsocketConnection] = pool.get_connection(timeout=1.0)
+    async with loan:
+        pass
+    connection = await pool.acquire(timeout=5)
+    assert_type(connection, WebsocketConnection)
+    assert_type(await pool.acquire_new(), WebsocketConnection)
+    assert_type(await pool.release(connection, force_remove=True), None)
+    await pool.release(connection, True)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await pool.acquire(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    assert_type(pool.resize(10), None)
+    assert_type(pool.expire_connections(), None)
+    assert_type(await pool.close_all(timeout=None), None)
+
+
+async def talk(connection: WebsocketConnection) -> None:
+    assert_type(await connection.send("text"), None)
+    await connection.send(b"bytes")
+    await connection.send(1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await connection.send_json({"a": 1})
+    assert_type(await connection.recv(), str | bytes)
+    assert_type(await connection.recv_json(), Any)
+    assert_type(await connection.ping(), float)
+    async for message in connection:
+        assert_type(message, str | bytes)
+    assert_type(await connection.close(1000, "bye"), None)
+
+
+def look(connection: WebsocketConnection) -> None:
+    assert_type(connection.id, int)
+    assert_type(connection.uri, str)
+    assert_type(connection.headers, dict[str, str])
+    assert_type(connection.subprotocol, str | None)
+    assert_type(connection.state, State)
+    assert_type(connection.is_connected, bool)
+    assert_type(connection.is_busy, bool)
+    assert_type(connection.is_draining, bool)
+    assert_type(connection.created_at, float)
+    assert_type(connection.last_activity, float)
+    assert_type(connection.uses, int)
+    assert_type(connection.reused, bool)
+    assert_type(connection.borrowed_at, str | None)
+    assert_type(connection.history, tuple[Transition, ...])
+    assert_type(connection.history[-1].at, float)
+    assert_type(connection.close_code, int | None)
+    assert_type(connection.close_reason, str)
+    assert_type(connection.cause, BaseException | None)
+    assert_type(connection.websocket, aiohttp.ClientWebSocketResponse)
+
+
+def look_at_the_pool(pool: WebsocketConnectionPool) -> None:
+    assert_type(pool.name, str)
+    assert_type(pool.is_started, bool)
+    assert_type(pool.is_closed, bool)
+    assert_type(pool.total_connections, int)
+    assert_type(pool.available_connections, int)
+    assert_type(pool.busy_connections, int)
+    assert_type(pool.pending_connections, int)
+    assert_type(pool.waiters, int)
+    assert_type(pool.connections, tuple[WebsocketConnection, ...])
+    assert_type(pool.state_diagram(), str)
+    assert_type(pool.stats, Stats)
+    assert_type(pool.stats.closes, Counter[str])
+    assert_type(pool.stats.to_dict(), dict[str, Any])
+    picture = pool.snapshot()
+    assert_type(picture, PoolSnapshot)
+    assert_type(picture.connections, tuple[ConnectionSnapshot, ...])
+    assert_type(picture.waiting, tuple[WaiterSnapshot, ...])
+    assert_type(picture.connections[0].borrower, BorrowerSnapshot | None)
+    assert_type(picture.to_dict(), dict[str, Any])
+    picture.name = "another"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+
+
+def listen(pool: WebsocketConnectionPool) -> None:
+    def tell(event: events.Event) -> None:
+        if isinstance(event, events.ConnectionClosed):
+            assert_type(event.connection_id, int)
+            assert_type(event.reason, str)
+            assert_type(event.age, float)
+            assert event.reason == CloseReason.IDLE
+
+    assert_type(pool.subscribe(tell), Callable[[], None])
+
+
+async def fail(pool: WebsocketConnectionPool) -> None:
+    try:
+        await pool.acquire()
+    except ConnectionPoolTimeoutError as error:
+        time_is_up: TimeoutError = error
+        print(time_is_up)
+    except ConnectionUnavailableError as error:
+        assert_type(error.kind, str)
+        assert_type(error.status, int | None)
+        assert_type(error.attempts, int)
+        assert_type(error.retry_after, float | None)
+    except ConnectionClosedError as error:
+        assert_type(error.code, int | None)
+        assert_type(error.reason, str)
+    except WebsocketError as error:
+        assert_type(error.message, str)
+        assert_type(error.default_message, str)
+
+
+async def drain(connection: WebsocketConnection) -> None:
+    pending = PendingConnection(connection, drain_timeout=1.0, drain_condition=None)
+    assert_type(pending.connection, WebsocketConnection)
+    assert_type(pending.drain_timeout, float)
+    assert_type(pending.drain_condition, DrainConditionCallback | None)
+    assert_type(pending.created_at, float)
+    assert_type(pending.drain_task, asyncio.Task[None] | None)
+    assert_type(pending.pending_id, str)
+    assert_type(await pending.mark_completed(), bool)
+
+
+def export(pool: WebsocketConnectionPool, app: web.Application, provider: MeterProvider) -> None:
+    registry = CollectorRegistry()
+    assert_type(prometheus.register(pool, registry), Callable[[], None])
+    assert_type(prometheus.PoolCollector(pool).add(pool), Callable[[], None])
+    assert_type(opentelemetry.instrument(pool), Callable[[], None])
+    assert_type(opentelemetry.instrument(pool, provider), Callable[[], None])
+    key = web.AppKey("pool", WebsocketConnectionPool)
+    assert_type(debug.setup(app, pool, key, prefix="/debug"), web.Application)

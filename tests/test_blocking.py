@@ -832,7 +832,7 @@ async def test_a_program_that_ends_without_close_all_ends_with_a_warning(server:
 async def test_a_mute_server_does_not_hold_up_the_end_of_a_program(server: Server) -> None:
     async def become_mute(peer: Peer) -> None:
         await peer.send(str(await peer.websocket.receive_str()))
-        peer.stop_reading()
+        peer.mute()
         await server._stopped.wait()
 
     server.handler = become_mute

@@ -441,7 +441,7 @@ async def test_min_connections(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(min_connections=2, cleanup_interval=0.05)
     await pool.start()
     assert pool.available_connections == 2
-    server.open[0].reset()
+    server.open[0].drop()
     await until(lambda: len(server.peers) == 3, "another one was dialled")
     await until(lambda: pool.available_connections == 2, "there are as many as before")
 
@@ -501,7 +501,7 @@ async def test_a_loss(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(max_connections=1)
     with contextlib.suppress(ConnectionClosedError):
         async with pool.get_connection() as connection:
-            server.open[0].reset()
+            server.open[0].drop()
             await connection.recv()
     async with pool.get_connection(timeout=10) as another:
         assert await echoes(another)

@@ -14,9 +14,8 @@ import os
 import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Coroutine
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import aiohttp
@@ -272,11 +271,7 @@ class WebsocketConnectionPool:
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
         self.router.events.publish("PoolReady")
         self.router.start(loop, self._session)
-        interval = upkeep.period(
-            self.router.options.cleanup_interval,
-            self.router.options.connect_options.get("heartbeat"),
-        )
-        self._upkeep_task = self.router.spawn(upkeep.upkeep(weakref.ref(self.router), interval))
+        self._upkeep_task = upkeep.begin(self.router)
         return loop
 
     # Borrowing.
@@ -400,12 +395,7 @@ class WebsocketConnectionPool:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close_all()
 
     def __del__(self) -> None:

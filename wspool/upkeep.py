@@ -41,6 +41,13 @@ def period(cleanup_interval: float, heartbeat: float | None) -> float:
     return min(PERIOD, cleanup_interval, heartbeat / 4 if heartbeat else PERIOD)
 
 
+def begin(router: Router) -> asyncio.Task[None]:
+    """Begin the upkeep of a router, which the task holds weakly."""
+    options = router.options
+    interval = period(options.cleanup_interval, options.connect_options.get("heartbeat"))
+    return router.spawn(upkeep(weakref.ref(router), interval))
+
+
 async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
     """Sweep every `interval` seconds and tidy up every `cleanup_interval`, until the pool ends."""
     clock = asyncio.get_running_loop().time

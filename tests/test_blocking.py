@@ -833,7 +833,7 @@ async def test_a_mute_server_does_not_hold_up_the_end_of_a_program(server: Serve
     async def become_mute(peer: Peer) -> None:
         await peer.send(str(await peer.websocket.receive_str()))
         peer.mute()
-        await server._stopped.wait()
+        await asyncio.Event().wait()
 
     server.handler = become_mute
     _, complaints = await run(LEFT_OPEN.partition("lent =")[0], server.uri, "0.2")

@@ -64,7 +64,7 @@ def test_the_promise_has_the_lower_bounds_of_the_package() -> None:
 
 
 def test_the_readme_names_each_extra_that_is_for_users() -> None:
-    ours = {"test", "browser", "lint", "docs", "release"}
+    ours = {"test", "browser", "bench", "lint", "docs", "release"}
     for extra in PROJECT["optional-dependencies"].keys() - ours:
         assert f"wspool[{extra}]" in text("README.md"), extra
 

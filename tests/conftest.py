@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -92,16 +92,17 @@ async def make_pool(server: Server) -> AsyncIterator[MakePool]:
 
 
 def needs_chromium(missing: str | None = None) -> str:
-    """Return the path of Chromium; skip the test where that, or what is named, is missing.
-
-    With WSPOOL_REQUIRE_CHROMIUM=1 the test fails instead.
-    """
+    """Return the path of Chromium; skip the test where that, or what is named, is missing."""
     chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
     if missing is None and chromium is not None:
         return chromium
-    missing = missing or "there is no chromium on the PATH"
-    if os.environ.get("WSPOOL_REQUIRE_CHROMIUM") == "1":
-        pytest.fail(f"{missing}, and WSPOOL_REQUIRE_CHROMIUM is 1", pytrace=False)
+    skip(missing or "there is no chromium on the PATH")
+
+
+def skip(missing: str) -> NoReturn:
+    """Skip a test for what is missing here; with WSPOOL_REQUIRE_ALL=1 it fails instead."""
+    if os.environ.get("WSPOOL_REQUIRE_ALL") == "1":
+        pytest.fail(f"{missing}, and WSPOOL_REQUIRE_ALL is 1", pytrace=False)
     pytest.skip(missing)
 
 

@@ -1,7 +1,7 @@
 """The debug page in a real browser: Debian's Chromium without a window, driven by playwright.
 
 Each test is held to it that the page complains of nothing in the console and asks nobody but its
-own server. Where there is no browser the tests are skipped, and fail if WSPOOL_REQUIRE_CHROMIUM=1.
+own server. Where there is no browser the tests are skipped, and fail if WSPOOL_REQUIRE_ALL=1.
 With WSPOOL_SCREENSHOTS=directory the pictures of both themes are kept there.
 """
 

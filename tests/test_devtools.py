@@ -1,6 +1,6 @@
 """The guide to Chromium's DevTools protocol, with the browser itself.
 
-Where there is none the tests are skipped, and fail if WSPOOL_REQUIRE_CHROMIUM=1.
+Where there is none the tests are skipped, and fail if WSPOOL_REQUIRE_ALL=1.
 """
 
 from __future__ import annotations

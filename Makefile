@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test soak lint docs build bench clean
+.PHONY: demo test soak lint docs build bench bench-plot clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
@@ -38,6 +38,10 @@ build: .venv/release-installed
 # because a peer pins an old websockets; that peer needs a Python below 3.13.
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m tests.benchmarks --json build/benchmarks.json --markdown README.md $(ARGS)
+
+# The picture of how it scales: a minute or two.
+bench-plot: .venv-bench/installed
+	.venv-bench/bin/python -m tests.benchmarks --plot docs/scaling.png $(ARGS)
 
 clean:
 	rm -rf .venv .venv-bench .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,8 @@ from opentelemetry.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
 
 from wspool import (
+    BlockingWebsocketConnection,
+    BlockingWebsocketConnectionPool,
     BorrowerSnapshot,
     CloseReason,
     ConnectionClosedError,
@@ -37,6 +39,7 @@ from wspool import (
     opentelemetry,
     prometheus,
 )
+from wspool.testing import Peer, Server
 
 
 async def fresh_uri() -> str:
@@ -218,3 +221,29 @@ def export(pool: WebsocketConnectionPool, app: web.Application, provider: MeterP
     assert_type(opentelemetry.instrument(pool, provider), Callable[[], None])
     key = web.AppKey("pool", WebsocketConnectionPool)
     assert_type(debug.setup(app, pool, key, prefix="/debug"), web.Application)
+
+
+def borrow_in_a_thread() -> None:
+    with BlockingWebsocketConnectionPool(
+        uri="wss://example.com/", max_connections=5, on_connect=log_in
+    ) as pool:
+        with pool.get_connection(timeout=1.0) as connection:
+            assert_type(connection, BlockingWebsocketConnection)
+            connection.send("hello")
+            assert_type(connection.recv(timeout=1.0), str | bytes)
+            assert_type(connection.ping(), float)
+            for message in connection:
+                assert_type(message, str | bytes)
+        assert_type(pool.acquire(), BlockingWebsocketConnection)
+        assert_type(pool.snapshot(), PoolSnapshot)
+    BlockingWebsocketConnectionPool(url="wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+async def play_the_server() -> None:
+    async def greet(peer: Peer) -> None:
+        await peer.expect({"type": "login"})
+        assert_type(await peer.recv(), str | bytes)
+
+    async with Server(greet) as server:
+        assert_type(server.uri, str)
+        server.refuse(401, times=2)

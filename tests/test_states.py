@@ -78,6 +78,7 @@ ORDER = [
     "places",
     "states",
     "queues",
+    "quota",
     "wire",
     "connection",
     "options",
@@ -95,6 +96,7 @@ ORDER = [
     "pool",
     "prometheus",
     "opentelemetry",
+    "redis",
     "debug",
     "demo",
     "top",
@@ -103,7 +105,11 @@ ORDER = [
 ]
 """The order of the files: nobody imports one that stands below itself."""
 
-EXTRAS = {"prometheus": {"prometheus_client"}, "opentelemetry": {"opentelemetry"}}
+EXTRAS = {
+    "prometheus": {"prometheus_client"},
+    "opentelemetry": {"opentelemetry"},
+    "redis": {"redis"},
+}
 """The optional parts with what they need beyond the core's dependencies; nobody imports them."""
 
 FACES = {"demo", "top", "__main__"}
@@ -373,6 +379,6 @@ def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> N
 
 
 def test_nobody_imports_an_optional_part() -> None:
-    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.debug"}
+    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.redis", "wspool.debug"}
     for module, tree in modules():
         assert not optional & set(imports(tree)), module

@@ -21,6 +21,7 @@ from wspool.introspection import (
 )
 from wspool.options import DrainConditionCallback
 from wspool.pool import WebsocketConnectionPool
+from wspool.quota import LocalQuota, Quota
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
 
@@ -39,8 +40,10 @@ __all__ = [
     "ConnectionUnavailableError",
     "DrainConditionCallback",
     "IllegalTransitionError",
+    "LocalQuota",
     "PendingConnection",
     "PoolSnapshot",
+    "Quota",
     "State",
     "Stats",
     "Transition",

@@ -159,7 +159,7 @@ def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -
     assert min(decisions) >= 15
     # The schedules are as wild as they are meant to be.
     rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
-    rare |= {"check", "stale", "keepalive", "error", "expired"}
+    rare |= {"quota", "check", "stale", "keepalive", "error", "expired"}
     assert all(events[event] for event in rare), events
 
 

@@ -158,15 +158,13 @@ class Line:
         self._held: dict[Lease, None] = {}
 
     async def acquire(self) -> Lease:
-        """Wait for a lease, and then until its dial may begin."""
-        loop = self._enter()
+        """Wait for a lease."""
+        given = self._enter().create_future()
         lease = self._make()
-        given = self._waiting[lease] = loop.create_future()
+        self._waiting[lease] = given
         try:
             self._serve()
             await given
-            if lease.begins > loop.time():
-                await asyncio.sleep(lease.begins - loop.time())
         except BaseException:
             self._waiting.pop(lease, None)
             self.release(lease)

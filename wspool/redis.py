@@ -196,6 +196,16 @@ class RedisQuota(Line):
             f"waiting={len(self._waiting)}{failure}>"
         )
 
+    async def acquire(self) -> Lease:
+        """Wait for a lease, and then until its dial may begin."""
+        lease = await super().acquire()
+        try:
+            await asyncio.sleep(lease.begins - self._enter().time())
+        except BaseException:
+            self.release(lease)
+            raise
+        return lease
+
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """Take a lease back; what is returned is done when Redis knows of it."""
         told = self._enter().create_future()

@@ -16,6 +16,7 @@ import inspect
 import logging
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from wspool.errors import ConnectionUnavailableError
 
@@ -135,7 +136,7 @@ class Permits:
 class Lease:
     """The right to one socket."""
 
-    __slots__ = ("begins", "id", "is_lost")
+    __slots__ = ("__weakref__", "begins", "id", "is_lost")
 
     def __init__(self, id: str = "") -> None:
         self.id = id
@@ -154,8 +155,8 @@ class Line:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[Lease, asyncio.Future[None]] = {}
-        # Leases that were given and not taken back.
-        self._held: dict[Lease, None] = {}
+        # Leases that were given and not taken back. Those of a pool that was dropped go with it.
+        self._held: WeakSet[Lease] = WeakSet()
 
     async def acquire(self) -> Lease:
         """Wait for a lease."""
@@ -199,7 +200,7 @@ class Line:
         raise NotImplementedError
 
     def _give(self, lease: Lease) -> None:
-        self._held[lease] = None
+        self._held.add(lease)
         given = self._waiting.pop(lease)
         if not given.done():
             given.set_result(None)
@@ -228,7 +229,7 @@ class LocalQuota(Line):
         )
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        self._held.pop(lease, None)
+        self._held.discard(lease)
         self._serve()
         done = self._enter().create_future()
         done.set_result(None)

@@ -209,7 +209,7 @@ class RedisQuota(Line):
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """Take a lease back; what is returned is done when Redis knows of it."""
         told = self._enter().create_future()
-        self._held.pop(lease, None)
+        self._held.discard(lease)
         self._releases[lease] = told
         self._serve()
         return told
@@ -321,7 +321,7 @@ class RedisQuota(Line):
     def _lose(self, leases: list[Lease]) -> None:
         for lease in leases:
             lease.is_lost = True
-            self._held.pop(lease, None)
+            self._held.discard(lease)
         if leases:
             logger.warning(
                 "%d leases were lost; their connections are closed when nobody uses them: %r",

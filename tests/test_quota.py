@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import random
-import warnings
 from collections.abc import Awaitable
 from typing import Any
 
@@ -202,6 +201,7 @@ async def test_several_pools_keep_one_limit(make_pool: MakePool, server: Server)
     assert held(quota) == 0
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # these are in test_pathologies.py
 async def test_the_leases_of_a_pool_that_was_dropped_go_with_it(server: Server) -> None:
     quota = LocalQuota(2)
 
@@ -216,10 +216,8 @@ async def test_the_leases_of_a_pool_that_was_dropped_go_with_it(server: Server) 
         return not held(quota)
 
     async with aiohttp.ClientSession() as session:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # test_pathologies.py has them
-            await borrow_and_drop()
-            await until(is_free, "the leases are back")
+        await borrow_and_drop()
+        await until(is_free, "the leases are back")
 
 
 # A quota that is full.

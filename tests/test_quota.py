@@ -205,7 +205,7 @@ async def test_several_pools_keep_one_limit(make_pool: MakePool, server: Server)
 async def test_the_leases_of_a_pool_that_was_dropped_go_with_it(server: Server) -> None:
     quota = LocalQuota(2)
 
-    async def borrow_and_drop() -> None:
+    async def borrow_and_drop(session: aiohttp.ClientSession) -> None:
         pool = WebsocketConnectionPool(uri=server.uri, quota=quota, session=session)
         for connection in [await pool.acquire(), await pool.acquire()]:
             await pool.release(connection)
@@ -215,9 +215,12 @@ async def test_the_leases_of_a_pool_that_was_dropped_go_with_it(server: Server) 
         gc.collect()
         return not held(quota)
 
-    async with aiohttp.ClientSession() as session:
-        await borrow_and_drop()
-        await until(is_free, "the leases are back")
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session:
+            await borrow_and_drop(session)
+            await until(is_free, "the leases are back")
+
+    await asyncio.to_thread(asyncio.run, main())  # aiohttp complains to the loop
 
 
 # A quota that is full.

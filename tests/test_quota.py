@@ -288,6 +288,7 @@ async def test_closing_ends_a_dial_that_waits_for_a_lease(make_pool: MakePool) -
 async def test_the_start_of_a_pool_waits_no_longer_than_an_attempt_takes(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     quota = LocalQuota(2)
     pool = make_pool(quota=quota, connection_timeout=0.1, warmup_connections=3)
     await pool.start()

@@ -52,6 +52,9 @@ AHEAD: Final = 0.5
 PATIENCE: Final = 3.0
 """Seconds for which a process that waits keeps its turn without asking."""
 
+LASTS: Final = 0.9
+"""Share of `lease` for which one lasts in Redis: in the rest, somebody who waits comes to ask."""
+
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two questions for a lease, or two tries to reach Redis: at least, at most."""
 
@@ -297,7 +300,7 @@ class RedisQuota(Line):
         renewed = list(self._held) if began >= self._renew_at else []
         if not (wanted or released or renewed):
             return self.lease
-        times = (self.lease, self._interval, AHEAD, PATIENCE)
+        times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE)
         args: list[str | int] = [self._worker, self.limit]
         args += [round(one * 1e6) for one in times]
         args += [len(wanted), len(released)]
@@ -305,7 +308,7 @@ class RedisQuota(Line):
         async with asyncio.timeout(self.lease / 6):
             lost, delays, pause = await self._script(keys=self._keys, args=args)
         if renewed:
-            self._renew_at = began + self.lease / 3
+            self._renew_at = began + self.lease * LASTS / 3
         self._forget(released)
         self._lose([renewed[index] for index in lost])
         for lease, delay in zip(wanted, delays, strict=True):

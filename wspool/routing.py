@@ -557,7 +557,8 @@ class Router:
             self.stats.failures[failure.kind] += 1
             self._gate.failure = failure
             if not self._fail_waiters(failure, connection):
-                logger.warning("%s", failure)
+                is_full = failure.kind == "quota"  # as a fleet's normally is
+                logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
             connection.finish(CloseReason.DIAL, cause=failure)
             self._call_off_dials()
             return

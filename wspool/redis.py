@@ -69,8 +69,8 @@ local now = time[1] * 1000000 + time[2]  -- all times are in microseconds
 -- Nobody was heard of for a whole lease: let those who are alive renew theirs first.
 local seen = tonumber(redis.call('HGET', state, 'seen')) or now
 local hold = tonumber(redis.call('HGET', state, 'hold')) or 0
-if math.abs(now - seen) > lease and redis.call('ZCARD', leases) > 0 then
-  hold = now + math.floor(lease / 3)
+if math.abs(now - seen) > lease then
+  hold = redis.call('ZCARD', leases) > 0 and now + math.floor(lease / 3) or 0
 end
 
 for i = 9 + wanted, 8 + wanted + released do
@@ -191,9 +191,12 @@ class RedisQuota(Line):
         self._keeper: asyncio.Task[None] | None = None
         self._woken: asyncio.Future[None] | None = None
         self._renew_at = 0.0
+        self._is_closed = False
 
     def __repr__(self) -> str:
-        failure = f" no answer from Redis: {self._failure!r}" if self._failure is not None else ""
+        failure = ""
+        if self._failure is not None:
+            failure = f" no answer from Redis: {type(self._failure).__name__} {self._failure}"
         return (
             f"<RedisQuota {self.key!r} limit={self.limit} leases={len(self._held)} "
             f"waiting={len(self._waiting)}{failure}>"
@@ -201,6 +204,8 @@ class RedisQuota(Line):
 
     async def acquire(self) -> Lease:
         """Wait for a lease, and then until its dial may begin."""
+        if self._is_closed:
+            raise RuntimeError(f"{self!r} is closed; close it after its pools")
         lease = await super().acquire()
         try:
             await asyncio.sleep(lease.begins - self._enter().time())
@@ -213,13 +218,17 @@ class RedisQuota(Line):
         """Take a lease back; what is returned is done when Redis knows of it."""
         told = self._enter().create_future()
         self._held.discard(lease)
-        self._releases[lease] = told
-        self._serve()
+        if self._is_closed:  # it expires
+            told.set_result(None)
+        else:
+            self._releases[lease] = told
+            self._serve()
         return told
 
     async def close(self) -> None:
         """Wait, for a third of `lease` at most, until Redis knows of all that was released."""
-        if self._releases:
+        self._is_closed = True
+        if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
         if self._keeper is not None:
             self._keeper.cancel()
@@ -261,7 +270,7 @@ class RedisQuota(Line):
     async def _keep(self) -> None:
         """Ask Redis for what is due, for as long as there is anything to ask for."""
         loop = self._enter()
-        while self._waiting or self._releases or self._held:
+        while True:
             self._woken = loop.create_future()
             try:
                 pause = await self._step(loop)
@@ -273,6 +282,8 @@ class RedisQuota(Line):
                 continue
             self._note(None)
             self._answered_at = loop.time()
+            if not (self._waiting or self._releases or self._held):
+                return
             if self._held:
                 pause = min(pause, self._renew_at - loop.time())
             await asyncio.wait({self._woken}, timeout=max(0.0, pause))

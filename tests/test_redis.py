@@ -115,7 +115,7 @@ async def test_who_has_died_gives_its_share_back_when_its_leases_end(client: Red
     assert (given, pause) == ({"d": 0.0, "e": 0.0}, 0.0)
 
 
-async def test_after_an_outage_nothing_is_given_before_all_could_renew(client: Redis) -> None:
+async def test_after_an_outage_nothing_expires_before_all_could_renew(client: Redis) -> None:
     clock = Clockwork(client, limit=2)
     await clock.step("a", wanted=["a1"])
     await clock.step("b", wanted=["b1"])
@@ -131,7 +131,7 @@ async def test_after_an_outage_nothing_is_given_before_all_could_renew(client: R
 
 
 async def test_a_lease_whose_answer_was_lost_is_given_once(client: Redis) -> None:
-    clock = Clockwork(client, limit=2)
+    clock = Clockwork(client, limit=1)
     for _ in range(3):
         assert (await clock.step("a", wanted=["a1"]))[1] == {"a1": 0.0}
     assert await clock.leases() == 1
@@ -221,6 +221,19 @@ def held(quota: RedisQuota) -> int:
     return len(quota._held)
 
 
+def counted(quota: RedisQuota) -> list[list[Any]]:
+    """Return a list to which the arguments of each step are added."""
+    steps = []
+    script = quota._script
+
+    async def step(*, keys: list[str], args: list[Any]) -> Any:
+        steps.append(args)
+        return await script(keys=keys, args=args)
+
+    quota._script = step  # type: ignore[assignment]
+    return steps
+
+
 async def test_borrows_ask_nothing_of_redis(make_pool: MakePool, make_quota: Quotas) -> None:
     """Dials and released leases do, those of one moment together, and renewals, all together."""
     pool = make_pool(quota=make_quota(10))
@@ -244,16 +257,10 @@ async def test_leases_are_renewed_together_until_they_are_given_back(make_quota:
     leases = [await quota.acquire() for _ in range(4)]
     waiting = asyncio.create_task(other.acquire())
     before = await make_quota.server.calls()
-    renewals = []
-
-    async def renew(*arguments: Any, **options: Any) -> Any:
-        renewals.append(options["args"][-4:])
-        return await script(*arguments, **options)
-
-    script, quota._script = quota._script, renew  # type: ignore[assignment]
-    await until(lambda: len(renewals) >= 8, "the leases have been renewed, beyond their end")
+    steps = counted(quota)
+    await until(lambda: len(steps) >= 8, "the leases have been renewed, beyond their end")
     assert not waiting.done()
-    assert all(set(renewed) == {lease.id for lease in leases} for renewed in renewals)
+    assert all(set(args[-4:]) == {lease.id for lease in leases} for args in steps)
     assert await make_quota.server.calls() > before
     for lease in leases:
         await quota.release(lease)
@@ -376,14 +383,28 @@ async def test_closing_does_not_wait_for_redis(make_pool: MakePool, make_quota: 
         await other.acquire()
 
 
+async def test_what_redis_was_not_told_for_a_whole_lease_is_forgotten(
+    make_pool: MakePool, make_quota: Quotas
+) -> None:
+    """It has expired: no task goes on for ever."""
+    quota = make_quota(1, lease=0.5)
+    lease = await quota.acquire()
+    await make_quota.server.stop()
+    quota.release(lease)
+    await until(lambda: quota._keeper is None or quota._keeper.done(), "its task has given up")
+
+
 async def test_without_redis_a_dial_fails_and_names_the_quota(
     make_pool: MakePool, make_quota: Quotas, caplog: pytest.LogCaptureFixture
 ) -> None:
     await make_quota.server.stop()
-    pool = make_pool(quota=make_quota(2))
+    quota = make_quota(2)
+    tries = counted(quota)
+    pool = make_pool(quota=quota)
     with pytest.raises(ConnectionUnavailableError, match="no answer from Redis: Conn") as caught:
         await pool.acquire(timeout=0.3)
     assert caught.value.kind == "quota"
+    await until(lambda: len(tries) >= 3, "it has been tried again")
     assert caplog.text.count("no answer from Redis") == 1, "an outage is one warning"
     await pool.close_all()
 

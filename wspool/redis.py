@@ -14,8 +14,8 @@ borrow of an idle connection asks nothing.
   goes to the end. One that has not asked for `PATIENCE` seconds leaves it.
 - Dials are spaced evenly, and the script says up to `AHEAD` seconds before when one may begin.
 - Redis does not answer: leases stay what they were, and dials wait. After an outage, that is when
-  nobody was heard of for a whole lease although there are leases, nothing expires and nothing is
-  given for a third of it, so that all who are alive can renew theirs.
+  nobody was heard of for a whole lease although there are leases, nothing expires for a third of
+  it, so that all who are alive can renew theirs.
 - Redis has lost its data: a lease is entered again when it is renewed, if there is room for it.
 - A process that was stopped for longer than its leases last, or that Redis could not hear, finds
   some of them taken: these are lost, and the pool closes their sockets once nobody uses them.
@@ -98,7 +98,6 @@ if wanted > 0 then
   redis.call('ZADD', heard, now + patience, worker)
   local turn, round = redis.call('ZRANK', queue, worker), redis.call('ZCARD', queue)
   local free = limit - redis.call('ZCARD', leases)
-  if now < hold then free = 0 end
   -- When the next dial may begin; how many may within `ahead`.
   local due = tonumber(redis.call('HGET', state, 'due')) or now
   due = math.max(now, math.min(due, now + ahead + interval))

@@ -82,18 +82,18 @@ class Permits:
         self.quota = quota
         self._timeout = timeout
         self._release_timeout = release_timeout
-        # How many dials wait; leases that are being taken back.
-        self.waiting = 0
+        # The dials that wait; the leases that are being taken back.
+        self.waiting: set[asyncio.Task[Any] | None] = set()
         self.releases: set[asyncio.Future[Any]] = set()
 
     async def acquire(self) -> Permit:
         """Raise ConnectionUnavailableError, which names the quota, if it does not give a lease."""
-        self.waiting += 1
+        task = asyncio.current_task()
+        self.waiting.add(task)
         try:
             async with asyncio.timeout(self._timeout) as timer:
                 lease = await self.quota.acquire()
         except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
             if timer.expired():
@@ -102,7 +102,7 @@ class Permits:
                 f"No connection: {self.quota!r} raised {type(error).__name__}: {error}"
             ) from error
         finally:
-            self.waiting -= 1
+            self.waiting.discard(task)
         return Permit(self, lease)
 
     def full(self, seconds: float) -> ConnectionUnavailableError:

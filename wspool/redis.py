@@ -220,7 +220,7 @@ class RedisQuota(Line):
         if self._is_closed:  # it expires
             told.set_result(None)
         else:
-            self._releases[lease] = told
+            told = self._releases.setdefault(lease, told)
             self._serve()
         return told
 
@@ -307,7 +307,8 @@ class RedisQuota(Line):
         """Run the script once, with all that there is to ask; return when to ask again."""
         began = loop.time()
         wanted, released = list(self._waiting), list(self._releases)
-        renewed = list(self._held) if began >= self._renew_at else []
+        is_due = began >= self._renew_at
+        renewed = list(self._held) if is_due else []
         if not (wanted or released or renewed):
             return self.lease
         times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE)
@@ -317,7 +318,7 @@ class RedisQuota(Line):
         args += [lease.id for lease in (*wanted, *released, *renewed)]
         async with asyncio.timeout(self.lease / 6):
             lost, delays, pause = await self._script(keys=self._keys, args=args)
-        if renewed:
+        if is_due:
             self._renew_at = began + self.lease * LASTS / 3
         self._forget(released)
         self._lose([renewed[index] for index in lost])

@@ -293,7 +293,7 @@ async def test_redis_that_hangs_stops_dials_and_nothing_else(
     make_pool: MakePool, make_quota: Quotas
 ) -> None:
     """For longer than a lease lasts; afterwards everybody has what he had, and no more."""
-    quota, other = make_quota(2, lease=1.2), make_quota(2, lease=1.2)
+    quota, other = make_quota(2, lease=2.4), make_quota(2, lease=2.4)
     pool = make_pool(quota=quota, connection_timeout=1.0)
     connection = await pool.acquire(timeout=10)
     await pool.release(connection)
@@ -310,12 +310,12 @@ async def test_redis_that_hangs_stops_dials_and_nothing_else(
             await until(lambda: quota._failure and other._failure, "it has been noticed")
             with pytest.raises(ConnectionUnavailableError, match="no answer from Redis: Timeout"):
                 await pool.acquire(timeout=0)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.4)
             assert await echoes(connection)
     finally:
         make_quota.server.go_on()
     await until(lambda: not (quota._failure or other._failure), "Redis answers again")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.0)
     assert not wanted.done()
     assert not theirs.is_lost
     assert connection.state is State.IDLE

@@ -56,7 +56,7 @@ LASTS: Final = 0.9
 """Share of `lease` for which one lasts in Redis: in the rest, somebody who waits comes to ask."""
 
 PAUSES: Final = (0.05, 1.0)
-"""Seconds between two questions for a lease, or two tries to reach Redis: at least, at most."""
+"""Seconds between two questions for a lease: at least, at most."""
 
 _SCRIPT: Final = """
 local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -277,7 +277,8 @@ class RedisQuota(Line):
                 self._note(error)
                 if loop.time() - self._answered_at > self.lease:
                     self._forget(list(self._releases))  # they expire by themselves
-                await asyncio.sleep(random.uniform(*PAUSES))
+                # Soon enough to renew in that third of a lease in which nothing expires.
+                await asyncio.sleep(random.uniform(0.0, min(PAUSES[1], self.lease / 12)))
                 continue
             self._note(None)
             self._answered_at = loop.time()

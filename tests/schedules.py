@@ -24,7 +24,14 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import wspool
 from tests.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
-from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool import (
+    CloseReason,
+    LocalQuota,
+    State,
+    WebsocketConnection,
+    WebsocketConnectionPool,
+    WebsocketError,
+)
 
 T = TypeVar("T")
 Task = asyncio.Task[Any]
@@ -132,6 +139,7 @@ class World:
         self.network = Network(loop, temper)
         self.pool = WebsocketConnectionPool(**{**OPTIONS, **options})
         self.pool._session = cast(Any, self.network)
+        self.quota: LocalQuota | None = options.get("quota")
         self.trace: list[object] = []
         # Tasks by order of appearance; how often each has yielded.
         self._numbers: dict[Task, int] = {}
@@ -222,6 +230,9 @@ class World:
             raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
         if len(self.network.open) > len(queues):
             raise Violation(f"{len(self.network.open)} sockets are open: {self.pool!r}")
+        if self.quota is not None:
+            if not len(self.network.open) <= len(self.quota._held) <= self.quota.limit:
+                raise Violation(f"{len(self.network.open)} sockets are open: {self.quota!r}")
         if self._troubles:
             raise Violation(f"an exception reached the loop: {self._troubles}")
         if self.loop.now > HORIZON:
@@ -352,6 +363,14 @@ class World:
         while self.see(await connection.recv()) != "last":
             pass
 
+    async def compete(self) -> None:
+        """As another pool, have sockets of the same quota."""
+        assert self.quota is not None
+        for _ in range(2):
+            lease = await self.quota.acquire()
+            await asyncio.sleep(self.loop.choose((0.0, 0.1, 1.0)))
+            self.quota.release(lease)
+
     async def resize(self) -> None:
         for _ in range(2):
             self._resize()
@@ -419,6 +438,8 @@ class World:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         if left or self.network.open or len(pool.router.queues) or pool.waiters:
             raise Violation(f"{left} and {self.network.open} are left of {pool!r}")
+        if self.quota is not None and (self.quota._held or self.quota._waiting):
+            raise Violation(f"leases are left: {self.quota!r}")
         if pool.is_started and not self.network.is_closed:
             raise Violation("the session is not closed")
 
@@ -487,12 +508,16 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     options = _options(loop, greet)
     if loop.chance(0.3):
         options["on_drained"] = lambda *what: world.meddle(*what)
+    if loop.chance(0.3):
+        options["quota"] = LocalQuota(3, loop.choose((None, 10.0)))
     world = World(loop, WILD, **options)
 
     async def main() -> None:
         borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
         if loop.chance(0.3):
             borrowers.append(loop.create_task(world.resize()))
+        if world.quota is not None:
+            borrowers += [loop.create_task(world.compete()) for _ in range(3)]
         if loop.chance(0.3):
             await asyncio.sleep(loop.choose((0.0, 0.02, 0.1, 0.5)))
             await world.suffer(world.pool.close_all(loop.choose((0.0, 0.1, None))))
@@ -505,6 +530,7 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
     events = stats.closes + Counter({name: getattr(stats, name) for name in names})
     events["cancelled"] = len(world.cancelled)
+    events["quota"] = stats.failures["quota"]
     events += world.errands
     return Outcome(digest, loop.steps, loop.decisions, events)
 

@@ -18,7 +18,7 @@ from aiohttp import WSMsgType
 
 from tests.network import CALM, Temper, handshake_error
 from tests.schedules import CORE, Loop, World, is_last
-from wspool import ConnectionClosedError, WebsocketConnection, WebsocketError, upkeep
+from wspool import ConnectionClosedError, LocalQuota, WebsocketConnection, WebsocketError, upkeep
 
 Act = Callable[[World], Awaitable[object]]
 
@@ -87,6 +87,13 @@ async def being_kept_alive(world: World) -> None:
     for connection in list(world.pool.router.queues.idle):
         world.pool.router.keep_alive(connection)
     await asyncio.sleep(0.001)
+
+
+async def others_have_the_quota(world: World) -> None:
+    """Another pool has all leases, and gives them back one after the other."""
+    assert world.quota is not None
+    for when in (0.05, 0.15):
+        world.loop.call_later(when, world.quota.release, await world.quota.acquire())
 
 
 async def another_dials(world: World) -> None:
@@ -269,6 +276,8 @@ CASES = [
     Case("acquire: a login fails once, congested", acquire, temper=CONGESTED, on_connect=log_in),
     Case("acquire: tokens are fetched", acquire, uri=uri, headers=headers),
     Case("acquire: dials take turns", acquire, another_dials, max_connecting=1),
+    Case("acquire: a lease is needed", acquire, quota=LocalQuota(2, dials_per_second=20.0)),
+    Case("acquire: all leases are taken", acquire, others_have_the_quota, quota=LocalQuota(2)),
     Case("acquire: a check comes first", acquire, long_idle, **CHECKED),
     Case("acquire: a check comes first, congested", acquire, long_idle, CONGESTED, **CHECKED),
     Case("acquire: all are mute", acquire, idle_and_mute, **CHECKED),
@@ -322,6 +331,7 @@ CORE_FILES = (
     "draining",
     "errands",
     "pool",
+    "quota",
     "routing",
     "tasks",
     "upkeep",

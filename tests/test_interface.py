@@ -77,6 +77,7 @@ ADDED: dict[str, object] = {
     "on_drained": None,
     "close_timeout": 5.0,
     "leak_threshold": None,
+    "quota": None,
 }
 
 

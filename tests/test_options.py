@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from wspool import WebsocketConnectionPool
+from wspool import LocalQuota, WebsocketConnectionPool
 
 SECRET = "hunter2"
 
@@ -72,6 +72,7 @@ HOOKS = ["on_connect", "on_release", "keepalive"]
         *cases([*PLAIN_CALLABLES, *HOOKS], [True, 0, 1.0, "on", [], {}]),
         *cases(["name"], [5, b"pool", True]),
         *cases(["session"], [5, "session", True, aiohttp.ClientSession, aiohttp.TCPConnector]),
+        *cases(["quota"], [5, "redis://localhost", True, object()]),
         *cases(["headers"], [5, "a: b", [("a", "b")], True]),
         *cases(["uri"], [None, 5, b"ws://localhost/", True, ["ws://localhost/"]]),
     ],
@@ -111,6 +112,7 @@ def test_a_wrong_value_is_a_value_error_that_names_the_argument(name: str, value
         *cases(["headers"], [None, {}, {"a": "b"}, dict]),
         *cases(["uri"], ["ws://h", "wss://h/p?q=1", "WS://H/", URL("ws://h/"), str]),
         *cases(["name", "session"], [None]),
+        *cases(["quota"], [None, LocalQuota(1)]),
     ],
 )
 def test_what_is_allowed_is_taken(name: str, value: Any) -> None:
@@ -119,7 +121,7 @@ def test_what_is_allowed_is_taken(name: str, value: Any) -> None:
 
 def test_every_argument_is_in_a_case_of_this_file() -> None:
     tested = {*SECONDS, *COUNTS, *BOOLEANS, *PLAIN_CALLABLES, *HOOKS}
-    tested |= {"name", "session", "headers", "uri", "connect_options"}
+    tested |= {"name", "session", "quota", "headers", "uri", "connect_options"}
     assert set(inspect.signature(WebsocketConnectionPool).parameters) == tested
 
 

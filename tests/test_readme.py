@@ -8,11 +8,13 @@ import inspect
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import wspool
+from tests.redis_server import RedisServer
 from wspool import CloseReason, WebsocketConnectionPool, WebsocketError, states
 from wspool.testing import Peer, Server
 
@@ -67,7 +69,10 @@ async def test_each_example_runs(
         if "ws://localhost:8080/" in code:
             printed = await run_as_script(code.replace("ws://localhost:8080/", server.uri))
         else:
-            printed = await run_in_this_loop(code, line, server.uri, capsys)
+            names: dict[str, object] = {"uri": server.uri}
+            async with RedisServer() if "redis_url" in code else nullcontext() as redis:
+                names["redis_url"] = redis.url if redis is not None else ""
+                printed = await run_in_this_loop(code, line, names, capsys)
         has_its_own_server = "wspool.testing" in code
         assert server.peers or has_its_own_server, "the example did not connect"
         async with asyncio.timeout(10):  # only a net
@@ -92,12 +97,11 @@ async def run_as_script(code: str) -> str:
 
 
 async def run_in_this_loop(
-    code: str, line: int, uri: str, capsys: pytest.CaptureFixture[str]
+    code: str, line: int, names: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Run a block with `await` at its top level, as `python -m asyncio` would."""
     numbered = "\n" * (line - 1) + code
     compiled = compile(numbered, str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    names: dict[str, object] = {"uri": uri}
     running = eval(compiled, names)
     if inspect.isawaitable(running):
         await running

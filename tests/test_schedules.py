@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.schedules import SCHEDULES, Outcome, Violation, explore
-from wspool import errands, routing, waiting
+from wspool import errands, quota, routing, waiting
 from wspool.connection import WebsocketConnection
 
 FACTORY = getattr(asyncio, "eager_task_factory", None)
@@ -119,6 +119,20 @@ FAULTS = [
         "asyncio.timeout(options.connection_timeout)",
         "asyncio.timeout(None)",
     ),
+    Fault(
+        1,
+        "a lease of the quota given to a dial that was cancelled in the same tick is lost",
+        quota.Line.acquire,
+        "self.release(lease)",
+        "pass",
+    ),
+    Fault(
+        10,
+        "a lease is given back before its socket is gone",
+        WebsocketConnection.detach,
+        "await self.hang_up(timeout)",
+        "self._return_permit(); await self.hang_up(timeout)",
+    ),
 ]
 
 
@@ -159,7 +173,7 @@ def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -
     assert min(decisions) >= 15
     # The schedules are as wild as they are meant to be.
     rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
-    rare |= {"check", "stale", "keepalive", "error", "expired"}
+    rare |= {"quota", "check", "stale", "keepalive", "error", "expired"}
     assert all(events[event] for event in rare), events
 
 

@@ -78,6 +78,7 @@ ORDER = [
     "places",
     "states",
     "queues",
+    "quota",
     "wire",
     "connection",
     "options",
@@ -97,6 +98,7 @@ ORDER = [
     "blocking",
     "prometheus",
     "opentelemetry",
+    "redis",
     "debug",
     "testing",
     "pytest_plugin",
@@ -114,6 +116,7 @@ EXTRAS = {
     "prometheus": {"prometheus_client"},
     "opentelemetry": {"opentelemetry"},
     "pytest_plugin": {"pytest", "pytest_asyncio"},
+    "redis": {"redis"},
 }
 """The optional parts with what they need beyond the core's dependencies; nobody imports them."""
 
@@ -384,7 +387,8 @@ def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> N
 
 
 def test_nobody_imports_an_optional_part() -> None:
-    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.debug", "wspool.testing"}
+    optional = {"wspool.prometheus", "wspool.opentelemetry", "wspool.redis"}
+    optional |= {"wspool.debug", "wspool.testing"}
     for module, tree in modules():
         if module != "pytest_plugin":  # a part of wspool.testing, kept apart for its imports
             assert not optional & set(imports(tree)), module

@@ -18,6 +18,7 @@ from wspool.errors import (
 )
 from wspool.options import DrainConditionCallback
 from wspool.pool import WebsocketConnectionPool
+from wspool.quota import LocalQuota, Quota
 from wspool.states import CloseReason, State
 from wspool.stats import Stats
 
@@ -47,8 +48,10 @@ __all__ = [
     "ConnectionUnavailableError",
     "DrainConditionCallback",
     "IllegalTransitionError",
+    "LocalQuota",
     "PendingConnection",
     "PoolSnapshot",
+    "Quota",
     "State",
     "Stats",
     "Transition",

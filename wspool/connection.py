@@ -35,6 +35,7 @@ from wspool.errors import (
 )
 from wspool.places import Borrower, borrowed_at
 from wspool.queues import Queues
+from wspool.quota import Permit
 from wspool.states import BUSY, CLOSED, HISTORY, CloseReason, Moved, State
 
 INBOX_BYTES: Final = 512 * 1024
@@ -44,6 +45,8 @@ A message counts with 128 bytes more than its length, as in aiohttp's own queue,
 is, so that a flood of tiny ones is bounded too.
 """
 _MESSAGE_OVERHEAD: Final = 128
+
+NEVER: Final = float("inf")
 
 _TEXT: Final = WSMsgType.TEXT
 _BINARY: Final = WSMsgType.BINARY
@@ -181,10 +184,12 @@ class WebsocketConnection:
         "overdue_lease",
         "params",
         "pending",
+        "permit",
         "queues",
         "received_bytes",
         "received_messages",
         "retire_at",
+        "retire_why",
         "round",
         "rtt",
         "sent_bytes",
@@ -225,6 +230,8 @@ class WebsocketConnection:
         self.socket: wire.Socket | None = None
         # The pool's task that owns the wire: the dial, the drain, an errand.
         self.task: asyncio.Task[None] | None = None
+        # The lease of its socket, where there is a quota.
+        self.permit: Permit | None = None
         # The drain under way, a PendingConnection.
         self.pending: Any = None
 
@@ -232,7 +239,8 @@ class WebsocketConnection:
         # was answered, and that a keepalive went well.
         self.opened: float | None = None
         self.idle_since = 0.0
-        self.retire_at = float("inf")
+        self.retire_at = NEVER
+        self.retire_why = CloseReason.LIFETIME
         self.checked_at = self.kept_alive_at = float("-inf")
         # From 0 to 1: where in a spread of times this connection's is.
         self.jitter = random.random()
@@ -830,6 +838,7 @@ class WebsocketConnection:
     async def detach(self, timeout: float) -> None:
         """Hang up and forget the WebSocket of a dial attempt that failed after its handshake."""
         await self.hang_up(timeout)
+        self._return_permit()
         self._websocket = self.socket = None
         self.look = _always
         self._frames = ()
@@ -848,9 +857,15 @@ class WebsocketConnection:
     def leave(self) -> None:
         """Leave the last queue: the socket is gone, and the place is free."""
         self.queues.remove(self)
+        self._return_permit()
         if not self.lease:  # else its borrower may still read what came before the close
             self.inbox = None
         self._wake()
+
+    def _return_permit(self) -> None:
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            permit.release()
 
     def __del__(self) -> None:
         if getattr(self, "lease", 0) and self.state is State.BUSY:

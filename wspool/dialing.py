@@ -31,6 +31,7 @@ from wspool.errors import (
     secrets_of,
 )
 from wspool.options import Options, check_uri
+from wspool.quota import Permits
 from wspool.states import State
 
 _exponential = backoff.expo(factor=1.0, max_value=10.0)
@@ -66,9 +67,13 @@ class Gate:
     sooner the wait is at its longest, and the fewer attempts a server that is down has to see.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, limit: int, clock: Callable[[], float], permits: Permits | None = None
+    ) -> None:
         self._limit = limit
         self._clock = clock
+        # What each attempt needs of a quota, if there is one.
+        self.permits = permits
         self._at_work: set[WebsocketConnection] = set()
         self._turns: OrderedDict[WebsocketConnection, asyncio.Future[None]] = OrderedDict()
         # Rounds of failures so far, and those since the last success.
@@ -174,6 +179,14 @@ async def dial(
         attempt = 0
         while True:
             await gate.wait(retry_after)
+            if gate.permits is not None:
+                try:
+                    connection.permit = await gate.permits.acquire()
+                except ConnectionUnavailableError as error:
+                    error.attempts = attempt
+                    if error.kind != "quota":  # one that is full says nothing of the next dial
+                        gate.failed(gate.round)
+                    raise
             attempt += 1
             connection.round = gate.round
             try:

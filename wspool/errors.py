@@ -53,9 +53,9 @@ class ConnectionUnavailableError(WebsocketError):
     """A dial failed for good. `__cause__` is the last failure, without secrets.
 
     `kind` says in a word what failed: "dns", "network", "timeout", "tls", "status 503" (the
-    server's HTTP status), "closed" or "error", which includes the user's callables. `status` is
-    that status if there is one, `attempts` how many attempts were made, `retry_after` the seconds
-    that the server asked to wait, if it did.
+    server's HTTP status), "closed", "quota" (no lease within the time) or "error", which includes
+    the user's callables. `status` is that status if there is one, `attempts` how many attempts were
+    made, `retry_after` the seconds that the server asked to wait, if it did.
     """
 
     kind: str

@@ -17,6 +17,7 @@ from yarl import URL
 
 from wspool.connection import WebsocketConnection
 from wspool.errors import scrub_uri
+from wspool.quota import Quota
 
 DrainConditionCallback = Callable[[str | bytes], bool]
 """Is asked of each message that is drained: False gives the connection up."""
@@ -69,6 +70,7 @@ class Options:
     on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
     close_timeout: float
     leak_threshold: float | None
+    quota: Quota | None
     connect_options: dict[str, Any]
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool
@@ -118,6 +120,10 @@ class Options:
             value = getattr(self, name)
             if any(map(inspect.iscoroutinefunction, (value, type(value).__call__))):
                 raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
+        for method in ("acquire", "release"):
+            if self.quota is not None and not callable(getattr(self.quota, method, None)):
+                allowed = "an object with acquire and release, such as a LocalQuota, or None"
+                raise TypeError(_found("quota", self.quota, allowed))
         if self.keepalive is not None and self.keepalive_interval is None:
             raise ValueError("keepalive needs keepalive_interval, the seconds between two of them")
         _check_connect_options(self.connect_options)

@@ -36,6 +36,7 @@ from wspool.options import (
     check_timeout,
 )
 from wspool.places import Borrower
+from wspool.quota import Quota
 from wspool.routing import Router
 from wspool.stats import Stats
 
@@ -86,6 +87,8 @@ class WebsocketConnectionPool:
     on_drained: called with (connection, message) for each message that no borrower reads.
     close_timeout: for the peer to answer a close; then the socket is aborted.
     leak_threshold: loan after which a warning in the log says who has the connection; None: never.
+    quota: is asked before each attempt of a dial and told when the socket is gone, so that several
+        pools keep one limit: see `wspool.quota`; None: no other limit than max_connections.
     connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
         compress, ssl, proxy, origin, params, max_msg_size.
     """
@@ -126,6 +129,7 @@ class WebsocketConnectionPool:
         on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
         close_timeout: float = 5.0,
         leak_threshold: float | None = None,
+        quota: Quota | None = None,
         **connect_options: Any,
     ) -> None:
         settings = dict(locals())
@@ -283,7 +287,8 @@ class WebsocketConnectionPool:
         all; 0 means not to wait for capacity, and a dial then takes what its attempts take; None
         waits for ever. Raises ConnectionPoolExhaustedError when there is no capacity and waiting
         is not allowed, ConnectionPoolTimeoutError when the time is up, ConnectionUnavailableError
-        when the dial failed, ConnectionPoolUnavailableError when the pool is closed.
+        when the dial failed, or waited for the `quota` until then, ConnectionPoolUnavailableError
+        when the pool is closed.
         """
         borrower = self.borrower(sys._getframe(1), timeout)
         connection = self.router.lend_idle(borrower)

@@ -36,7 +36,7 @@ from wspool.states import CloseReason
 
 __all__ = ["PoolCollector", "register"]
 
-KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "error")
+KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "quota", "error")
 """Kinds of failures that are 0 from the start: `rate()` does not see a series' first value.
 
 The HTTP statuses of refused handshakes, such as "status 503", appear when they occur.

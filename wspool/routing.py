@@ -23,7 +23,7 @@ from typing import Any, Final
 import aiohttp
 
 from wspool import states
-from wspool.connection import WebsocketConnection, clock_of
+from wspool.connection import NEVER, WebsocketConnection, clock_of
 from wspool.dialing import Gate
 from wspool.draining import (
     Discard,
@@ -39,11 +39,13 @@ from wspool.errors import (
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
+    WebsocketError,
 )
 from wspool.listeners import Events
 from wspool.options import Options
 from wspool.places import Borrower
 from wspool.queues import Queues
+from wspool.quota import Permits
 from wspool.states import BUSY, CloseReason, State
 from wspool.stats import Stats
 from wspool.tasks import bury_weakly, cut_off, give_up, open_socket, own, say_goodbye
@@ -86,7 +88,10 @@ class Router:
         self.loop = loop
         self.clock = clock_of(loop)
         self._session = session
-        self._gate = Gate(self.options.max_connecting, loop.time)
+        options, permits = self.options, None
+        if options.quota is not None:
+            permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
+        self._gate = Gate(options.max_connecting, loop.time, permits)
         for _ in range(max(self.options.warmup_connections, self.options.min_connections)):
             self._begin_dial()
 
@@ -213,7 +218,11 @@ class Router:
     def _time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
             self.stats.timeouts += 1
+            error: WebsocketError
             error = ConnectionPoolTimeoutError(f"No connection within {timeout} s: {self!r}")
+            permits = self._gate.permits
+            if permits is not None and permits.waiting:
+                error = permits.full(timeout)
             error.__cause__ = waiter.failure or self._gate.failure
             self.line.fail(waiter, error)
             self.route()
@@ -353,7 +362,7 @@ class Router:
     def too_old(self, connection: WebsocketConnection, now: float) -> CloseReason | None:
         """Return why an idle connection is to be closed, if it is."""
         if now >= connection.retire_at:
-            return CloseReason.LIFETIME
+            return connection.retire_why
         if now - connection.idle_since > self.options.idle_timeout:
             if self.total_connections > self.options.min_connections:
                 return CloseReason.IDLE
@@ -443,8 +452,8 @@ class Router:
             return CloseReason.POOL
         if connection.generation != self.generation:
             return CloseReason.EXPIRED
-        if options.max_lifetime is not None and connection.clock() >= connection.retire_at:
-            return CloseReason.LIFETIME
+        if connection.retire_at < NEVER and connection.clock() >= connection.retire_at:
+            return connection.retire_why
         if options.max_uses is not None and connection.uses >= options.max_uses:
             return CloseReason.USES
         if len(self.queues.all) > options.max_connections and self.surplus > 0:
@@ -541,7 +550,8 @@ class Router:
             self.stats.failures[failure.kind] += 1
             self._gate.failure = failure
             if not self._fail_waiters(failure, connection):
-                logger.warning("%s", failure)
+                is_full = failure.kind == "quota"  # as a fleet's normally is
+                logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
             connection.finish(CloseReason.DIAL, cause=failure)
             self._call_off_dials()
             return
@@ -571,7 +581,9 @@ class Router:
             is_anybody = True
             waiter.failure = failure
             # What comes back from an errand will do for those who may not wait for a borrower.
-            may_come = self.total_connections if waiter.is_patient else place < errands
+            may_come = place < errands
+            if waiter.is_patient:  # what a quota has not given yet, it may still give
+                may_come = self.total_connections > 0 or failure.kind == "quota"
             if not may_come:
                 twin = copy.copy(failure)  # each has a traceback of its own
                 twin.__cause__ = failure.__cause__
@@ -642,6 +654,14 @@ class Router:
         if not connection.lease:  # else its borrower may still read what came before the close
             dispose_of_rest(connection, self.options, self.stats)
 
+    def retire_unpermitted(self) -> None:
+        """Let go what has lost its lease of the quota: what is idle now, the rest afterwards."""
+        for connection in list(self.queues.all):
+            if connection.permit is not None and connection.permit.is_lost:
+                connection.retire_at, connection.retire_why = float("-inf"), CloseReason.QUOTA
+                if connection.state is State.IDLE:
+                    connection.finish(CloseReason.QUOTA)
+
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
         self.generation += 1
@@ -683,5 +703,7 @@ class Router:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
         for connection in self.queues:
             connection.finish(CloseReason.POOL)
-        while tasks := self._tasks - {spared}:
-            await asyncio.wait(tasks)
+        permits = self._gate.permits
+        releases = permits.releases if permits is not None else set()
+        while left := (self._tasks | releases) - {spared}:
+            await asyncio.wait(left)

@@ -89,6 +89,7 @@ class CloseReason(StrEnum):
     USER = "user"  #: close() or force_remove
     ROOM = "room"  #: made room for acquire_new() or a smaller max_connections
     DIAL = "dial"  #: the dial failed, or was called off
+    QUOTA = "quota"  #: its lease of the quota was lost
 
 
 TRANSITIONS: list[list[str]] = [

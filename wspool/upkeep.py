@@ -65,6 +65,8 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
         router = ref()
         if router is None or router.is_closing:
             return
+        if router.options.quota is not None:
+            router.retire_unpermitted()
         _keep_alive(router)
         _warn_of_leaks(router)
         if clock() - tidied >= router.options.cleanup_interval:

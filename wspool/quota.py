@@ -1,0 +1,253 @@
+"""The quota: a limit on sockets and dials that several pools share, asked before each attempt.
+
+The core knows only the protocol `Quota`: `acquire` waits for a lease, `release` is told when the
+socket is gone. `LocalQuota` is the one for pools of one event loop; `wspool.redis` has the one for
+a fleet of processes. `Permits` is a pool's side of it: nothing that a quota does, be it slow,
+broken or gone, costs the pool more than the dials that wait for it.
+
+An idle connection holds its lease until it is closed: `idle_timeout` says how soon a pool that
+needs less gives its share to those that need more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from wspool.errors import ConnectionUnavailableError
+
+logger = logging.getLogger("wspool")
+
+MARGIN: Final = 0.1
+"""Share by which dials are further apart than `dials_per_second` asks for.
+
+At the server they arrive less evenly than they leave: in a window of a second there are no more
+than allowed as long as none is later than another by about this share of it.
+"""
+
+
+def interval_of(dials_per_second: float | None) -> float:
+    """Return the seconds between two dials."""
+    if dials_per_second is None:
+        return 0.0
+    if not dials_per_second > 0:
+        raise ValueError(f"dials_per_second is {dials_per_second!r}; it must be above 0, or None")
+    return (1 + MARGIN) / dials_per_second
+
+
+class Quota(Protocol):
+    """Who says whether there may be one more socket; the argument `quota` of a pool.
+
+    A lease is any object; if its attribute `is_lost` becomes true, somebody else has its place,
+    and the connection is closed as soon as nobody uses it.
+    """
+
+    async def acquire(self) -> Any:
+        """Wait until one more dial may begin, and return its lease; cancelled, hold nothing."""
+
+    def release(self, lease: Any, /) -> Awaitable[object] | None:
+        """Take the lease of a socket that is gone back.
+
+        Nobody waits for it but `close_all()`, and that for `close_timeout` at most; a coroutine
+        function is fine.
+        """
+
+
+class Permit:
+    """A lease, as a connection holds it."""
+
+    __slots__ = ("_lease", "_permits")
+
+    def __init__(self, permits: Permits, lease: Any) -> None:
+        self._permits = permits
+        self._lease = lease
+
+    @property
+    def is_lost(self) -> bool:
+        return bool(getattr(self._lease, "is_lost", False))
+
+    def release(self) -> None:
+        """Tell the quota that the socket is gone."""
+        self._permits.release(self._lease)
+
+
+class Permits:
+    """What a pool asks of its quota: `timeout` seconds for a lease, and as many to take it back."""
+
+    def __init__(self, quota: Quota, timeout: float, release_timeout: float) -> None:
+        self.quota = quota
+        self._timeout = timeout
+        self._release_timeout = release_timeout
+        # The dials that wait; the leases that are being taken back.
+        self.waiting: set[asyncio.Task[Any] | None] = set()
+        self.releases: set[asyncio.Future[Any]] = set()
+
+    async def acquire(self) -> Permit:
+        """Raise ConnectionUnavailableError, which names the quota, if it does not give a lease."""
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        try:
+            async with asyncio.timeout(self._timeout) as timer:
+                lease = await self.quota.acquire()
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            if timer.expired():
+                raise self.full(self._timeout) from None
+            raise ConnectionUnavailableError(
+                f"No connection: {self.quota!r} raised {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            self.waiting.discard(task)
+        return Permit(self, lease)
+
+    def full(self, seconds: float) -> ConnectionUnavailableError:
+        return ConnectionUnavailableError(
+            f"No connection: no lease within {seconds} s of {self.quota!r}. If it is full, raise "
+            "its limit, or have idle connections closed sooner (idle_timeout)",
+            kind="quota",
+        )
+
+    def release(self, lease: Any) -> None:
+        try:
+            answer = self.quota.release(lease)
+            if not inspect.isawaitable(answer):
+                return
+            release = asyncio.ensure_future(answer)
+        except Exception:
+            logger.exception("%r raised in release", self.quota)
+            return
+        self.releases.add(release)
+        limit = release.get_loop().call_later(self._release_timeout, release.cancel)
+
+        def has_ended(release: asyncio.Future[Any]) -> None:
+            limit.cancel()
+            self.releases.discard(release)
+            if not release.cancelled() and (error := release.exception()) is not None:
+                logger.error("%r raised in release", self.quota, exc_info=error)
+
+        release.add_done_callback(has_ended)
+
+
+class Lease:
+    """The right to one socket."""
+
+    __slots__ = ("__weakref__", "begins", "id", "is_lost")
+
+    def __init__(self, id: str = "") -> None:
+        self.id = id
+        # The loop's time before which its dial may not begin.
+        self.begins = 0.0
+        self.is_lost = False
+
+
+class Line:
+    """Those who wait for a lease, in order of arrival. Whoever inherits from it serves them.
+
+    As in `waiting.py`: futures of our own, and who is cancelled after he was given something
+    passes it on.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[Lease, asyncio.Future[None]] = {}
+        # Leases that were given and not taken back. Those of a pool that was dropped go with it.
+        self._held: WeakSet[Lease] = WeakSet()
+
+    async def acquire(self) -> Lease:
+        """Wait for a lease."""
+        given = self._enter().create_future()
+        lease = self._make()
+        self._waiting[lease] = given
+        try:
+            self._serve()
+            await given
+        except BaseException:
+            self._waiting.pop(lease, None)
+            self.release(lease)
+            raise
+        return lease
+
+    def release(self, lease: Lease) -> asyncio.Future[None]:
+        """Take a lease back, at once; what is returned is done when that is through."""
+        raise NotImplementedError
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(
+                    f"{self!r} belongs to the event loop {self._loop!r}, not to {loop!r}. "
+                    "LocalQuota is for the pools of one loop, RedisQuota needs one for each"
+                )
+            self._begin(loop)
+        return loop
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting.clear()
+        self._held.clear()
+
+    def _make(self) -> Lease:
+        return Lease()
+
+    def _serve(self) -> None:
+        """Give out what there is."""
+        raise NotImplementedError
+
+    def _give(self, lease: Lease) -> None:
+        self._held.add(lease)
+        given = self._waiting.pop(lease)
+        if not given.done():
+            given.set_result(None)
+
+
+class LocalQuota(Line):
+    """A limit on the sockets, and the dials per second, of all pools of one event loop.
+
+    limit: sockets at most. dials_per_second: None for no limit; dials are spaced evenly. Who waits
+    is served in order of arrival.
+    """
+
+    def __init__(self, limit: int, dials_per_second: float | None = None) -> None:
+        super().__init__()
+        if limit < 1:
+            raise ValueError(f"limit is {limit!r}; it must be at least 1")
+        self.limit = limit
+        self._interval = interval_of(dials_per_second)
+        # The loop's time at which the next dial may begin, and what waits for that.
+        self._not_before = float("-inf")
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<LocalQuota limit={self.limit} leases={len(self._held)} waiting={len(self._waiting)}>"
+        )
+
+    def release(self, lease: Lease) -> asyncio.Future[None]:
+        self._held.discard(lease)
+        self._serve()
+        done = self._enter().create_future()
+        done.set_result(None)
+        return done
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        super()._begin(loop)
+        self._not_before, self._alarm = float("-inf"), None
+
+    def _serve(self) -> None:
+        loop = self._enter()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        while self._waiting and len(self._held) < self.limit:
+            now = loop.time()
+            if now < self._not_before:
+                self._alarm = loop.call_at(self._not_before, self._serve)
+                return
+            self._not_before = now + self._interval
+            self._give(next(iter(self._waiting)))

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import wspool
+import wspool.redis
 
 STORED: Final = Path(__file__).with_suffix(".txt")
 
@@ -44,6 +45,9 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "borrows waits wait_seconds timeouts dials dial_seconds dial_failures failures "
         "drained_messages closes copy to_dict"
     ).split(),
+    wspool.Quota: "acquire release".split(),
+    wspool.LocalQuota: "__init__ acquire release".split(),
+    wspool.redis.RedisQuota: "__init__ acquire release close".split(),
     wspool.WebsocketError: "__init__ message default_message".split(),
     wspool.ConnectionUnavailableError: "__init__ kind status attempts retry_after".split(),
     wspool.ConnectionClosedError: "__init__ code reason".split(),

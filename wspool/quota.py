@@ -209,8 +209,10 @@ class Line:
 class LocalQuota(Line):
     """A limit on the sockets, and the dials per second, of all pools of one event loop.
 
-    limit: sockets at most. dials_per_second: None for no limit; dials are spaced evenly. Who waits
-    is served in order of arrival.
+    limit: sockets at most.
+    dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
+
+    Who waits is served in order of arrival. Raises ValueError for a limit or a rate of 0 or less.
     """
 
     def __init__(self, limit: int, dials_per_second: float | None = None) -> None:
@@ -229,6 +231,7 @@ class LocalQuota(Line):
         )
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
+        """Take a lease back, at once; what is returned is done."""
         self._held.discard(lease)
         self._serve()
         done = self._enter().create_future()

@@ -150,11 +150,14 @@ begin, or -1; in how many microseconds to ask again.
 class RedisQuota(Line):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
-    client: a `redis.asyncio` client, which is not closed, or a URL. key: names the quota, in Redis
-    and in errors, so it is no place for a secret. limit: sockets at most. dials_per_second: None
-    for no limit. lease: seconds after which a process that has died gives its share back.
+    client: a `redis.asyncio` client, which is not closed, or a URL.
+    key: names the quota, in Redis and in errors, so it is no place for a secret.
+    limit: sockets at most.
+    dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
+    lease: seconds after which a process that has died gives its share back.
 
     One object may serve all pools of an event loop. Close it after them, or use `async with`.
+    Raises ValueError for a limit, a rate or a lease of 0 or less.
     """
 
     def __init__(

@@ -159,6 +159,8 @@ def check_uri(uri: object) -> str:
         url = None
     if url is None:  # raised out here, the error has no context, which quotes the URI
         raise ValueError("uri is not a URI; use ws://host/path or wss://host/path")
+    if str(url) and not url.absolute:  # localhost:8080, whose scheme would be localhost
+        raise ValueError("uri is without // and a host; use ws://host/path or wss://host/path")
     if url.scheme not in ("ws", "wss") or not url.host:
         shown = repr(scrub_uri(url)) if str(url) else "empty"
         raise ValueError(f"uri is {shown}; use ws://host/path or wss://host/path")

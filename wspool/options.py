@@ -34,6 +34,18 @@ _OURS: Final = {
 }
 """Options of `ws_connect` that are the pool's own business, and what to use instead."""
 
+_WEBSOCKETS: Final = {
+    "additional_headers": "headers",
+    "extra_headers": "headers",
+    "subprotocols": "protocols",
+    "compression": "compress",
+    "max_size": "max_msg_size",
+    "ping_interval": "heartbeat",
+    "ping_timeout": "heartbeat",
+    "open_timeout": "connection_timeout",
+}
+"""Arguments of `websockets.connect` by names that are none here, and what is here for that."""
+
 
 class Options:
     """What `WebsocketConnectionPool` was given, checked. `max_connections` changes by resize().
@@ -212,6 +224,8 @@ def check_connector(session: aiohttp.ClientSession | None, wanted: int) -> None:
 def _check_connect_options(options: Mapping[str, Any]) -> None:
     for name in options.keys() & _OURS.keys():
         raise TypeError(f"{name!r} is the pool's own business; use {_OURS[name]}")
+    for name in options.keys() & _WEBSOCKETS.keys():
+        raise TypeError(f"{name!r} is an argument of websockets' connect; use {_WEBSOCKETS[name]}")
     known = inspect.signature(aiohttp.ClientSession.ws_connect).parameters
     allowed = known.keys() - _OURS.keys() - {"self", "url", "headers"}
     for name in options.keys() - allowed:

@@ -2,8 +2,9 @@
 
     python examples/devtools.py [--uri ws://127.0.0.1:9222/devtools/browser/…]
 
-Without the URI of a browser it starts Debian's. Each task has a page in a browser context of its
-own, takes its title and a picture of it, and leaves: the pool reads what comes late.
+Without the URI of a browser it starts Debian's: apt-get install chromium. Each task has a page in a
+browser context of its own, takes its title and a picture of it, and leaves: the pool reads what
+comes late.
 """
 
 from __future__ import annotations

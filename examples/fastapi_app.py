@@ -1,7 +1,7 @@
 """A FastAPI application that asks a WebSocket server over one pool, and shows that pool.
 
     pip install 'wspool[prometheus]' fastapi uvicorn
-    python examples/fastapi_app.py    # or: uvicorn examples.fastapi_app:app
+    python examples/fastapi_app.py    # or: uvicorn examples.fastapi_app:app; at port 8000
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
     GET /metrics/         for Prometheus

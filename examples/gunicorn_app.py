@@ -1,7 +1,8 @@
 """A WSGI application that asks a server over a pool of WebSockets, served by gunicorn's workers.
 
     pip install wspool gunicorn
-    WSPOOL_URI=ws://localhost:8080/ gunicorn --workers 4 --threads 8 --preload gunicorn_app:app
+    export WSPOOL_URI=ws://localhost:8080/
+    gunicorn --workers 4 --threads 8 --preload examples.gunicorn_app:app
     curl 'localhost:8000/ask?text=hello'
 
 The pool is made with the module. It starts at its first use, in the worker: with --preload the

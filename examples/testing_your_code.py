@@ -1,9 +1,10 @@
 """Tests of a client that uses a pool, against a server that does what each test asks for.
 
+    pip install wspool pytest pytest-asyncio
     python examples/testing_your_code.py         runs them and prints their names
     python -m pytest examples/testing_your_code.py
 
-The second needs pytest-asyncio. Neither needs a network or the real provider.
+Neither needs a network or the real provider.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An aiohttp application that asks a WebSocket server over one pool, and shows that pool.
 
     pip install 'wspool[prometheus]'
-    python examples/web_app.py [--uri ws://localhost:8080/]
+    python examples/web_app.py [--uri ws://localhost:8080/]    # at http://127.0.0.1:8000
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
     GET /debug/wspool/    the pool, live: put it behind your own authentication

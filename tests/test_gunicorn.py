@@ -31,8 +31,8 @@ async def gunicorn(uri: str, *options: str) -> AsyncIterator[aiohttp.ClientSessi
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "default::ResourceWarning:wspool", "-m", "gunicorn"),
             *("--bind", f"fd://{listener.fileno()}", "--workers", str(WORKERS), *options),
-            *("--threads", "4", "--graceful-timeout", "10", "gunicorn_app:app"),
-            cwd=ROOT / "examples",
+            *("--threads", "4", "--graceful-timeout", "10", "examples.gunicorn_app:app"),
+            cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "WSPOOL_URI": uri},
             pass_fds=[listener.fileno()],
             stderr=asyncio.subprocess.PIPE,

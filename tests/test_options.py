@@ -208,6 +208,30 @@ def test_an_unknown_keyword_is_a_type_error_that_says_what_there_is() -> None:
         assert known in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"additional_headers": {"Authorization": SECRET}}, {"headers": {}}),
+        ({"extra_headers": {"Authorization": SECRET}}, {"headers": {}}),
+        ({"subprotocols": ["v1"]}, {"protocols": ["v1"]}),
+        ({"compression": None}, {"compress": 0}),
+        ({"max_size": 2**20}, {"max_msg_size": 2**20}),
+        ({"ping_interval": 20}, {"heartbeat": 20.0}),
+        ({"ping_timeout": 20}, {"heartbeat": 20.0}),
+        ({"open_timeout": 10}, {"connection_timeout": 10.0}),
+    ],
+)
+def test_an_argument_of_websockets_is_a_type_error_that_says_what_to_use_instead(
+    theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        make(**theirs)
+    [name] = theirs
+    [instead] = ours
+    assert str(caught.value) == f"{name!r} is an argument of websockets' connect; use {instead}"
+    make(**ours)
+
+
 def test_the_value_of_an_unknown_keyword_is_not_shown() -> None:
     with pytest.raises(TypeError) as caught:
         make(authorisation=SECRET)

@@ -578,7 +578,11 @@ async def trouble(run_here: RunHere, *arguments: str) -> str:
     ("status", "shown"),
     [
         (401, "the server answered 401 Unauthorized; -H 'Name: value' sends what it asks for"),
-        (403, "the server answered 403 Forbidden; -H 'Name: value' sends what it asks for"),
+        (
+            403,
+            "the server answered 403 Forbidden; -H 'Name: value' sends what it asks for, "
+            "unless the path is wrong",
+        ),
         (404, "the server answered 404 Not Found"),
         (200, "the server answered 200 OK instead of a WebSocket handshake"),
         (429, "the server answered 429 Too Many Requests; Retry-After: 7"),
@@ -675,6 +679,7 @@ async def test_a_server_that_closes_at_once_is_one_line(server: Server, run_here
     [
         (("http://127.0.0.1/",), "use ws://host/path"),
         (("",), "use ws://host/path"),
+        (("localhost:8080",), "uri is without // and a host; use ws://host/path"),
         ((f"ws://alice:{CANARY}@host:port/",), "use ws://host/path"),
         (("ws://127.0.0.1/", "-H", CANARY), "not a header"),
         (("ws://127.0.0.1/", "--dials", "1"), "'1' is not a whole number of at least 2"),

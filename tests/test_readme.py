@@ -10,6 +10,8 @@ import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -108,6 +110,18 @@ async def run_in_this_loop(
     assert isinstance(names["pool"], WebsocketConnectionPool)
     assert names["pool"].is_closed
     return capsys.readouterr().out
+
+
+async def test_the_lines_for_trying_it_out_start_a_server_that_echoes() -> None:
+    found = re.search(r"^    from wspool.testing .*\n(?:    .*\n)*", TEXT, re.MULTILINE)
+    assert found
+    code = compile(dedent(found[0]), str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names: dict[str, Any] = {}
+    await eval(code, names)
+    async with WebsocketConnectionPool(uri=names["uri"]) as pool, pool.get_connection() as one:
+        await one.send("hello")
+        assert await one.recv() == "hello"
+    await names["server"].stop()
 
 
 def test_the_first_example_has_ten_lines_at_most() -> None:

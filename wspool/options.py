@@ -35,6 +35,18 @@ _OURS: Final = {
 }
 """Options of `ws_connect` that are the pool's own business, and what to use instead."""
 
+_WEBSOCKETS: Final = {
+    "additional_headers": "headers",
+    "extra_headers": "headers",
+    "subprotocols": "protocols",
+    "compression": "compress",
+    "max_size": "max_msg_size",
+    "ping_interval": "heartbeat",
+    "ping_timeout": "heartbeat",
+    "open_timeout": "connection_timeout",
+}
+"""Arguments of `websockets.connect` by names that are none here, and what is here for that."""
+
 
 class Options:
     """What `WebsocketConnectionPool` was given, checked. `max_connections` changes by resize().
@@ -165,6 +177,8 @@ def check_uri(uri: object) -> str:
         url = None
     if url is None:  # raised out here, the error has no context, which quotes the URI
         raise ValueError("uri is not a URI; use ws://host/path or wss://host/path")
+    if str(url) and not url.absolute:  # localhost:8080, whose scheme would be localhost
+        raise ValueError("uri is without // and a host; use ws://host/path or wss://host/path")
     if url.scheme not in ("ws", "wss") or not url.host:
         shown = repr(scrub_uri(url)) if str(url) else "empty"
         raise ValueError(f"uri is {shown}; use ws://host/path or wss://host/path")
@@ -216,6 +230,8 @@ def check_connector(session: aiohttp.ClientSession | None, wanted: int) -> None:
 def _check_connect_options(options: Mapping[str, Any]) -> None:
     for name in options.keys() & _OURS.keys():
         raise TypeError(f"{name!r} is the pool's own business; use {_OURS[name]}")
+    for name in options.keys() & _WEBSOCKETS.keys():
+        raise TypeError(f"{name!r} is an argument of websockets' connect; use {_WEBSOCKETS[name]}")
     known = inspect.signature(aiohttp.ClientSession.ws_connect).parameters
     allowed = known.keys() - _OURS.keys() - {"self", "url", "headers"}
     for name in options.keys() - allowed:

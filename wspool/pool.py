@@ -330,7 +330,7 @@ class WebsocketConnectionPool:
         """Return who borrows, by the frame that he calls from, if he may."""
         router = self.router
         if router.is_closing:
-            raise ConnectionPoolUnavailableError(f"{self!r} is closed")
+            raise ConnectionPoolUnavailableError(f"{self!r} is closed; make a new one")
         if asyncio.get_running_loop() is not self._loop:
             self._enter()
         if timeout is not _DEFAULT:

@@ -270,6 +270,8 @@ def _refusal(error: aiohttp.WSServerHandshakeError) -> str:
         hint = " instead of a WebSocket handshake"
     elif error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         hint = "; -H 'Name: value' sends what it asks for"
+        if error.status == HTTPStatus.FORBIDDEN:  # what ASGI servers say to an unknown path, too
+            hint += ", unless the path is wrong"
     elif error.headers and "Retry-After" in error.headers:
         hint = f"; Retry-After: {error.headers['Retry-After']}"
     return f"the server answered {status_name(error.status)}{hint}"

@@ -286,7 +286,7 @@ class _Portal:
                 try:
                     loop.run_until_complete(life_task)
                 except (SystemExit, KeyboardInterrupt):
-                    # It would end a program, but not from here; and whoever waits must not for ever.
+                    # It does not end the program from here, and whoever waits would wait for ever.
                     logger.exception("a hook or a listener has ended %r", self.pool)
                     self._begin_to_stop(0.0)
         finally:

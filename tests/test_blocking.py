@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -334,6 +336,32 @@ async def test_a_call_from_the_pools_own_thread_is_an_error_and_no_deadlock(
     assert "wait for itself" in str(caught.value.__cause__)
 
 
+@pytest.mark.parametrize("where", ["hook", "listener"])
+async def test_a_callable_that_exits_ends_the_pool_and_nobody_waits_for_ever(
+    make_blocking: MakeBlocking, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """It would end the program of an async pool; here it is in another thread."""
+
+    async def hook(_: WebsocketConnection) -> None:
+        if where == "hook":
+            sys.exit("the password is wrong")
+
+    def listener(_: Event) -> None:
+        sys.exit("the disk is full")
+
+    def story() -> None:
+        pool = make_blocking(on_connect=hook)
+        if where == "listener":
+            pool.subscribe(listener)
+        with pytest.raises(ConnectionPoolUnavailableError):
+            pool.acquire(timeout=None)
+        pool.close_all()
+
+    await asyncio.wait_for(to_thread(story), 30.0)
+    gc.collect()  # the task that the hook has ended
+    assert "has ended <WebsocketConnectionPool" in caplog.text
+
+
 async def test_it_may_be_called_where_a_loop_is_running(make_blocking: MakeBlocking) -> None:
     """As in a cell of a notebook. That loop is blocked meanwhile."""
 
@@ -620,6 +648,43 @@ async def test_a_release_that_is_interrupted_before_it_began_is_done(
             pass
 
     await to_thread(story)
+
+
+async def test_a_start_that_is_interrupted_at_any_line_is_made_up_for_by_the_next_call(
+    make_blocking: MakeBlocking,
+) -> None:
+    traced = blocking._Portal._start.__code__
+
+    def is_interrupted(pool: BlockingWebsocketConnectionPool, number: int) -> bool:
+        lines = itertools.count()
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            if event == "line" and next(lines) == number:
+                raise GivenUp
+            return trace if frame.f_code is traced else None
+
+        sys.settrace(trace)
+        try:
+            pool.start()
+        except GivenUp:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    def story() -> None:
+        for number in itertools.count():
+            pool = make_blocking()
+            if not is_interrupted(pool, number):
+                break
+            pool.start()
+            pool.close_all()
+        assert number > 10
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # loops that never ran
+        await to_thread(story)
+        gc.collect()
 
 
 async def start(program: str, *arguments: str) -> asyncio.subprocess.Process:
@@ -922,7 +987,8 @@ async def test_a_thread_that_gives_up_such_a_call_cancels_its_loan(
 
     def give_up() -> None:
         future = asyncio.run_coroutine_threadsafe(ask(pool, "hello"), loop)
-        spin_until(lambda: pool.busy_connections)
+        # Not sooner: what has sent nothing leaves a clean connection.
+        spin_until(lambda: any(connection.has_sent for connection in pool.connections))
         future.cancel()
 
     await to_thread(give_up)

@@ -522,6 +522,21 @@ async def test_a_connection_shows_where_it_goes_and_how_it_is(
     await pool.release(connection)
 
 
+async def test_last_activity_is_that_of_the_last_recv_though_more_has_arrived(
+    make_pool: MakePool,
+) -> None:
+    pool = make_pool()
+    async with pool.get_connection() as connection:
+        for _ in range(2):
+            await connection.send("hello")
+        await until(
+            lambda: len(connection._frames) + len(connection.inbox or ()) == 2, "both are here"
+        )
+        connection.last_activity = 0.0
+        await connection.recv()
+        assert connection.last_activity > 0.0
+
+
 async def test_last_activity_is_the_unix_time_of_the_last_message(make_pool: MakePool) -> None:
     async with make_pool().get_connection() as connection:
         before = time.time()

@@ -146,9 +146,16 @@ async def test_a_message_that_does_not_come_before_the_block_ends_fails_the_test
 
 
 @pytest.mark.parametrize(
-    "error", [AssertionError("not so"), ZeroDivisionError(), ConnectionError("to a third party")]
+    "error",
+    [
+        AssertionError("not so"),
+        ZeroDivisionError(),
+        ConnectionError("to a third party"),
+        asyncio.CancelledError("a task that it waits for"),
+        pytest.fail.Exception("by pytest.fail(), and no Exception"),
+    ],
 )
-async def test_whatever_a_script_raises_fails_the_test(error: Exception) -> None:
+async def test_whatever_a_script_raises_fails_the_test(error: BaseException) -> None:
     async def fail(peer: Peer) -> None:
         raise error
 

@@ -244,7 +244,7 @@ def _handshake(seen: Observation, target: Target) -> Iterator[Argument]:
     of = f"the slowest of {len(totals)} dials took {span(slowest)}"
     yield Argument("connection_timeout", f"{timeout}", of)
     if seen.protocol is not None:
-        why = f"of {', '.join(target.protocols)} the server took this one"
+        why = f"of {len(target.protocols)} offered the server took this one"
         yield Argument("protocols", f"({_literal(seen.protocol)},)", why)
     if seen.is_compressed:
         yield Argument("compress", "15", "the server took permessage-deflate")
@@ -290,7 +290,7 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
     if not seen.pings and not all(dial.close for dial in seen.dials[1:]):
         yield "no check_after_idle, heartbeat or drain_fence: the server does not answer pings"
     if target.protocols and seen.protocol is None:
-        yield f"no protocols: the server took none of {', '.join(target.protocols)}"
+        yield f"no protocols: the server took none of {len(target.protocols)} offered"
     if (saved := seen.saved()) is not None:
         fresh, reused = (span(percentile(seen.times(name), 0.5)) for name in ("fresh", "reused"))
         yield f"reuse saves {saved:.0%} of a reply's time: {fresh} with the dial, {reused} without"
@@ -326,7 +326,8 @@ def report(seen: Observation, target: Target) -> str:
     every = f", every {span(watch.ping_interval)}" if watch.ping_interval else ""
     rows.append(("server's pings", f"{len(watch.pings)}{every}" if watch.pings else within))
     taken = f"took {seen.protocol}" if seen.protocol else "took none"
-    offered = f"offered {', '.join(target.protocols)}; {taken}"
+    # By number: what a server does not take may be a token, as where browsers cannot send headers.
+    offered = f"offered {len(target.protocols)}; {taken}"
     rows.append(("subprotocol", offered if target.protocols else "none offered"))
     rows.append(("compression", "offered; taken" if seen.is_compressed else "offered; not taken"))
     rows.append(("idle", _shown_idle(seen)))

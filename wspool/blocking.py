@@ -206,6 +206,7 @@ class _Portal:
             if self._loop is None:
                 self._is_over = True
                 self.pool.router.close()
+                return
         self.stop(timeout)
         with self._is_alive:
             pass
@@ -251,30 +252,43 @@ class _Portal:
             )
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        self._loop = loop = asyncio.new_event_loop()
-        self._stopping = loop.create_future()
+        """Begin the thread, which ends at once if this is interrupted before `_loop` is set."""
         self._pid = os.getpid()
-        self._is_alive.acquire()
-        _running.add(self)
+        loop = asyncio.new_event_loop()
         # A daemon, or the end of the program would wait for it before it could be told to end.
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(loop,), name=f"wspool {self.pool.name}", daemon=True
         )
         try:
-            self._thread.start()
+            thread.start()
         except RuntimeError:  # there may be no more threads; the next call tries again
-            self._loop, self._pid = None, 0
-            _running.discard(self)
-            self._is_alive.release()
+            self._pid = 0
             loop.close()
             raise
+        self._thread = thread
+        self._stopping = loop.create_future()
+        self._is_alive = threading.Lock()
+        self._is_alive.acquire()
+        self._loop = loop
         return loop
 
     # What its own thread does.
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if self._loop is not loop:
+                loop.close()
+                return
+            _running.add(self)
+        life_task = loop.create_task(self._live())
         try:
-            loop.run_until_complete(self._live())
+            while not life_task.done():
+                try:
+                    loop.run_until_complete(life_task)
+                except (SystemExit, KeyboardInterrupt):
+                    # It does not end the program from here, and whoever waits would wait for ever.
+                    logger.exception("a hook or a listener has ended %r", self.pool)
+                    self._begin_to_stop(0.0)
         finally:
             loop.close()
             _running.discard(self)
@@ -286,12 +300,14 @@ class _Portal:
 
     async def _live(self) -> None:
         timeout = await self._stopping
-        await self.pool.close_all(timeout)
-        with self._lock:
-            self._is_over = True
-        await asyncio.sleep(0)  # whoever has entered begins
-        while self.tasks:  # with the pool closed, they end by themselves
-            await asyncio.wait(self.tasks)
+        try:
+            await self.pool.close_all(timeout)
+        finally:
+            with self._lock:
+                self._is_over = True
+            await asyncio.sleep(0)  # whoever has entered begins
+            while self.tasks:  # with the pool closed, they end by themselves
+                await asyncio.wait(self.tasks)
 
 
 @atexit.register

@@ -428,8 +428,7 @@ class WebsocketConnection:
                 self.received_bytes += size
                 data: str | bytes = frame.data
                 self._last_message = data
-                if not frames:
-                    self.last_activity = time()
+                self.last_activity = time()
                 return data
         if self._is_receiving:
             raise ConnectionBusyError(

@@ -202,7 +202,7 @@ class Server:
         self.most_open = 0
         self.open: list[Peer] = []
         self.peers: list[Peer] = []
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self._runner: web.AppRunner | None = None
         self._serving: set[asyncio.Task[Any]] = set()
 
@@ -291,7 +291,10 @@ class Server:
         try:
             await self.handler(peer)
             await peer._unmuted.wait()
-        except Exception as failure:
+        except BaseException as failure:  # that of pytest.fail() is no Exception
+            task = asyncio.current_task()
+            if isinstance(failure, KeyboardInterrupt | SystemExit) or (task and task.cancelling()):
+                raise
             if not (isinstance(failure, ConnectionError) and peer._is_over()):
                 failure.add_note(f"This was in the server's handler of connection {peer.number}.")
                 self.failures.append(failure)

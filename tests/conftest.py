@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
@@ -67,6 +68,32 @@ async def nothing_is_left() -> AsyncIterator[None]:
 def _pool_tasks(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
     current = asyncio.current_task()
     return [t for t in asyncio.all_tasks() - before if t is not current and not t.done()]
+
+
+@pytest.fixture
+async def fair_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the event loop's clock stand still while the machine has no time for this process.
+
+    Time limits of a test, and of servers in it, then are of the time that they were given, and are
+    as strict as ever: what the process computes, and what it waits for timers, counts.
+    """
+    loop: Any = asyncio.get_running_loop()
+    if not hasattr(loop, "_selector"):
+        pytest.skip("uvloop has a clock of its own")
+    select = loop._selector.select
+    waited = loop.time() - time.process_time()
+
+    def select_and_count(timeout: float | None = None) -> Any:
+        nonlocal waited
+        began = time.monotonic()
+        ready = select(timeout)
+        elapsed = time.monotonic() - began
+        waited += elapsed if timeout is None else min(elapsed, max(timeout, 0.0))
+        return ready
+
+    monkeypatch.setattr(loop._selector, "select", select_and_count)
+    # Of the class, where the pool looks: `wspool.connection.clock_of`.
+    monkeypatch.setattr(type(loop), "time", lambda _: waited + time.process_time())
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import heapq
 import math
 import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ SCHEDULES: Final = int(os.environ.get("WSPOOL_SCHEDULES", "2000"))
 
 HORIZON: Final = 120.0
 """Virtual seconds after which whoever still waits is taken to wait for ever."""
+
+ENDLESS: Final = 1.0
+"""Seconds of the processor's time after which a step, which takes microseconds, is without end."""
 
 CORE: Final = Path(wspool.__file__).parent
 
@@ -111,8 +115,23 @@ class Loop(asyncio.BaseEventLoop):
             owner = getattr(callback, "__self__", None)
             task = owner if isinstance(owner, asyncio.Task) else None
             self.before_step(task)
-            handle._run()
+            self._run_to_its_end(handle)
             self.after_step(task, callback)
+
+    def _run_to_its_end(self, handle: asyncio.Handle) -> None:
+        is_endless = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal is_endless
+            is_endless = True
+            raise Violation("a step does not end")
+
+        signal.signal(signal.SIGVTALRM, interrupt)
+        signal.setitimer(signal.ITIMER_VIRTUAL, ENDLESS)
+        handle._run()  # which keeps to itself what the callback raises
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        if is_endless:
+            raise Violation("a step does not end")
 
 
 def is_last(message: str | bytes) -> bool:

@@ -167,6 +167,7 @@ async def the_borrowed_stay(pool: WebsocketConnectionPool) -> None:
         assert [await ask(connection, "#id") for connection in (sender, sleeper)] == before
 
 
+@pytest.mark.usefixtures("fair_clock")
 async def test_ten_seconds_of_impatient_servers_cost_no_connection(
     server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

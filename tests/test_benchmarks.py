@@ -13,6 +13,8 @@ from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, Faster, Share, f
 from tests.benchmarks.side_by_side import Comparison
 from tests.benchmarks.table import BEGIN, END, write
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -24,6 +24,8 @@ from tests.conftest import MakePool, echoes, needs_chromium, until
 from wspool import State, WebsocketConnectionPool, debug, states
 from wspool.testing import Server
 
+pytestmark = pytest.mark.once
+
 try:
     from playwright.async_api import Browser, Page, async_playwright
 except ImportError:

@@ -16,6 +16,8 @@ from tests.commands import start_python
 from tests.conftest import MakePool, needs_chromium, until
 from wspool.testing import Peer, Server
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def browser() -> str:

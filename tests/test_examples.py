@@ -18,6 +18,8 @@ from tests.conftest import until
 from wspool import ConnectionClosedError
 from wspool.testing import Server
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -15,6 +15,8 @@ pytest.importorskip("prometheus_client", reason="the extra 'prometheus' is not i
 
 from wspool.prometheus import PoolCollector
 
+pytestmark = pytest.mark.once
+
 FILE = Path(__file__).parent.parent / "examples" / "grafana_dashboard.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

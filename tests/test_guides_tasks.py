@@ -22,6 +22,8 @@ from tests.test_examples import load, run
 from wspool import ConnectionUnavailableError, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
+pytestmark = pytest.mark.once
+
 NET = 10.0
 """Seconds after which something that must happen has not happened."""
 

@@ -23,7 +23,10 @@ from tests.commands import start_python
 from tests.conftest import until
 from wspool.testing import Peer, Server
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send"),
+]
 
 MOST: Final = 20
 """The connections that each application allows itself, and the requests that may wait for one."""

@@ -18,6 +18,8 @@ from tests.commands import ROOT
 from tests.conftest import until
 from wspool.testing import Server
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("gunicorn")
 
 WORKERS = 2

@@ -10,6 +10,8 @@ import pytest
 from tests import mutations, test_pathologies
 from tests.mutations import MUTATIONS, Mutation
 
+pytestmark = pytest.mark.once
+
 PATHOLOGIES = 29
 LINES = 10
 

@@ -18,6 +18,8 @@ import pytest
 import wspool
 from tests.pages import rows
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import MakePool, echoes, until
 from tests.pages import DOCS, code, python, rows
 from wspool import WebsocketConnectionPool
-from wspool.testing import Server
+from wspool.testing import Peer, Server
 
 NAMES: dict[str, Any] = {}
 exec(python("providers.md"), NAMES)
@@ -70,6 +70,14 @@ async def test_a_keepalive_leaves_the_connection_clean(
     server: Server, make_pool: MakePool, provider: str
 ) -> None:
     [cells] = [param.values[0] for param in PROVIDERS if provider in str(param.id)]
+
+    async def answer(peer: Peer) -> None:
+        async for message in peer.websocket:
+            peer.received.append(message.data)
+            if "KeepAlive" not in message.data:  # Deepgram does not answer that
+                await peer.send(message.data)
+
+    server.handler = answer
     pool = make_pool(keepalive=settings(cells)["keepalive"], keepalive_interval=0.05)
     await pool.release(await pool.acquire())
     await until(lambda: server.peers[0].received, "the keepalive was sent")

@@ -14,6 +14,8 @@ import pytest
 import wspool
 from tests import public_names
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 # Modules that need an extra which is not installed cannot be looked at.

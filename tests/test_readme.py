@@ -20,6 +20,8 @@ from tests.redis_server import RedisServer
 from wspool import CloseReason, WebsocketConnectionPool, WebsocketError, states
 from wspool.testing import Peer, Server
 
+pytestmark = pytest.mark.once
+
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

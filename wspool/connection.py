@@ -126,7 +126,8 @@ class WebsocketConnection:
     created_at: float
     """When its dial was decided on, in Unix seconds."""
     last_activity: float
-    """When the last message was sent or received, in Unix seconds; before that, `created_at`."""
+    """When a message was last sent or received (the last one, where several have come together), in
+    Unix seconds; before that, `created_at`."""
     uses: int
     """Loans so far, the present one included."""
     close_code: int | None
@@ -428,7 +429,8 @@ class WebsocketConnection:
                 self.received_bytes += size
                 data: str | bytes = frame.data
                 self._last_message = data
-                self.last_activity = time()
+                if not frames:  # a tenth of a stream's time, otherwise
+                    self.last_activity = time()
                 return data
         if self._is_receiving:
             raise ConnectionBusyError(

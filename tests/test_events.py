@@ -7,13 +7,16 @@ import contextlib
 import dataclasses
 import logging
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
 
+import wspool
 from tests.conftest import MakePool, echoes, until
 from wspool import (
     CloseReason,
@@ -61,6 +64,15 @@ FIELDS: dict[type[Event], list[str]] = {
     ConnectionDrained: ["connection_id", "duration"],
     ConnectionChecked: ["connection_id", "errand", "duration"],
 }
+
+
+def test_each_event_and_nothing_else_is_published_by_its_name() -> None:
+    """The names are strings, so that the classes need not be loaded before somebody listens."""
+    sources = "".join(path.read_text() for path in Path(wspool.__file__).parent.glob("*.py"))
+    published = re.findall(r'\bpublish\(\s*"(\w+)"', sources)
+    assert set(published) == {kind.__name__ for kind in FIELDS}
+
+
 """Every event, and its fields beside `pool` and `at`."""
 
 FIRST_LOAN: list[type[Event]] = [

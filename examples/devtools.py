@@ -1,10 +1,10 @@
+#!/usr/bin/env python3
 """Ten tasks ask one Chromium for pages, over three connections to its DevTools protocol.
 
     python examples/devtools.py [--uri ws://127.0.0.1:9222/devtools/browser/…]
 
-Without the URI of a browser it starts Debian's: apt-get install chromium. Each task has a page in a
-browser context of its own, takes its title and a picture of it, and leaves: the pool reads what
-comes late.
+Without the URI of a browser it starts Debian's (apt-get install chromium). Each task takes the
+title and a picture of a page in a context of its own; the pool reads what comes late.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ async def chromium() -> AsyncIterator[str]:
     if program is None:
         raise SystemExit("there is no chromium on the PATH: install it, or give --uri")
     options = ["--headless", "--disable-gpu", "--remote-debugging-port=0"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")  # root, as in containers, gets none
+    options += ["--no-sandbox"] * (os.geteuid() == 0)  # root, as in containers, gets none
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             *(program, *options, f"--user-data-dir={profile}"),

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A FastAPI application that asks a WebSocket server over one pool, and shows that pool.
 
     pip install 'wspool[prometheus]' fastapi uvicorn

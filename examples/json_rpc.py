@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """JSON-RPC: requests that share a few connections, and subscriptions that leave nothing behind.
 
     python examples/json_rpc.py [URI]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Answers of a language model, word by word; one that nobody reads any more is cancelled.
 
     python examples/llm_stream.py [URI]

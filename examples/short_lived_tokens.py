@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A server that wants a signed URL and a young token for each handshake.
 
     python examples/short_lived_tokens.py [API]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Speech to text: ten streams at a time over three connections, and one of them breaks off.
 
     python examples/speech_to_text.py [URI]

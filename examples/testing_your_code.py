@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Tests of a client that uses a pool, against a server that does what each test asks for.
 
     pip install wspool pytest pytest-asyncio

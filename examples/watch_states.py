@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Print what the connections of a pool go through while things happen to them.
 
     python examples/watch_states.py

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """An aiohttp application that asks a WebSocket server over one pool, and shows that pool.
 
     pip install 'wspool[prometheus]'

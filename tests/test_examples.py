@@ -47,6 +47,14 @@ async def run(name: str, *arguments: str) -> tuple[str, str, int | None]:
     return printed.decode(), complaint.decode(), process.returncode
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_is_short_and_can_be_run(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    is_a_script = any(line.startswith('if __name__ == "__main__"') for line in lines)
+    assert os.access(path, os.X_OK) == lines[0].startswith("#!") == is_a_script
+
+
 async def test_the_web_app_asks_over_the_pool(server: Server) -> None:
     example = load("web_app")
     async with TestClient(TestServer(example.make_app(server.uri))) as client:

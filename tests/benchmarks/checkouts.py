@@ -34,7 +34,7 @@ async def noise(bench: Bench) -> Comparison:
         return await bench.compare(checkouts(pool), checkouts(other))
 
 
-@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8))
+@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8), uvloop=AtMost(0.8))
 async def checkout(bench: Bench) -> Comparison:
     async def make() -> object:
         return object()
@@ -44,13 +44,15 @@ async def checkout(bench: Bench) -> Comparison:
         return await bench.compare(checkouts(pool), checkouts(theirs))
 
 
-@benchmark(CHECKOUT, "aio-websocket-pool", Faster(35))
+@benchmark(CHECKOUT, "aio-websocket-pool", Faster(35), uvloop=Faster(35))
 async def checkout_websockets(bench: Bench) -> Comparison:
     async with bench.pool() as pool, websockets_pool(bench.uri, 1) as theirs:
         return await bench.compare(checkouts(pool), checkouts(theirs))
 
 
-@benchmark("`acquire()`, `release()`", "asyncio.LifoQueue: `get()`, `put()`", AtMost(4))
+@benchmark(
+    "`acquire()`, `release()`", "asyncio.LifoQueue: `get()`, `put()`", AtMost(4), uvloop=AtMost(4)
+)
 async def acquire(bench: Bench) -> Comparison:
     queue: asyncio.LifoQueue[object] = asyncio.LifoQueue()
     queue.put_nowait(object())
@@ -74,7 +76,12 @@ async def checkout_of_many(bench: Bench) -> Comparison:
         return await bench.compare(checkouts(many), checkouts(few))
 
 
-@benchmark("a checkout after {cancelled} cancelled acquires", "without them", AtMost(1.1))
+@benchmark(
+    "a checkout after {cancelled} cancelled acquires",
+    "without them",
+    AtMost(1.1),
+    uvloop=AtMost(1.1),
+)
 async def checkout_after_cancelled(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.pool() as other:
         await in_vain(pool, bench.scale.cancelled)

@@ -409,6 +409,34 @@ async def test_without_redis_a_dial_fails_and_names_the_quota(
     await pool.close_all()
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_closing_gets_over_a_client_that_swallows_the_cancellation(
+    make_quota: Quotas, *, is_answered: bool
+) -> None:
+    """As redis-py does now and then, be it with an answer or with an error of its own."""
+    quota = make_quota(1)
+    await quota.acquire()
+    is_asked = asyncio.Event()
+
+    async def step(*, keys: list[str], args: list[Any]) -> Any:
+        is_asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not is_answered:
+                raise ConnectionError("the connection is closed") from None
+        return [[], [-1], 1_000_000]
+
+    quota._script = step  # type: ignore[assignment]
+    waiter = asyncio.create_task(quota.acquire())
+    await is_asked.wait()
+    async with asyncio.timeout(5):  # only a net
+        await quota.close()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+
+
 async def test_a_client_of_the_users_is_used_and_not_closed(make_quota: Quotas) -> None:
     for options in ({}, {"decode_responses": True}):
         async with Redis.from_url(make_quota.server.url, **options) as client:

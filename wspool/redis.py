@@ -273,19 +273,24 @@ class RedisQuota(Line):
 
     async def _keep(self) -> None:
         """Ask Redis for what is due, for as long as there is anything to ask for."""
-        loop = self._enter()
+        loop, task = self._enter(), asyncio.current_task()
+        assert task is not None
         while True:
             self._woken = loop.create_future()
+            failure: Exception | None = None
             try:
                 pause = await self._step(loop)
             except Exception as error:
-                self._note(error)
+                failure = error
+            if task.cancelling():  # the client has swallowed that
+                return
+            self._note(failure)
+            if failure is not None:
                 if loop.time() - self._answered_at > self.lease:
                     self._forget(list(self._releases))  # they expire by themselves
                 # Soon enough to renew in that third of a lease in which nothing expires.
                 await asyncio.sleep(random.uniform(0.0, min(PAUSES[1], self.lease / 12)))
                 continue
-            self._note(None)
             self._answered_at = loop.time()
             if not (self._waiting or self._releases or self._held):
                 return

@@ -69,8 +69,10 @@ async def test_a_peer_that_is_not_installed_is_a_row_that_says_so(
 ) -> None:
     written = tmp_path / "rows.json"
     await run("--quick", "--json", str(written), "--only", name)
-    (row,) = json.loads(written.read_text())["rows"]
-    assert row["figure"] or row["note"].endswith("is not installed")
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["loop"] for row in rows] == ["asyncio", "uvloop"]
+    for row in rows:
+        assert row["figure"] or row["note"].endswith("is not installed")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvicorn
 from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
+from tests.strangers import uvicorn_with
 from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool, upkeep
 from wspool.connection import INBOX_BYTES
 from wspool.routing import Router
@@ -103,21 +103,8 @@ async def served_by_uvicorn(host: Host) -> AsyncIterator[str]:
             messages(), lambda message: send({"type": "websocket.send", "text": message})
         )
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app,
-            ws="websockets-sansio",  # the other one has deprecated parts
-            ws_ping_interval=IMPATIENT,
-            ws_ping_timeout=IMPATIENT,
-            lifespan="off",
-            log_config=None,
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started, "uvicorn has started")
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        await serving
+    async with uvicorn_with(app, ws_ping_interval=IMPATIENT, ws_ping_timeout=IMPATIENT) as uri:
+        yield uri
 
 
 async def ask(connection: WebsocketConnection, message: str) -> str | bytes:

@@ -336,6 +336,7 @@ CORE_FILES = (
     "tasks",
     "upkeep",
     "waiting",
+    "wire",
 )
 
 NO_POINTS = {

@@ -27,12 +27,12 @@ from typing import Any
 
 import pytest
 import trustme
-import uvicorn
 from aiohttp import WSMsgType, web
 from websockets.asyncio.server import Request, ServerConnection, serve
 
 from tests import commands
 from tests.conftest import echoes, skip, until
+from tests.strangers import of_another_protocol, uvicorn_with
 from wspool import WebsocketConnectionPool, __main__, probe, tapping
 from wspool.advice import (
     Capacity,
@@ -126,15 +126,8 @@ async def by_uvicorn() -> AsyncIterator[str]:
         while (event := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": event["text"]})
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The other implementation on `websockets` has deprecated parts.
-        config = uvicorn.Config(app, ws="websockets-sansio", lifespan="off", log_config=None)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started, "uvicorn has started")
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        await serving
+    async with uvicorn_with(app) as uri:
+        yield uri
 
 
 @asynccontextmanager
@@ -646,14 +639,8 @@ async def test_tls_that_does_not_come_about_is_one_line(
 
 
 async def test_a_server_of_another_protocol_is_one_line(run_here: RunHere) -> None:
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(f"220 \x1b[31m{CANARY}\r\nx\r\n\r\n".encode())
-        await writer.drain()
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as listening:
-        uri = f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+    async with of_another_protocol(CANARY) as port:
+        uri = f"ws://127.0.0.1:{port}/"
         assert (await trouble(run_here, uri)).startswith("the answer is not HTTP")
 
 

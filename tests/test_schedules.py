@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.schedules import SCHEDULES, Outcome, Violation, explore
-from wspool import errands, quota, routing, waiting
+from wspool import errands, quota, routing, waiting, wire
 from wspool.connection import WebsocketConnection
 
 FACTORY = getattr(asyncio, "eager_task_factory", None)
@@ -66,8 +66,8 @@ FAULTS = [
     Fault(
         10,
         "a place is free before its socket is gone",
-        WebsocketConnection.hang_up,
-        "await socket.wait_gone()",
+        wire.Socket.hang_up,
+        "await self.wait_gone()",
         "pass",
     ),
     Fault(

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from tests import commands
 from tests.conftest import MakePool, until
+from tests.strangers import of_another_protocol
 from wspool import Stats, WebsocketConnection, WebsocketConnectionPool, __main__, debug, top
 from wspool.introspection import BorrowerSnapshot, PoolSnapshot, WaiterSnapshot
 from wspool.testing import Peer, Server
@@ -396,14 +397,7 @@ async def test_a_mute_server_is_one_line(
 
 
 async def test_a_server_of_another_protocol_is_one_line(run_here: RunHere) -> None:
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(f"220 \x1b[31m{CANARY}\r\nx\r\n\r\n".encode())
-        await writer.drain()
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as listening:
-        port = listening.sockets[0].getsockname()[1]
+    async with of_another_protocol(CANARY) as port:
         found = await trouble(run_here, *SECRETS, f"http://127.0.0.1:{port}/?token={CANARY}")
     assert "\x1b" not in found
     assert "220" in found

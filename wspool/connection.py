@@ -816,20 +816,7 @@ class WebsocketConnection:
         if not self.is_lost:
             wire.expect_close(websocket)
         self._frames = ()  # from now on the goodbye reads
-        # To be aborted ends each of the waits below, and takes half as long as a timeout around.
-        alarm = self._loop.call_later(timeout, socket.abort)
-        try:
-            if self.is_flooded():  # the peer's CLOSE is far: aiohttp would read up to it in one go
-                socket.abort()
-            else:
-                try:
-                    await websocket.close(code=code, message=self.close_reason.encode()[:123])
-                except (OSError, aiohttp.ClientError):
-                    socket.abort()
-            await socket.wait_gone()
-        finally:
-            alarm.cancel()
-            socket.abort()
+        await socket.hang_up(websocket, timeout, code, self.close_reason)
 
     def abort(self) -> None:
         """Cut the socket off, without a word."""

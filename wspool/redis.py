@@ -36,7 +36,6 @@ import itertools
 import logging
 import random
 import uuid
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from wspool.quota import Lease, Line, interval_of
@@ -243,12 +242,7 @@ class RedisQuota(Line):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -174,13 +174,8 @@ class Tap:
         if self._beat_task is not None:
             self._beat_task.cancel()
         try:
-            async with asyncio.timeout(GOODBYE):
-                await self.websocket.close()
-                await self._socket.wait_gone()
-        except (TimeoutError, OSError, aiohttp.ClientError):
-            pass
+            await self._socket.hang_up(self.websocket, GOODBYE)
         finally:
-            self._socket.abort()
             self.reader_task.cancel()
             await asyncio.wait([self.reader_task])
 

@@ -150,6 +150,29 @@ class Socket:
         else:
             lost.add_done_callback(lambda _: callback())
 
+    async def hang_up(
+        self,
+        websocket: aiohttp.ClientWebSocketResponse,
+        timeout: float,
+        code: int = 1000,
+        reason: str = "",
+    ) -> None:
+        """Say goodbye and return when the transport is gone, after `timeout` seconds by force."""
+        # To be aborted ends each of the waits below, and takes half as long as a timeout around.
+        alarm = asyncio.get_running_loop().call_later(timeout, self.abort)
+        try:
+            if is_flooded(websocket):  # the CLOSE is far: aiohttp would read up to it in one go
+                self.abort()
+            else:
+                try:
+                    await websocket.close(code=code, message=reason.encode()[:123])
+                except (OSError, aiohttp.ClientError):
+                    self.abort()
+            await self.wait_gone()
+        finally:
+            alarm.cancel()
+            self.abort()
+
     async def wait_gone(self) -> None:
         """Return when the transport has called `connection_lost`."""
         lost = self._lost

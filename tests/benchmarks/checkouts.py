@@ -28,13 +28,13 @@ def checkouts(pool: Any) -> Body:
     return check_out_often
 
 
-@benchmark(CHECKOUT, "the same code, to show the noise", AtMost(), uvloop=AtMost())
+@benchmark(CHECKOUT, "the same code, to show the noise", AtMost(), uvloop=True)
 async def noise(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.pool() as other:
         return await bench.compare(checkouts(pool), checkouts(other))
 
 
-@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8), uvloop=AtMost(0.8))
+@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8), uvloop=True)
 async def checkout(bench: Bench) -> Comparison:
     async def make() -> object:
         return object()
@@ -44,14 +44,14 @@ async def checkout(bench: Bench) -> Comparison:
         return await bench.compare(checkouts(pool), checkouts(theirs))
 
 
-@benchmark(CHECKOUT, "aio-websocket-pool", Faster(35), uvloop=Faster(35))
+@benchmark(CHECKOUT, "aio-websocket-pool", Faster(35), uvloop=True)
 async def checkout_websockets(bench: Bench) -> Comparison:
     async with bench.pool() as pool, websockets_pool(bench.uri, 1) as theirs:
         return await bench.compare(checkouts(pool), checkouts(theirs))
 
 
 @benchmark(
-    "`acquire()`, `release()`", "asyncio.LifoQueue: `get()`, `put()`", AtMost(4), uvloop=AtMost(4)
+    "`acquire()`, `release()`", "asyncio.LifoQueue: `get()`, `put()`", AtMost(4), uvloop=True
 )
 async def acquire(bench: Bench) -> Comparison:
     queue: asyncio.LifoQueue[object] = asyncio.LifoQueue()
@@ -80,7 +80,7 @@ async def checkout_of_many(bench: Bench) -> Comparison:
     "a checkout after {cancelled} cancelled acquires",
     "without them",
     AtMost(1.1),
-    uvloop=AtMost(1.1),
+    uvloop=True,
 )
 async def checkout_after_cancelled(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.pool() as other:

@@ -44,7 +44,7 @@ def held_echo(websocket: aiohttp.ClientWebSocketResponse) -> Body:
     "an echo over a held aiohttp WebSocket",
     "the same code, to show the noise",
     AtMost(),
-    uvloop=AtMost(),
+    uvloop=True,
 )
 async def echo_noise(bench: Bench) -> Comparison:
     async with bench.websocket() as websocket, bench.websocket() as other:
@@ -57,20 +57,18 @@ async def echo(bench: Bench) -> Comparison:
         return await bench.compare(borrowed_echo(pool), held_echo(websocket), rounds=3)
 
 
-@benchmark(ECHO, "aio-websocket-pool", Faster(1.3), uvloop=Faster(1.3))
+@benchmark(ECHO, "aio-websocket-pool", Faster(1.3), uvloop=True)
 async def echo_websockets(bench: Bench) -> Comparison:
     async with bench.pool() as pool, websockets_pool(bench.uri, 1) as theirs:
         return await bench.compare(borrowed_echo(pool), borrowed_echo(theirs))
 
 
-@benchmark(ECHO, "aiohttp: connect, echo, close", Faster(5), uvloop=Faster(5))
+@benchmark(ECHO, "aiohttp: connect, echo, close", Faster(5), uvloop=True)
 async def echo_connecting(bench: Bench) -> Comparison:
     return await compare_connecting(bench, bench.uri)
 
 
-@benchmark(
-    f"{ECHO} (TLS)", "connect, echo, close (EC P-256 certificate)", Faster(12), uvloop=Faster(12)
-)
+@benchmark(f"{ECHO} (TLS)", "connect, echo, close (EC P-256 certificate)", Faster(12), uvloop=True)
 async def echo_connecting_tls(bench: Bench) -> Comparison:
     context = ssl.create_default_context()
     bench.servers.authority.configure_trust(context)
@@ -88,9 +86,7 @@ async def compare_connecting(bench: Bench, uri: str, **options: Any) -> Comparis
         return await bench.compare(borrowed_echo(pool), connecting_echo, longer=2)
 
 
-@benchmark(
-    f"{PIPELINED} pipelined echoes in a loan", "raw aiohttp", AtMost(1.05), uvloop=AtMost(1.05)
-)
+@benchmark(f"{PIPELINED} pipelined echoes in a loan", "raw aiohttp", AtMost(1.05), uvloop=True)
 async def pipelined(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.websocket() as websocket:
 
@@ -110,9 +106,7 @@ async def pipelined(bench: Bench) -> Comparison:
         return await bench.compare(ours, theirs, rounds=3)
 
 
-@benchmark(
-    "{messages} small messages received in a loan", "raw aiohttp", AtMost(1.15), uvloop=AtMost(1.15)
-)
+@benchmark("{messages} small messages received in a loan", "raw aiohttp", AtMost(1.15), uvloop=True)
 async def stream(bench: Bench) -> Comparison:
     count, number = bench.scale.messages, str(bench.scale.messages)
     async with bench.pool(uri=bench.uri + "stream") as pool:

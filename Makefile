@@ -15,10 +15,10 @@ test: .venv/installed
 
 # Minutes: many more schedules, a long soak, and each known fault put back once.
 soak: .venv/installed
-	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/test_schedules.py
-	$(BIN)/python -X dev -W error -m tests.soak --seconds 120 $(ARGS)
-	$(BIN)/python -X dev -W error -m tests.soak --seconds 60 --borrowers 200 --threads
-	$(BIN)/python -m tests.mutations
+	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/explore/test_schedules.py
+	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 120 $(ARGS)
+	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 60 --borrowers 200 --threads
+	$(BIN)/python -m tests.explore.mutations
 
 lint: .venv/lint-installed
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ docs: .venv/docs-installed
 
 # The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.
 build: .venv/release-installed
-	$(BIN)/python -m tests.built $(or $(ARGS),--no-tests)
+	$(BIN)/python -m tests.support.built $(or $(ARGS),--no-tests)
 
 # Two to four minutes, on a machine that does nothing else. It has an environment of its own,
 # because a peer pins an old websockets; that peer needs a Python below 3.13.

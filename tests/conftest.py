@@ -92,7 +92,7 @@ async def fair_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return ready
 
     monkeypatch.setattr(loop._selector, "select", select_and_count)
-    # Of the class, where the pool looks: `wspool.connection.clock_of`.
+    # Of the class, where the pool looks: `wspool._connection.link.clock_of`.
     monkeypatch.setattr(type(loop), "time", lambda _: waited + time.process_time())
 
 

@@ -3,9 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wspool.connection import Transition, WebsocketConnection
-from wspool.draining import PendingConnection
-from wspool.errors import (
+from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
     ConnectionDrainTimeoutError,
@@ -16,15 +14,17 @@ from wspool.errors import (
     IllegalTransitionError,
     WebsocketError,
 )
-from wspool.options import DrainConditionCallback
-from wspool.pool import WebsocketConnectionPool
+from wspool._connection.link import Transition, WebsocketConnection
+from wspool._connection.states import CloseReason, State
+from wspool._pool.draining import PendingConnection
+from wspool._pool.options import DrainConditionCallback
+from wspool._pool.pool import WebsocketConnectionPool
+from wspool._pool.stats import Stats
 from wspool.quota import LocalQuota, Quota
-from wspool.states import CloseReason, State
-from wspool.stats import Stats
 
 if TYPE_CHECKING:
-    from wspool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
-    from wspool.introspection import (
+    from wspool._pool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+    from wspool._pool.introspection import (
         BorrowerSnapshot,
         ConnectionSnapshot,
         PoolSnapshot,
@@ -62,12 +62,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "BlockingWebsocketConnection": "blocking",
-    "BlockingWebsocketConnectionPool": "blocking",
-    "BorrowerSnapshot": "introspection",
-    "ConnectionSnapshot": "introspection",
-    "PoolSnapshot": "introspection",
-    "WaiterSnapshot": "introspection",
+    "BlockingWebsocketConnection": "_pool.blocking",
+    "BlockingWebsocketConnectionPool": "_pool.blocking",
+    "BorrowerSnapshot": "_pool.introspection",
+    "ConnectionSnapshot": "_pool.introspection",
+    "PoolSnapshot": "_pool.introspection",
+    "WaiterSnapshot": "_pool.introspection",
 }
 """What is loaded when it is asked for, and from where."""
 

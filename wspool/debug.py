@@ -31,17 +31,17 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from wspool.connection import WebsocketConnection
-from wspool.errors import shown_uri
+from wspool._connection.errors import shown_uri
+from wspool._connection.link import WebsocketConnection
+from wspool._connection.states import TRANSITIONS, State
+from wspool._pool.introspection import OLDEST, as_dict, snapshot_connection, snapshot_waiter
+from wspool._pool.pool import WebsocketConnectionPool
 from wspool.events import (
     ConnectionCheckedIn,
     ConnectionCheckedOut,
     ConnectionCheckOutStarted,
     Event,
 )
-from wspool.introspection import OLDEST, as_dict, snapshot_connection, snapshot_waiter
-from wspool.pool import WebsocketConnectionPool
-from wspool.states import TRANSITIONS, State
 
 __all__ = ["setup"]
 

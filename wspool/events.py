@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
 
-from wspool.errors import (
+from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,

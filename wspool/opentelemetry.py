@@ -34,7 +34,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 from opentelemetry import metrics
 
 from wspool import events
-from wspool.pool import WebsocketConnectionPool
+from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["instrument"]
 

@@ -31,8 +31,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wspool.pool import WebsocketConnectionPool
-from wspool.states import CloseReason
+from wspool._connection.states import CloseReason
+from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["PoolCollector", "register"]
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from wspool.errors import ConnectionUnavailableError
+from wspool._connection.errors import ConnectionUnavailableError
 
 logger = logging.getLogger("wspool")
 

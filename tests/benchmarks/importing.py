@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from tests import ROOT
 from tests.benchmarks.goals import OURS, Below, seconds
 from tests.benchmarks.side_by_side import Comparison
 from tests.benchmarks.suite import Bench, benchmark
@@ -41,7 +41,7 @@ async def importing(bench: Bench) -> Comparison:
         for _ in range(bench.scale.rounds + 1):
             ended = subprocess.run(
                 [sys.executable, "-c", PROGRAM, directory],
-                cwd=Path(__file__).parent.parent.parent,
+                cwd=ROOT,
                 capture_output=True,
                 text=True,
                 check=True,

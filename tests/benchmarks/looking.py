@@ -24,9 +24,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.benchmarks.side_by_side import Body, chosen_loops, run, side_by_side
 from wspool import WebsocketConnectionPool
-from wspool.connection import WebsocketConnection
+from wspool._connection.link import WebsocketConnection
+from wspool._connection.states import State
 from wspool.prometheus import register
-from wspool.states import State
 
 MANY: Final = 1000
 """Connections in the large pool."""

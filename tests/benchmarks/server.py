@@ -18,6 +18,8 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
+from tests import ROOT
+
 MOST = 15_000
 """Connections at a time."""
 
@@ -50,7 +52,7 @@ def echo_server(*, delay: float = 0.0, certificate: Path | None = None) -> Itera
         arguments += ["--certificate", str(certificate)]
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.server", *arguments],
-        cwd=Path(__file__).parent.parent.parent,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

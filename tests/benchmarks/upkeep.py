@@ -15,7 +15,8 @@ from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, seconds, size
 from tests.benchmarks.server import allow_files
 from tests.benchmarks.side_by_side import Comparison, in_turns
 from tests.benchmarks.suite import LATENCY, Bench, Traced, benchmark
-from wspool import WebsocketConnectionPool, upkeep
+from wspool import WebsocketConnectionPool
+from wspool._pool import upkeep
 
 BORROWS: Final = 20
 

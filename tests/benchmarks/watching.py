@@ -27,7 +27,7 @@ import aiohttp
 from aiohttp import ClientWebSocketResponse, WSMessage, WSMsgType
 
 from tests.benchmarks.side_by_side import Body, Comparison, chosen_loops, run, side_by_side
-from wspool import wire
+from wspool._connection import aiohttp_internals as wire
 
 MANY: Final = 100
 """Calls at a time of what takes less than a microsecond or so."""

@@ -1,0 +1,123 @@
+"""The files of the package: who may know of whom, and where a connection's state is assigned."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import wspool
+
+PACKAGE = Path(wspool.__file__).parent
+
+FILES = """
+    _connection.errors
+    events quota
+    _connection.callsites _connection.states _connection.queues _connection.aiohttp_internals
+    _connection.link
+    _pool.options _pool.stats _pool.listeners _pool.waiting _pool.dialing _pool.draining
+    _pool.errands _pool.tasks _pool.routing _pool.upkeep _pool.introspection _pool.loans
+    _pool.pool _pool.blocking
+    prometheus opentelemetry redis debug testing pytest_plugin
+    _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.commands
+"""
+FOLDERS = ["wspool._connection", "wspool._pool", "wspool._cli"]
+ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]
+ORDER.insert(ORDER.index("wspool._cli.demo"), "wspool")
+ORDER.append("wspool.__main__")
+"""The order of the files: none imports one that stands below itself."""
+
+EXTRAS = {
+    "wspool.prometheus": {"prometheus_client"},
+    "wspool.opentelemetry": {"opentelemetry"},
+    "wspool.pytest_plugin": {"pytest", "pytest_asyncio"},
+    "wspool.redis": {"redis"},
+}
+"""The optional parts with what they need beyond the core's dependencies; no other imports them."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def assigns_a_state(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr == "state" and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func).rpartition(".")[2]
+        named = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        return called in ("setattr", "__setattr__", "delattr") and "state" in named
+    return False
+
+
+def places_that_assign_a_state(node: ast.AST, inside: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if assigns_a_state(child):
+            yield inside
+        is_named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from places_that_assign_a_state(
+            child, f"{inside}.{child.name}" if is_named else inside
+        )
+
+
+def test_after_a_birth_the_state_is_assigned_in_one_place_only() -> None:
+    found = [place for name, tree in modules() for place in places_that_assign_a_state(tree, name)]
+    assert found == [
+        "wspool._connection.link.WebsocketConnection.__init__",
+        "wspool._connection.states._Move.trigger",
+    ]
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Give every module that is imported when the code runs."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute here"
+        assert node.module is not None
+        inner = (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from {name if name in ORDER else node.module for name in inner}
+    for child in ast.iter_child_nodes(node):
+        yield from imports(child)
+
+
+@pytest.mark.parametrize("module", ["states", "queues"])
+def test_what_is_pure_imports_neither_asyncio_nor_aiohttp(module: str) -> None:
+    roots = {
+        name.partition(".")[0] for name in imports(dict(modules())[f"wspool._connection.{module}"])
+    }
+    assert not roots & {"asyncio", "aiohttp"}
+
+
+def test_no_file_imports_one_below_its_own_in_the_order() -> None:
+    """So there is no circle, and each file can be read knowing only those above it."""
+    trees = dict(modules())
+    assert sorted(trees) == sorted(ORDER), "a new file gets its place in ORDER"
+    for position, module in enumerate(ORDER):
+        ours = set(imports(trees[module])) & set(ORDER)
+        below = ours - set(ORDER[:position])
+        assert not below, f"{module} imports what is not above it"
+
+
+def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> None:
+    """multidict and yarl are aiohttp's own, and part of its interface."""
+    core = {"aiohttp", "backoff", "multidict", "transitions", "yarl"}
+    for module, tree in modules():
+        roots = {name.partition(".")[0] for name in imports(tree)}
+        foreign = roots - sys.stdlib_module_names - {"wspool"}
+        allowed = {"rich"} if module.startswith("wspool._cli") else EXTRAS.get(module, set())
+        assert foreign <= core | allowed, module
+
+
+def test_no_file_imports_an_optional_part() -> None:
+    optional = {f"wspool.{part}" for part in "prometheus opentelemetry redis debug testing".split()}
+    for module, tree in modules():
+        if module != "wspool.pytest_plugin":  # a part of wspool.testing, kept apart for its imports
+            assert not optional & set(imports(tree)), module

@@ -1,0 +1,384 @@
+"""For each pathology a small change to the package that puts the fault in, and its test catches.
+
+`python -m tests.explore.mutations [number ...]` runs each test on a copy of the package, without
+and with the change, prints the table, and exits with 1 if a change goes unnoticed. Tests that hang
+under a change have caught it, too.
+
+Loaded by pytest as a plugin, this file also makes sure that it is the copy that is tested.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests import ROOT
+
+TESTS: Final = "tests/pool/test_pathologies.py"
+
+LIMIT: Final = 60.0
+"""Seconds for a test; one that takes longer hangs."""
+
+WORKERS: Final = 2
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Which pathology, its test, and the text in which file that is replaced by which."""
+
+    number: int
+    pathology: str
+    test: str
+    file: str
+    old: str
+    new: str
+
+    def applied_to(self, text: str) -> str:
+        """Return the file's text with the fault in it."""
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.number}: {self.old!r} is {count} times in {self.file}")
+        return text.replace(self.old, self.new)
+
+    def changed_lines(self) -> int:
+        """Return how many lines a patch takes out and puts in."""
+        text = (ROOT / "wspool" / self.file).read_text()
+        patch = difflib.unified_diff(
+            text.splitlines(), self.applied_to(text).splitlines(), n=0, lineterm=""
+        )
+        return sum(line[0] in "+-" for line in list(patch)[2:])
+
+
+MUTATIONS: Final = (
+    Mutation(
+        1,
+        "waiter cancelled at the hand-over: owned by nobody",
+        "test_a_waiter_cancelled_at_the_hand_over_loses_no_connection",
+        "_pool/routing.py",
+        "self._pass_on(future.result())",
+        "pass",
+    ),
+    Mutation(
+        2,
+        "cancellation lost",
+        "test_a_task_cancelled_at_the_hand_over_ends_cancelled",
+        "_pool/routing.py",
+        "self._leave_line(waiter)",
+        "return waiter.future.result()",
+    ),
+    Mutation(
+        3,
+        "cancellation absorbed by a loop",
+        "test_a_slow_hook_does_not_absorb_the_cancellation_of_acquire",
+        "_pool/routing.py",
+        "            connection = await waiter.future\n",
+        "            while not waiter.future.done():\n"
+        "                try:\n"
+        "                    await asyncio.wait({waiter.future})\n"
+        "                except asyncio.CancelledError:\n"
+        "                    continue\n"
+        "            connection = waiter.future.result()\n",
+    ),
+    Mutation(
+        4,
+        "`except Exception` misses CancelledError",
+        "test_a_cancellation_at_any_await_costs_nothing",
+        "_pool/routing.py",
+        "except BaseException as error:\n            if waiter",
+        "except Exception as error:\n            if waiter",
+    ),
+    Mutation(
+        5,
+        "wake-up lost on cancellation",
+        "test_the_second_waiter_is_served_when_the_first_is_cancelled_in_that_tick",
+        "_pool/routing.py",
+        'self._check_in(connection, "cancelled waiter")',
+        'states.checkin(connection, "cancelled waiter")',
+    ),
+    Mutation(
+        6,
+        "unfair queue",
+        "test_who_waits_is_not_overtaken_by_who_comes",
+        "_pool/routing.py",
+        "        if self.line.waiters:\n            self.route()",
+        "        if self.line.waiters:\n            self.loop.call_soon(self.route)",
+    ),
+    Mutation(
+        7,
+        "slot not freed when a dial fails",
+        "test_a_failed_dial_frees_its_slot",
+        "_pool/tasks.py",
+        "    connection.leave()\n    router = ref()",
+        "    if connection.socket is not None:\n        connection.leave()\n    router = ref()",
+    ),
+    Mutation(
+        8,
+        "waiter not woken when a bad connection is dropped",
+        "test_a_waiter_gets_the_place_of_a_connection_that_is_dropped",
+        "_pool/tasks.py",
+        "        router.route()",
+        "        router.refill()",
+    ),
+    Mutation(
+        9,
+        "too many dials for the demand",
+        "test_there_are_no_more_dials_than_are_needed",
+        "_pool/routing.py",
+        "len(waiters) - len(self.queues.connecting)",
+        "len(waiters)",
+    ),
+    Mutation(
+        10,
+        "more than max sockets at the server",
+        "test_the_server_never_sees_more_sockets_than_the_maximum",
+        "_pool/routing.py",
+        "self.options.max_connections - len(self.queues)",
+        "self.options.max_connections - len(self.queues) + len(self.queues.closed)",
+    ),
+    Mutation(
+        11,
+        "count drifts from the truth",
+        "test_every_count_is_the_truth_after_every_action",
+        "_pool/routing.py",
+        "return len(self.queues.idle) + len(self.queues.busy) + len(self.queues.draining)",
+        "return self.stats.dials - self.stats.dial_failures - self.stats.closes.total()",
+    ),
+    Mutation(
+        12,
+        "deadlock or leak when closing during a dial",
+        "test_closing_during_a_dial_is_bounded_and_leaves_no_socket",
+        "_pool/routing.py",
+        "            task.cancel()",
+        "            pass",
+    ),
+    Mutation(
+        13,
+        "close hangs on a borrower that never returns",
+        "test_closing_does_not_wait_for_a_borrower_that_never_returns",
+        "_pool/routing.py",
+        "asyncio.wait({self._all_returned}, timeout=timeout)",
+        "asyncio.wait({self._all_returned})",
+    ),
+    Mutation(
+        14,
+        "stale hand-out",
+        "test_no_borrower_sees_a_connection_that_died_while_idle",
+        "_pool/routing.py",
+        "if connection.is_flooding or connection.inbox or connection.look():",
+        "if False:",
+    ),
+    Mutation(
+        15,
+        "dirty hand-out (off by one)",
+        "test_a_late_reply_is_never_read_by_the_next_borrower",
+        "_pool/loans.py",
+        "self._connection, exc_type is not None",
+        "self._connection, False",
+    ),
+    Mutation(
+        16,
+        "an old timer acts on the replacement",
+        "test_the_expiry_of_a_connection_spares_its_replacement",
+        "_pool/routing.py",
+        "        if self.line.waiters:\n            self.route()",
+        "        if self.line.waiters:\n            self.route()\n"
+        "        self.loop.call_later(\n"
+        "            self.options.idle_timeout,\n"
+        "            lambda: [c.finish(CloseReason.IDLE) for c in self.queues],\n"
+        "        )",
+    ),
+    Mutation(
+        17,
+        "keepalive refreshes the idle age",
+        "test_attending_does_not_make_a_connection_younger",
+        "_pool/routing.py",
+        "            self._dispose_of_unread(connection, most)\n        elif",
+        "            self._dispose_of_unread(connection, most)\n"
+        "            connection.idle_since = connection.clock()\n"
+        "        elif",
+    ),
+    Mutation(
+        18,
+        "all expire in one second",
+        "test_connections_of_one_age_do_not_go_in_one_moment",
+        "_pool/routing.py",
+        "JITTER * connection.jitter\n            connection",
+        "0.0",
+    ),
+    Mutation(
+        19,
+        "drained to zero and never refilled",
+        "test_a_pool_that_lost_everything_fills_up_again",
+        "_pool/upkeep.py",
+        "    router.refill()",
+        "    if router.total_connections:\n        router.refill()",
+    ),
+    Mutation(
+        20,
+        "busy loop against accept-then-close",
+        "test_a_server_that_accepts_and_closes_is_not_dialled_in_a_loop",
+        "_pool/dialing.py",
+        "if is_young and not",
+        "if False and not",
+    ),
+    Mutation(
+        21,
+        "built outside the loop, used in another",
+        "test_a_pool_made_without_a_loop_belongs_to_the_first_that_uses_it",
+        "_pool/pool.py",
+        "if self._loop is not None or loop is None:",
+        "if loop is None:",
+    ),
+    Mutation(
+        22,
+        "I/O or create_task in __del__",
+        "test_dropping_a_pool_warns_and_does_nothing_else",
+        "_pool/pool.py",
+        'if getattr(self, "_loop", None) is not None and not self.is_closed:',
+        'if getattr(self, "_loop", None) is not None and not self.is_closed:\n'
+        "            self._loop.create_task(self.close_all())",
+    ),
+    Mutation(
+        23,
+        "exceptions never retrieved",
+        "test_no_error_is_left_unretrieved_and_no_task_is_lost",
+        "_connection/link.py",
+        "            await write\n        except (OSError, aiohttp.ClientError) as error:",
+        "            await write\n        except TimeoutError as error:",
+    ),
+    Mutation(
+        24,
+        "concurrent start()",
+        "test_starting_five_times_at_once_is_starting_once",
+        "_pool/pool.py",
+        "            return\n        self._enter()\n        connecting",
+        "            return\n"
+        "        if self.is_started and not self.total_connections:\n"
+        "            self.router.start(self._enter(), self._session)\n"
+        "        self._enter()\n        connecting",
+    ),
+    Mutation(
+        25,
+        "cancel pressure leaves a pile of dead waiters",
+        "test_cancelled_waiters_leave_nothing_behind",
+        "_pool/routing.py",
+        "            self.line.leave(waiter)\n",
+        "",
+    ),
+    Mutation(
+        26,
+        "retries run past the deadline",
+        "test_acquire_keeps_to_its_deadline_whatever_goes_on_inside",
+        "_pool/routing.py",
+        "self.loop.call_later(timeout,",
+        "self.loop.call_later(timeout * self.options.max_retries,",
+    ),
+    Mutation(
+        27,
+        "a timed-out waiter is still served",
+        "test_a_waiter_whose_time_is_up_is_not_served_any_more",
+        "_pool/routing.py",
+        "            self.line.fail(waiter, error)\n            self.route()",
+        "            late, waiter.future = waiter.future, self.loop.create_future()\n"
+        "            late.set_exception(error)\n"
+        "            self.route()",
+    ),
+    Mutation(
+        28,
+        "a user's hook raises",
+        "test_a_hook_that_raises_costs_the_connection_and_no_slot",
+        "_pool/draining.py",
+        'logger.exception("%s raised; closing #%d", name, connection.id)\n'
+        "        raise Discard(CloseReason.ERROR) from error",
+        'logger.exception("%s raised; closing #%d", name, connection.id)',
+    ),
+    Mutation(
+        29,
+        "illegal transition half done",
+        "test_an_illegal_trigger_is_an_error_and_nothing_has_moved",
+        "_connection/states.py",
+        "        if move is None:\n",
+        "        if move is None:\n            model.queues[model.state].pop(model, None)\n",
+    ),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test another wspool than the one beside the tests."""
+    import wspool
+
+    tested = Path(wspool.__file__).resolve().parent
+    if tested != config.rootpath.resolve() / "wspool":
+        raise pytest.UsageError(f"{tested} would be tested, not the copy in {config.rootpath}")
+
+
+def run(test: str, mutation: Mutation | None = None) -> str:
+    """Run a test on a copy of the package; return "passes", "fails" or "hangs".
+
+    Raises RuntimeError when the test could not be run, as with a mutation that is no Python.
+    """
+    with tempfile.TemporaryDirectory(prefix="wspool-mutation-") as name:
+        copy = Path(name)
+        for part in ("wspool", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutation is not None:
+            file = copy / "wspool" / mutation.file
+            file.write_text(mutation.applied_to(file.read_text()))
+        options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "tests.explore.mutations")
+        command = [sys.executable, "-X", "dev", "-m", "pytest", *options, f"{TESTS}::{test}"]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=copy,
+                env=os.environ | {"PYTHONPATH": name},
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            return "hangs"
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{test} could not be run:\n{done.stdout}\n{done.stderr}")
+    return "fails" if done.returncode else "passes"
+
+
+def verdicts(mutation: Mutation) -> tuple[str, str]:
+    """Return how the mutation's test ends without and with it."""
+    try:
+        return run(mutation.test), run(mutation.test, mutation)
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return "?", "?"
+
+
+def main(numbers: Sequence[str]) -> int:
+    """Print the table; return 1 unless every mutation is caught."""
+    chosen = [m for m in MUTATIONS if not numbers or str(m.number) in numbers]
+    caught = 0
+    print(f"{'#':>2}  {'pathology':<52}{'unpatched':<11}{'patched':<9}test")
+    with ThreadPoolExecutor(WORKERS) as workers:
+        for mutation, (before, after) in zip(chosen, workers.map(verdicts, chosen), strict=True):
+            is_caught = before == "passes" and after in ("fails", "hangs")
+            caught += is_caught
+            print(
+                f"{mutation.number:>2}  {mutation.pathology:<52}{before:<11}{after:<9}"
+                f"{mutation.test}{'' if is_caught else '  <-- NOT CAUGHT'}",
+                flush=True,
+            )
+    print(f"{caught}/{len(chosen)} caught")
+    return int(caught < len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

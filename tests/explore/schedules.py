@@ -1,0 +1,597 @@
+"""A test loop that explores schedules: what runs next, what the network does, who is cancelled.
+
+`Loop` has a clock of its own and runs one ready callback at a time, a seeded random one; when none
+is ready it jumps to the next timer. `World` puts a pool on it, and on a network that is as open
+(`network.py`), and checks after each step what must hold at all times. The same seed gives the same
+schedule, to the last step.
+
+Callbacks run in any order, which is more than asyncio allows: what holds here holds there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import heapq
+import math
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+import wspool
+from tests.explore.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
+from wspool import (
+    CloseReason,
+    LocalQuota,
+    State,
+    WebsocketConnection,
+    WebsocketConnectionPool,
+    WebsocketError,
+)
+
+T = TypeVar("T")
+Task = asyncio.Task[Any]
+
+SCHEDULES: Final = int(os.environ.get("WSPOOL_SCHEDULES", "2000"))
+"""How many a test explores."""
+
+HORIZON: Final = 120.0
+"""Virtual seconds after which whoever still waits is taken to wait for ever."""
+
+ENDLESS: Final = 1.0
+"""Seconds of the processor's time after which a step, which takes microseconds, is without end."""
+
+CORE: Final = Path(wspool.__file__).parent
+
+
+class Violation(AssertionError):
+    """Something that must hold at all times did not."""
+
+
+class _Future(asyncio.Future[Any]):
+    """A future whose place in a set does not depend on its address."""
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = number
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class Loop(asyncio.BaseEventLoop):
+    """An event loop without I/O, in which a seeded generator decides what is open."""
+
+    def __init__(self, seed: int, *, is_shuffling: bool = True) -> None:
+        super().__init__()
+        self.set_debug(False)  # a traceback for each callback would take most of the time
+        self.random = random.Random(seed)
+        self.is_shuffling = is_shuffling
+        self.now = 0.0
+        self.steps = self.decisions = self._futures = 0
+        # Called around each step, with the task whose step it is, if it is one's.
+        self.before_step: Callable[[Task | None], None] = lambda task: None
+        self.after_step: Callable[[Task | None, object], None] = lambda task, callback: None
+
+    def choose(self, options: Sequence[T]) -> T:
+        self.decisions += len(options) > 1
+        return options[self.random.randrange(len(options))]
+
+    def chance(self, probability: float) -> bool:
+        self.decisions += 0 < probability < 1
+        return self.random.random() < probability
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._futures += 1
+        return _Future(self._futures, self)
+
+    def _write_to_self(self) -> None:
+        """Wake the loop up from a wait for I/O, of which there is none."""
+
+    def _run_once(self) -> None:
+        ready, timers = cast(Any, self)._ready, cast(Any, self)._scheduled
+        while timers and (not ready or timers[0]._when <= self.now):
+            timer = heapq.heappop(timers)
+            timer._scheduled = False
+            if not timer._cancelled:
+                self.now = max(self.now, timer._when)
+                ready.append(timer)
+        if not ready:
+            raise Violation("nobody can move any more")
+        if self.is_shuffling:
+            ready.rotate(-self.choose(range(len(ready))))
+        handle = ready.popleft()
+        if not handle._cancelled:
+            self.steps += 1
+            callback = handle._callback
+            owner = getattr(callback, "__self__", None)
+            task = owner if isinstance(owner, asyncio.Task) else None
+            self.before_step(task)
+            self._run_to_its_end(handle)
+            self.after_step(task, callback)
+
+    def _run_to_its_end(self, handle: asyncio.Handle) -> None:
+        is_endless = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal is_endless
+            is_endless = True
+            raise Violation("a step does not end")
+
+        signal.signal(signal.SIGVTALRM, interrupt)
+        signal.setitimer(signal.ITIMER_VIRTUAL, ENDLESS)
+        handle._run()  # which keeps to itself what the callback raises
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        if is_endless:
+            raise Violation("a step does not end")
+
+
+def is_last(message: str | bytes) -> bool:
+    return str(message).startswith("last")
+
+
+OPTIONS: Final[dict[str, Any]] = {
+    "uri": "ws://server/",
+    "max_connections": 2,
+    "max_retries": 2,
+    "connection_timeout": 1.0,
+    "close_timeout": 0.5,
+    "drain_timeout": 1.0,
+    "drain_quiet_period": 0.1,
+    "acquire_timeout": 3.0,
+}
+
+
+class World:
+    """A loop, a network and a pool, watched."""
+
+    def __init__(self, loop: Loop, temper: Temper = CALM, **options: Any) -> None:
+        self.loop = loop
+        self.network = Network(loop, temper)
+        self.pool = WebsocketConnectionPool(**{**OPTIONS, **options})
+        self.pool._session = cast(Any, self.network)
+        self.quota: LocalQuota | None = options.get("quota")
+        self.trace: list[object] = []
+        # Tasks by order of appearance; how often each has yielded.
+        self._numbers: dict[Task, int] = {}
+        self._yields: Counter[Task] = Counter()
+        # Who was cancelled, at which lines of the core; who is to be when about to go on.
+        self.cancelled: dict[Task, list[tuple[str, int]]] = {}
+        self._doomed: set[Task] = set()
+        # Who is to be cancelled after which yield, and whether late.
+        self._plans: dict[Task, tuple[int, bool]] = {}
+        self.on_yield: Callable[[Task], None] = self._follow_plan
+        # The present loan of each connection, and the step in which it began.
+        self._lent: dict[WebsocketConnection, tuple[int, int]] = {}
+        # The most places that may be taken: above max_connections only just after a resize.
+        self._most = self.pool.router.options.max_connections
+        # Whether a check was not answered, and none has been since.
+        self._is_suspicious = False
+        self._has_errands = bool(options.keys() & {"check_after_idle", "keepalive_interval"})
+        # The connections that the pool has borrowed itself, and how often it has, by what for.
+        self._errands: dict[WebsocketConnection, str] = {}
+        self.errands: Counter[str] = Counter()
+        # What nobody had asked for and nobody has seen, by the step in which it arrived.
+        self._unseen: dict[int, WebsocketConnection] = {}
+        self.network.on_stray = self._note_stray
+        # Tasks that `on_drained` has begun, until it may do no more.
+        self.guests: list[Task] = []
+        self._is_ending = False
+        loop.set_exception_handler(self._on_trouble)
+        loop.before_step, loop.after_step = self._before, self._after
+        self._troubles: list[dict[str, Any]] = []
+
+    def _on_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._troubles.append(context)
+
+    # Around each step.
+
+    def cancel(self, task: Task, *, is_late: bool = False) -> None:
+        """Cancel a task that waits: now, or in the moment in which it would have gone on."""
+        if is_late:
+            self._doomed.add(task)
+        else:
+            self.cancelled[task] = list(lines_of(task))
+            task.cancel()
+
+    def _follow_plan(self, task: Task) -> None:
+        k, is_late = self._plans.get(task, (0, False))
+        if k == self._yields[task]:
+            self.cancel(task, is_late=is_late)
+
+    def _before(self, task: Task | None) -> None:
+        if task in self._doomed:
+            self._doomed.discard(task)
+            self.cancel(task)
+
+    def _after(self, task: Task | None, callback: object) -> None:
+        counts = tuple(self.pool.router.queues.counts().values())
+        if task is None:
+            name = getattr(callback, "__qualname__", type(callback).__name__)
+            self.trace.append((name, self.loop.now, counts))
+        else:
+            number = self._numbers.setdefault(task, len(self._numbers))
+            self.trace.append((number, task.done(), self.loop.now, counts))
+            if not task.done():
+                self._yields[task] += 1
+                self.on_yield(task)
+        self._check()
+
+    def _check(self) -> None:
+        """What holds after each step."""
+        queues = self.pool.router.queues
+        limit = self.pool.router.options.max_connections
+        for state in State:
+            for connection in queues[state]:
+                if connection.state is not state:
+                    raise Violation(f"{connection!r} is in the queue {state}")
+                if connection.lease and state not in (State.BUSY, State.CLOSED):
+                    raise Violation(f"{connection!r} is lent")
+        for connection in queues.busy:
+            if self._lent.get(connection, (0, 0))[0] != connection.lease:
+                self._lent[connection] = (connection.lease, self.loop.steps)
+                if connection.lease and not self._is_checked(connection):
+                    raise Violation(f"{connection!r} is lent unchecked")
+            if not connection.lease and (connection.task is None or is_over(connection.task)):
+                raise Violation(f"{connection!r} belongs to nobody")
+        if self._has_errands:
+            self._watch_errands()
+        self._most = max(limit, min(self._most, len(queues)))
+        if len(queues) > self._most:
+            raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
+        if len(self.network.open) > len(queues):
+            raise Violation(f"{len(self.network.open)} sockets are open: {self.pool!r}")
+        if self.quota is not None:
+            if not len(self.network.open) <= len(self.quota._held) <= self.quota.limit:
+                raise Violation(f"{len(self.network.open)} sockets are open: {self.quota!r}")
+        if self._troubles:
+            raise Violation(f"an exception reached the loop: {self._troubles}")
+        if self.loop.now > HORIZON:
+            raise Violation(f"somebody waits for ever: {self.pool!r}")
+
+        if len(self.pool.router.line) and not self.pool.is_closed:
+            self._check_line()
+
+    def _check_line(self) -> None:
+        """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
+        router = self.pool.router
+        queues, limit = router.queues, router.options.max_connections
+        waiting = [waiter for waiter in router.line if not waiter.future.done()]
+        for_used = sum(not waiter.wants_new for waiter in waiting)
+        checks = list(self._errands.values()).count("check")
+        if for_used and queues.idle:
+            if self._overdue(next(reversed(queues.idle))) < 0 or checks < for_used:
+                raise Violation(f"somebody waits beside an idle one: {self.pool!r}")
+        hopes = 0 if self._is_suspicious else min(checks, for_used)
+        if len(queues) < limit and len(waiting) > len(queues.connecting) + hopes:
+            raise Violation(f"somebody waits beside room for a dial: {self.pool!r}")
+        # What neither a borrower nor a drain holds comes by itself.
+        lent = sum(bool(connection.lease) for connection in queues.busy)
+        own = limit - lent - len(queues.draining)
+        for waiter in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
+            if not waiter.is_patient:
+                raise Violation(f"timeout=0 waits for a borrower: {self.pool!r}")
+
+    def _watch_errands(self) -> None:
+        """Note the errands that have begun and ended, and what the checks say of the server."""
+        router, before = self.pool.router, self._errands
+        self._errands = {
+            connection: connection.moves[-1][2]
+            for connection in router.queues.busy
+            if not connection.lease
+        }
+        if self._errands.keys() != router.errands.checks | router.errands.keepalives:
+            raise Violation(f"errands are counted that are over: {self.pool!r}")
+        for connection, errand in self._errands.items():
+            self.errands[errand] += connection not in before
+        for connection, errand in before.items():
+            if errand == "check" and connection not in self._errands:
+                if connection.state is not State.CLOSED:
+                    self._is_suspicious = False
+                elif connection.moves[-1][2] == CloseReason.STALE:
+                    self._is_suspicious = True
+        if "check" not in self._errands.values():
+            self._is_suspicious = False
+
+    def _overdue(self, connection: WebsocketConnection) -> float:
+        """Return for how many seconds a check has been due; below 0, in how many it will be."""
+        after = self.pool.router.options.check_after_idle
+        since = max(connection.idle_since, connection.checked_at)
+        return self.loop.now - since - after if after is not None else -math.inf
+
+    def _is_checked(self, connection: WebsocketConnection) -> bool:
+        """Whether it was not idle for so long that it must answer first; or it did."""
+        if connection.checked_at > connection.idle_since:
+            socket = cast(Any, connection._websocket)._response
+            return bool(socket.ponged_at >= connection.idle_since)
+        return self._overdue(connection) <= 0
+
+    def _note_stray(self, socket: Socket) -> None:
+        """What arrives while the pool owns a connection, and before it is lost, is shown."""
+        queues = self.pool.router.queues
+        for connection in (*queues.idle, *queues.busy, *queues.draining):
+            if connection._websocket is socket.client and not connection.lease:
+                self._unseen[self.loop.steps] = connection
+
+    # What borrowers do.
+
+    def see(self, message: str | bytes) -> str:
+        """Read a message, whoever does: what was unasked for has been seen."""
+        kind, about = str(message).split(" ", 1)
+        if kind == "stray":
+            self._unseen.pop(int(about), None)
+        return kind
+
+    async def ask(self, connection: WebsocketConnection, question: str) -> None:
+        """Ask and read the answer; a message that is not for this borrower is a violation."""
+        lease, lent_at = self._lent.get(connection, (0, 0))
+        if lease != connection.lease:
+            lent_at = self.loop.steps
+        await connection.send(question)
+        while True:
+            message = await connection.recv()
+            self.see(message)
+            kind, about = str(message).split(" ", 1)
+            if kind == "stray":
+                if int(about) < lent_at:
+                    raise Violation(f"what came in step {about} is read in a loan of {lent_at}")
+            elif about != question:
+                raise Violation(f"{question!r} was asked, and {kind} {about!r} read")
+            elif kind == "last":
+                return
+
+    async def loan(self, name: str) -> None:
+        """Borrow in one way or another, ask, think, and give back; the server may spoil it."""
+        loop, pool = self.loop, self.pool
+        timeout, patience = loop.choose((0, 0.2, 3.0, None)), loop.choose((0.02, 0.5, 5.0))
+        is_new = loop.chance(0.25)
+        try:
+            if loop.chance(0.5):
+                get = pool.get_new_connection if is_new else pool.get_connection
+                async with get(timeout=timeout) as connection, asyncio.timeout(patience):
+                    await self.ask(connection, name)
+                    await asyncio.sleep(self.network.delay())
+                return
+            began = loop.now
+            try:
+                connection = await (pool.acquire_new if is_new else pool.acquire)(timeout=timeout)
+            finally:
+                if timeout and loop.now > began + timeout:
+                    raise Violation(f"an acquire with {timeout=} took {loop.now - began}")
+            is_dropped = True
+            try:
+                async with asyncio.timeout(patience):
+                    await self.ask(connection, name)
+                    is_dropped = loop.chance(0.1)
+            finally:
+                await pool.release(connection, force_remove=is_dropped)
+        except (WebsocketError, TimeoutError):
+            pass  # told what went wrong, as promised
+
+    async def greet(self, connection: WebsocketConnection) -> None:
+        """As a hook, say hello and read the answer."""
+        await connection.send("hello")
+        while self.see(await connection.recv()) != "last":
+            pass
+
+    async def compete(self) -> None:
+        """As another pool, have sockets of the same quota."""
+        assert self.quota is not None
+        for _ in range(2):
+            lease = await self.quota.acquire()
+            await asyncio.sleep(self.loop.choose((0.0, 0.1, 1.0)))
+            self.quota.release(lease)
+
+    async def resize(self) -> None:
+        for _ in range(2):
+            self._resize()
+            await asyncio.sleep(self.loop.choose((0.0, 0.02, 0.3)))
+
+    def _resize(self) -> None:
+        limit = self.loop.choose((1, 2, 3))
+        self._most = max(self._most, limit)
+        self.pool.resize(limit)
+
+    def meddle(self, connection: WebsocketConnection, message: str | bytes) -> None:
+        """As `on_drained`, do what may be done to a pool, and sometimes raise."""
+        self.see(message)
+        loop, pool = self.loop, self.pool
+        if self._is_ending or pool.is_closed or loop.chance(0.6):
+            return
+        match loop.choose(("raise", "resize", "expire", "borrow", "borrow", "close")):
+            case "raise":
+                raise KeyError("on purpose")
+            case "resize":
+                self._resize()
+            case "expire":
+                pool.expire_connections()
+            case "borrow" if len(self.guests) < 4:
+                self.guests.append(loop.create_task(self.loan("guest")))
+            case "close" if loop.chance(0.2):
+                self.guests.append(loop.create_task(pool.close_all()))
+
+    async def suffer(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Do something that is perhaps cancelled, after some step."""
+        task = self.loop.create_task(coroutine)
+        if self.loop.chance(0.5):
+            self._plans[task] = (self.loop.choose(range(1, 7)), self.loop.chance(0.5))
+        await asyncio.wait([task])
+        self.judge(task)
+        await asyncio.sleep(self.loop.choose((self.network.delay(), 1.0)))
+
+    async def borrow(self, name: str) -> None:
+        for n in range(2):
+            await self.suffer(self.loan(f"{name}{n}"))
+
+    def judge(self, task: Task) -> None:
+        """A task ends cancelled if it was cancelled, and else not; errors are not lost."""
+        if task.cancelled() != (task in self.cancelled):
+            raise Violation(f"{task!r}, cancelled at {self.cancelled.get(task)}")
+        if not task.cancelled():
+            task.result()
+
+    async def finish(self) -> None:
+        """All capacity can be had; and closing leaves nothing and nobody behind."""
+        self._is_ending = True
+        while guests := [guest for guest in self.guests if not guest.done()]:
+            await asyncio.wait(guests)
+        self.network.temper = CALM
+        pool = self.pool
+        if not pool.is_closed:
+            seize = [self._seize() for _ in range(pool.router.options.max_connections)]
+            for connection in await asyncio.gather(*seize):
+                await pool.release(connection)
+        await pool.close_all()
+        for guest in self.guests:
+            guest.result()
+        if self.pool.router.options.on_drained is not None and self._unseen:
+            raise Violation(f"nobody saw {self._unseen}")
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left or self.network.open or len(pool.router.queues) or pool.waiters:
+            raise Violation(f"{left} and {self.network.open} are left of {pool!r}")
+        if self.quota is not None and (self.quota._held or self.quota._waiting):
+            raise Violation(f"leases are left: {self.quota!r}")
+        if pool.is_started and not self.network.is_closed:
+            raise Violation("the session is not closed")
+
+    async def _seize(self) -> WebsocketConnection:
+        while True:
+            try:
+                return await self.pool.acquire(timeout=None)
+            except wspool.ConnectionUnavailableError:
+                pass  # of a dial from before the network calmed down
+
+    def run(self, main: Coroutine[Any, Any, object]) -> None:
+        """Run to the end; after a failure, clean up so that it is the only thing heard of."""
+        state = random.getstate()
+        random.seed(0)  # of the pool's jitters
+        try:
+            self.loop.run_until_complete(main)
+        except BaseException:
+            self.loop.before_step, self.loop.after_step = lambda _: None, lambda _, __: None
+            self.pool.router.is_closing = True
+            for connection in self.pool.connections:
+                connection.end_loan()
+            while tasks := asyncio.all_tasks(self.loop):
+                for task in tasks:
+                    task.cancel()
+                self.loop.run_until_complete(asyncio.wait(tasks))
+            raise
+        finally:
+            random.setstate(state)
+            self.loop.close()
+
+
+def lines_of(task: Task) -> Iterator[tuple[str, int]]:
+    """Give the lines of the core that a task is suspended at: file and line, outermost first."""
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        if type(awaiting).__name__.startswith("async_generator_a"):  # it hides its generator
+            awaiting = next(r for r in gc.get_referents(awaiting) if hasattr(r, "ag_frame"))
+        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
+        if frame is not None and CORE in Path(frame.f_code.co_filename).parents:
+            yield Path(frame.f_code.co_filename).name, frame.f_lineno
+        awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
+
+
+def is_over(task: Task) -> bool:
+    """Whether a task has ended, but for what its callbacks will do after a cancellation."""
+    return task.done() and not task.cancelled()
+
+
+class Outcome(NamedTuple):
+    """What a schedule was: a hash of all its steps, their number, the choices, what happened."""
+
+    trace: str
+    steps: int
+    decisions: int
+    events: Counter[str]
+
+
+def explore(seed: int, task_factory: Any = None) -> Outcome:
+    """Run the schedule of this seed: 3 borrowers, 2 connections, 1 upkeep, a wild network."""
+    loop = Loop(seed)
+    loop.set_task_factory(task_factory)
+
+    async def greet(connection: WebsocketConnection) -> None:
+        await world.greet(connection)
+
+    options = _options(loop, greet)
+    if loop.chance(0.3):
+        options["on_drained"] = lambda *what: world.meddle(*what)
+    if loop.chance(0.3):
+        options["quota"] = LocalQuota(3, loop.choose((None, 10.0)))
+    world = World(loop, WILD, **options)
+
+    async def main() -> None:
+        borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
+        if loop.chance(0.3):
+            borrowers.append(loop.create_task(world.resize()))
+        if world.quota is not None:
+            borrowers += [loop.create_task(world.compete()) for _ in range(3)]
+        if loop.chance(0.3):
+            await asyncio.sleep(loop.choose((0.0, 0.02, 0.1, 0.5)))
+            await world.suffer(world.pool.close_all(loop.choose((0.0, 0.1, None))))
+        await asyncio.gather(*borrowers)
+        await world.finish()
+
+    world.run(main())
+    digest = hashlib.blake2b(repr(world.trace).encode(), digest_size=8).hexdigest()
+    stats = world.pool.stats
+    names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
+    events = stats.closes + Counter({name: getattr(stats, name) for name in names})
+    events["cancelled"] = len(world.cancelled)
+    events["quota"] = stats.failures["quota"]
+    events += world.errands
+    return Outcome(digest, loop.steps, loop.decisions, events)
+
+
+async def _pause(connection: WebsocketConnection) -> None:
+    await asyncio.sleep(0.01)
+
+
+async def _show_life(connection: WebsocketConnection) -> None:
+    await connection.send(NO_REPLY.decode())
+
+
+async def _ping(connection: WebsocketConnection) -> None:
+    await connection.ping()
+
+
+async def _fail(connection: WebsocketConnection) -> None:
+    await connection.ping()
+    raise KeyError("on purpose")
+
+
+Hook = Callable[[WebsocketConnection], Awaitable[None]]
+
+
+def _options(loop: Loop, greet: Hook) -> dict[str, Any]:
+    hooks: tuple[Hook | None, ...] = (None, None, _pause, greet)
+    errands: dict[str, Any] = {}
+    if loop.chance(0.5):
+        errands["check_after_idle"] = loop.choose((0.0, 0.0, 0.1))
+    if loop.chance(0.4):
+        errands["keepalive_interval"] = loop.choose((0.2, 0.5))
+        errands["keepalive"] = loop.choose((None, greet, _show_life, _ping, _fail))
+    return errands | {
+        "max_connecting": loop.choose((1, 2)),
+        "min_connections": loop.choose((0, 0, 1)),
+        "max_uses": loop.choose((None, None, None, None, 1)),
+        "max_lifetime": loop.choose((None, None, None, 0.3)),
+        "idle_timeout": loop.choose((60.0, 0.3)),
+        "cleanup_interval": loop.choose((5.0, 0.25)),
+        "check_server_data_on_release": loop.chance(0.3),
+        "drain_until": loop.choose((None, is_last)),
+        "drain_fence": loop.chance(0.3),
+        "on_connect": loop.choose(hooks),
+        "on_release": loop.choose(hooks[:3]),
+    }

@@ -1,0 +1,50 @@
+"""The mutations fit the package as it is; `python -m tests.explore.mutations` runs all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+
+from tests.explore import mutations
+from tests.explore.mutations import MUTATIONS, Mutation
+from tests.pool import test_pathologies
+
+pytestmark = pytest.mark.once
+
+PATHOLOGIES = 29
+LINES = 10
+
+by_number = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: str(m.number))
+
+
+def test_each_pathology_has_one_test_and_one_mutation() -> None:
+    assert [mutation.number for mutation in MUTATIONS] == [*range(1, PATHOLOGIES + 1)]
+    tests = [
+        name
+        for name, member in vars(test_pathologies).items()
+        if name.startswith("test_") and inspect.isfunction(member)
+    ]
+    assert [mutation.test for mutation in MUTATIONS] == tests
+
+
+@by_number
+def test_a_mutation_is_small_and_fits(mutation: Mutation) -> None:
+    """Its old text is in its file exactly once, and the patch is short."""
+    assert 0 < mutation.changed_lines() <= LINES
+
+
+@by_number
+def test_a_mutation_neither_raises_nor_deletes_a_function(mutation: Mutation) -> None:
+    assert mutation.new.count("raise") <= mutation.old.count("raise")
+    assert mutation.new.count("def ") == mutation.old.count("def ")
+    file = mutations.ROOT / "wspool" / mutation.file
+    compile(mutation.applied_to(file.read_text()), mutation.file, "exec")
+
+
+@pytest.mark.parametrize("number", [2, 25, 29])
+async def test_a_mutation_is_caught(number: int) -> None:
+    """That its test passes without it, the suite itself shows."""
+    mutation = MUTATIONS[number - 1]
+    assert await asyncio.to_thread(mutations.run, mutation.test, mutation) == "fails"

@@ -1,0 +1,220 @@
+"""Thousands of schedules of borrowers, cancellations and a wild network: nothing goes wrong in any.
+
+`WSPOOL_SCHEDULES=100000` makes it a soak. A failure names its seed; `explore(seed)` repeats it.
+"""
+
+from __future__ import annotations
+import __future__
+
+import asyncio
+import inspect
+import logging
+import statistics
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.explore.schedules import SCHEDULES, Outcome, Violation, explore
+from wspool import quota
+from wspool._connection import aiohttp_internals as wire
+from wspool._connection.link import WebsocketConnection
+from wspool._pool import errands, routing, waiting
+
+FACTORY = getattr(asyncio, "eager_task_factory", None)
+
+
+class Fault(NamedTuple):
+    """A bug to be put back: the number of the pathology, its story, and the code that makes it."""
+
+    number: int
+    story: str
+    function: Any
+    right: str
+    wrong: str
+
+
+FAULTS = [
+    Fault(
+        1,
+        "a connection given to a waiter that was cancelled in the same tick is lost",
+        routing.Router._leave_line,
+        "self._pass_on(future.result())",
+        "pass",
+    ),
+    Fault(
+        2,
+        "a cancellation at the hand-over is swallowed",
+        routing.Router.wait,
+        "self._leave_line(waiter)",
+        "return waiter.future.result()",
+    ),
+    Fault(
+        4,
+        "a cancelled waiter is still served",
+        waiting.Line.oldest,
+        "if not waiter.future.done():",
+        "if True:",
+    ),
+    Fault(
+        7,
+        "the slot of a failed dial is not freed",
+        routing.Router.dialled,
+        "connection.finish(CloseReason.DIAL, cause=failure)",
+        "pass",
+    ),
+    Fault(
+        10,
+        "a place is free before its socket is gone",
+        wire.Socket.hang_up,
+        "await self.wait_gone()",
+        "pass",
+    ),
+    Fault(
+        14,
+        "nobody looks at what arrived before a checkout",
+        routing.Router.next_idle,
+        "connection.inbox or connection.look()",
+        "False",
+    ),
+    Fault(
+        15,
+        "the late reply to a cancelled borrower is read by the next",
+        routing.Router.give_back,
+        "is_failed = is_failed and connection.has_sent",
+        "is_failed = False",
+    ),
+    Fault(
+        1,
+        "a checked connection whose waiter was cancelled is lost",
+        routing.Router.regain,
+        'self._back_from_errand(connection, "check")',
+        'if self.line: self._back_from_errand(connection, "check")',
+    ),
+    Fault(
+        14,
+        "a connection that did not answer its check is lent",
+        errands.check,
+        "raise Discard(CloseReason.STALE) from None",
+        "pass",
+    ),
+    Fault(
+        8,
+        "a check counts as promising though its server is mute",
+        errands.Errands.promised,
+        "or self.is_suspicious",
+        "",
+    ),
+    Fault(
+        11,
+        "a keepalive that is over still counts as a connection to come",
+        errands.Errands.end,
+        "self.keepalives.discard(connection)",
+        "pass",
+    ),
+    Fault(
+        26,
+        "the time limit of a keepalive is not kept",
+        errands.keep_alive,
+        "asyncio.timeout(options.connection_timeout)",
+        "asyncio.timeout(None)",
+    ),
+    Fault(
+        1,
+        "a lease of the quota given to a dial that was cancelled in the same tick is lost",
+        quota.Line.acquire,
+        "self.release(lease)",
+        "pass",
+    ),
+    Fault(
+        10,
+        "a lease is given back before its socket is gone",
+        WebsocketConnection.detach,
+        "await self.hang_up(timeout)",
+        "self._return_permit(); await self.hang_up(timeout)",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def nobody_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong on purpose, thousands of times, is not formatted."""
+    monkeypatch.setattr(logging.getLogger("wspool"), "disabled", True)
+
+
+def explored(seed: int, **options: Any) -> Outcome:
+    """Explore a seed; what goes wrong names it."""
+    try:
+        return explore(seed, **options)
+    except Exception as error:
+        error.add_note(f"in schedule {seed}: tests.explore.schedules.explore({seed}) repeats it")
+        raise
+
+
+def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    """No invariant breaks in any step; 90 % of the schedules differ, each by 15 choices or more."""
+    traces, decisions, steps = set[str](), list[int](), list[int]()
+    events = Counter[str]()
+    for seed in range(SCHEDULES):
+        outcome = explored(seed)
+        traces.add(outcome.trace)
+        decisions.append(outcome.decisions)
+        steps.append(outcome.steps)
+        events += outcome.events
+    distinct = len(traces) / SCHEDULES
+    with capsys.disabled():
+        print(
+            f"\n{SCHEDULES} schedules, {distinct:.1%} distinct; decision points: at least "
+            f"{min(decisions)}, median {statistics.median(decisions):.0f}; steps: median "
+            f"{statistics.median(steps):.0f}; in all "
+            + ", ".join(f"{count} {event}" for event, count in events.most_common())
+        )
+    assert distinct >= 0.9
+    assert min(decisions) >= 15
+    # The schedules are as wild as they are meant to be.
+    rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
+    rare |= {"quota", "check", "stale", "keepalive", "error", "expired"}
+    assert all(events[event] for event in rare), events
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 1234, 99999])
+def test_a_seed_replays_exactly(seed: int) -> None:
+    """The same seed gives the same trace, step by step."""
+    assert explored(seed) == explored(seed)
+
+
+@pytest.mark.skipif(FACTORY is None, reason="Python 3.12 or newer")
+def test_schedules_of_eager_tasks() -> None:
+    """The promises hold when tasks of the program's begin to run where they are made."""
+    for seed in range(SCHEDULES // 10):
+        explored(seed, task_factory=FACTORY)
+
+
+@pytest.mark.skipif(SCHEDULES < 2000, reason="a fault may take 2,000 schedules to be found")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.number}: {fault.story}")
+def test_a_fault_put_back_is_found(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fault that other pools had is found within the schedules that `make test` explores."""
+    monkeypatch.setattr(fault.function, "__code__", _compiled(fault).__code__)
+    for seed in range(2000):
+        try:
+            explore(seed)
+        except Violation as violation:
+            with capsys.disabled():
+                print(f"\n#{fault.number}, {fault.story}: found by schedule {seed}: {violation}")
+            return
+    pytest.fail(f"nobody notices that {fault.story}")
+
+
+def _compiled(fault: Fault) -> Callable[..., Any]:
+    source = textwrap.dedent(inspect.getsource(fault.function))
+    assert fault.right in source
+    flags = __future__.annotations.compiler_flag
+    code = compile(source.replace(fault.right, fault.wrong), "<fault>", "exec", flags=flags)
+    namespace: dict[str, Any] = {}
+    exec(code, fault.function.__globals__, namespace)
+    function: Callable[..., Any] = namespace[fault.function.__name__]
+    return function

@@ -1,0 +1,35 @@
+"""The soak test, for as long as a run of the suite may take; `make soak` is longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+
+SECONDS = os.environ.get("WSPOOL_SOAK_SECONDS", "15")
+
+
+@pytest.mark.parametrize("crowd", [["--borrowers", "2000"], ["--borrowers", "100", "--threads"]])
+def test_a_crowd_on_few_connections_to_a_bad_server_gets_its_own_replies(crowd: list[str]) -> None:
+    """Nothing is mixed up, lost or left over, whatever 2,000 borrowers and a server do wrong.
+
+    Or 100 threads. In a process of its own, where whatever is left over has nothing else to be
+    mistaken for.
+    """
+    soak = subprocess.run(
+        [
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.explore.soak"),
+            *("--seconds", SECONDS, *crowd, "--connections", "50", "--seed", "1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=float(SECONDS) + 300.0,
+    )
+    print(soak.stdout)
+    assert soak.stderr == ""
+    assert soak.returncode == 0

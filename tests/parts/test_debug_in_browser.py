@@ -1,0 +1,524 @@
+"""The debug page in a real browser: Debian's Chromium without a window, driven by playwright.
+
+Each test is held to it that the page complains of nothing in the console and asks nobody but its
+own server. Where there is no browser the tests are skipped, and fail if WSPOOL_REQUIRE_ALL=1.
+With WSPOOL_SCREENSHOTS=directory the pictures of both themes are kept there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.conftest import MakePool, echoes, needs_chromium, until
+from wspool import State, WebsocketConnectionPool, debug
+from wspool._connection import states
+from wspool.testing import Server
+
+pytestmark = pytest.mark.once
+
+try:
+    from playwright.async_api import Browser, Page, async_playwright
+except ImportError:
+    async_playwright = None  # type: ignore[assignment]
+
+PHONE = {"width": 360, "height": 740}
+HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
+
+NUMBERS = """() => {
+    const text = (selector) => document.querySelector(selector).textContent;
+    const nodes = [...document.querySelectorAll("#diagram .node")];
+    const filters = [...document.querySelectorAll("#filters button")];
+    const terms = [...document.querySelectorAll("#stats dt")];
+    const rows = [...document.querySelectorAll("#connections tbody tr")];
+    const cell = (row, n) => row.children[n].textContent;
+    return {
+        counts: Object.fromEntries(nodes.map((node) =>
+            [node.dataset.state, +node.querySelector(".count").textContent])),
+        filters: Object.fromEntries(filters.map((button) =>
+            [button.dataset.state, +button.querySelector("b").textContent])),
+        places: text("#places"),
+        waiters: +text("#waiters"),
+        overdue: +text("#overdue"),
+        waiting: document.querySelectorAll("#waiting li").length,
+        stats: Object.fromEntries(terms.map((term) =>
+            [term.textContent, term.nextElementSibling.textContent])),
+        rows: rows.map((row) => [+row.dataset.id, cell(row, 1), ...[4, 5, 6, 7].map((n) =>
+            +cell(row, n)), row.classList.contains("overdue")]),
+    };
+}"""
+"""What the page shows, read from its elements."""
+
+
+def expected(pool: WebsocketConnectionPool) -> dict[str, Any]:
+    """Return the same numbers from the pool's snapshot."""
+    picture = pool.snapshot().to_dict()
+    counts, connections, stats = picture["counts"], picture["connections"], picture["stats"]
+    numbers = ("uses", "sent_messages", "received_messages", "drained_messages")
+    total = sum(counts.values())
+    return {
+        "counts": counts,
+        "filters": {"all": total, **counts, "gone": len(picture["gone"])},
+        "places": f"{total} / {picture['max_connections']}",
+        "waiters": picture["waiters"],
+        "overdue": sum(c["is_overdue"] for c in connections),
+        "waiting": len(picture["waiting"]),
+        "stats": {
+            name: ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
+            if isinstance(value, dict)
+            else str(value)
+            for name, value in (
+                (name.replace("_", " "), value)
+                for name, value in stats.items()
+                if not isinstance(value, float)
+            )
+        },
+        "rows": sorted(
+            [c["id"], c["state"], *(c[name] for name in numbers), c["is_overdue"]]
+            for c in connections
+        ),
+    }
+
+
+async def numbers(page: Page) -> dict[str, Any]:
+    shown: dict[str, Any] = await page.evaluate(NUMBERS)
+    for name in ("wait time", "dial time"):
+        shown["stats"].pop(name, None)
+    return shown
+
+
+async def eventually(read: Callable[[], Awaitable[Any]], wanted: Callable[[], Any]) -> None:
+    """Wait until the page shows what is wanted; say what it showed instead."""
+    shown = None
+    try:
+        async with asyncio.timeout(10):
+            while (shown := await read()) != wanted():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        assert shown == wanted()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a page have ten pictures a second."""
+    monkeypatch.setattr(debug, "PERIOD", 0.1)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    chromium = needs_chromium(None if async_playwright else "playwright is not installed")
+    async with async_playwright() as playwright:
+        # Root, as in containers, gets no sandbox; only our own page is visited.
+        browser = await playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        await browser.close()
+
+
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture
+async def look(browser: Browser) -> AsyncIterator[OpenPage]:
+    """Open the debug page of some pools, and find no complaint and no foreign request after."""
+    complaints: list[str] = []
+    requests: list[str] = []
+    async with AsyncExitStack() as stack:
+
+        async def look(*pools: WebsocketConnectionPool, query: str = "", **options: Any) -> Page:
+            app = web.Application()
+            debug.setup(app, *pools)
+            server = TestServer(app)
+            await server.start_server()
+            stack.push_async_callback(server.close)
+            context = await browser.new_context(**options)
+            stack.push_async_callback(context.close)
+            context.set_default_timeout(10_000)
+            page = await context.new_page()
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("dialog", lambda dialog: complaints.append(f"a dialog: {dialog.message}"))
+            page.on("request", lambda request: requests.append(request.url))
+            url = str(server.make_url("/debug/wspool/")) + query
+            await page.goto(url)
+            await page.wait_for_selector("#connections th")
+            await page.locator("#stats dd").first.wait_for()
+            return page
+
+        yield look
+    assert complaints == []
+    assert {url.rpartition("/")[0].split("//")[1].split(":")[0] for url in requests} <= {
+        "127.0.0.1"
+    }
+
+
+@pytest.fixture
+async def scene(server: Server, make_pool: MakePool) -> AsyncIterator[WebsocketConnectionPool]:
+    """A pool with connections in every state, three that are gone, and one who waits.
+
+    #4 is idle, #5 to #7 are lent and overdue, #8 is being drained, #9 is closed but its server does
+    not answer the goodbye, #10 waits for the answer to its handshake.
+    """
+    pool = make_pool(
+        name="upstream",
+        max_connections=8,
+        connection_timeout=60.0,
+        close_timeout=60.0,
+        leak_threshold=1e-6,
+        drain_until=lambda message: message == "bye",
+        drain_quiet_period=60.0,
+        drain_timeout=60.0,
+    )
+    try:
+        for reason in (HOSTILE, "going away", ""):
+            lost = await pool.acquire()
+            assert await echoes(lost)
+            await server.peers[-1].close(4001, reason)
+            await until(lambda: not pool.connections, "it is gone")
+            await pool.release(lost)
+        lent = [await pool.acquire() for _ in range(6)]
+        for count, connection in enumerate(lent):
+            for _ in range(count):
+                assert await echoes(connection)
+        assert await echoes(lent[0], "bye")
+        await pool.release(lent[0])
+        await pool.release(lent[4])
+        server.peers[-1].mute()
+        await pool.release(lent[5], force_remove=True)
+        server.delay = None
+        waiter = asyncio.create_task(wait_for_a_new_one(pool), name="patient")
+        await until(lambda: pool.waiters, "somebody waits for a new one")
+        assert list(pool.router.queues.counts().values()) == [1, 1, 3, 1, 1]
+        yield pool
+        waiter.cancel()
+        await asyncio.wait({waiter})
+        for connection in lent[1:4]:
+            await pool.release(connection, force_remove=True)
+    finally:
+        for peer in server.peers:
+            peer.unmute()
+
+
+async def wait_for_a_new_one(pool: WebsocketConnectionPool) -> None:
+    await pool.acquire_new(timeout=None)
+
+
+async def told(page: Page) -> list[str]:
+    """Return what the rows say last: who has the connection, or why it went."""
+    texts: list[str] = await page.locator("#connections td.told").all_text_contents()
+    return texts
+
+
+async def ids(page: Page) -> list[int]:
+    texts = await page.locator("#connections td.id").all_text_contents()
+    return [int(text.removeprefix("#")) for text in texts]
+
+
+async def test_the_numbers_are_those_of_the_snapshot_in_three_moments(
+    look: OpenPage, scene: WebsocketConnectionPool, server: Server
+) -> None:
+    page = await look(scene)
+    await eventually(lambda: numbers(page), lambda: expected(scene))
+    assert 0 not in (await numbers(page))["counts"].values()
+
+    server.delay = 0.0
+    idle = await scene.acquire()
+    await echoes(idle)
+    busy = next(c for c in scene.connections if c.is_busy and c is not idle)
+    await scene.release(busy)
+    await eventually(lambda: numbers(page), lambda: expected(scene))
+    assert (await numbers(page))["counts"]["draining"] == 2
+
+    await scene.release(idle, force_remove=True)
+    for peer in server.peers:
+        peer.unmute()
+    await scene.close_all()
+    await eventually(lambda: page.locator("#status").text_content(), lambda: "pool closed")
+    await eventually(lambda: numbers(page), lambda: expected(scene))
+    assert not any((await numbers(page))["counts"].values())
+
+
+async def test_the_diagram_has_the_states_and_moves_of_the_table(
+    look: OpenPage, make_pool: MakePool
+) -> None:
+    for size in ({"width": 1200, "height": 800}, PHONE):
+        page = await look(make_pool(), viewport=size)
+        names = await page.locator("#diagram .name").all_text_contents()
+        moves = await page.locator("#diagram .trigger").all_text_contents()
+        assert names == [str(state) for state in State]
+        assert sorted(moves) == sorted(trigger for trigger, *_ in states.TRANSITIONS)
+        boxes = [await box.bounding_box() for box in await page.locator("#diagram text").all()]
+        picture = await page.locator("#diagram").bounding_box()
+        for box in boxes:
+            assert picture["x"] <= box["x"], "no label is cut off"
+            assert box["x"] + box["width"] <= picture["x"] + picture["width"]
+        assert not any(overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+
+
+def overlap(a: dict[str, float], b: dict[str, float]) -> bool:
+    return (
+        a["x"] < b["x"] + b["width"]
+        and b["x"] < a["x"] + a["width"]
+        and a["y"] + 4 < b["y"] + b["height"]
+        and b["y"] + 4 < a["y"] + a["height"]
+    )
+
+
+async def test_a_click_on_a_title_sorts_and_another_turns_it_over(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene)
+    title = page.locator("#connections th", has_text="Sent")
+    await eventually(lambda: ids(page), lambda: [4, 5, 6, 7, 8, 9, 10])
+    await title.locator("button").click()
+    assert await ids(page) == [10, 4, 5, 6, 7, 8, 9]
+    assert await title.get_attribute("aria-sort") == "ascending"
+    await title.locator("button").press("Enter")
+    assert await ids(page) == [9, 8, 7, 6, 4, 5, 10]
+    assert await title.get_attribute("aria-sort") == "descending"
+    assert await page.locator("[aria-sort$=ending]").count() == 1
+    await page.locator("#connections th button", has_text="State").click()
+    assert await ids(page) == [10, 4, 5, 6, 7, 8, 9]
+    for column in await page.locator("#connections th button").all():
+        await column.click()
+        assert sorted(await ids(page)) == [4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_a_click_on_a_state_leaves_its_connections(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene)
+    expected = {"connecting": [10], "idle": [4], "busy": [5, 6, 7], "draining": [8], "closed": [9]}
+    for state, wanted in expected.items():
+        button = page.locator(f"#filters [data-state={state}]")
+        await button.click()
+        assert await ids(page) == wanted
+        assert await button.get_attribute("aria-pressed") == "true"
+        assert await page.locator("#filters [aria-pressed=true]").count() == 1
+    await page.locator("#filters [data-state=gone]").click()
+    assert await ids(page) == [1, 2, 3]
+    reasons = [f" · {HOSTILE}", " · going away", ""]
+    assert await told(page) == [f"server · 4001{reason}" for reason in reasons]
+    await page.locator("#filters [data-state=all]").click()
+    assert await ids(page) == [4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_a_click_on_a_connection_shows_its_history_and_its_borrower(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene)
+    await page.locator("#connections tr[data-id='6'] td.told").click()
+    details = page.locator("#details")
+    await details.wait_for(state="visible")
+    assert await page.locator("#details-title").text_content() == "#6 busy · overdue"
+    facts = await page.locator("#facts").inner_text()
+    assert "borrowed at" in facts
+    assert f"{__file__}:" in facts
+    lines = await page.locator("#history li").all_text_contents()
+    assert [line[12:] for line in lines] == [
+        "connecting → idle connected, dialled",
+        "idle → busy checkout, acquire",
+    ]
+    connection = next(c for c in scene.connections if c.id == 6)
+    await scene.release(connection)
+    await eventually(lambda: page.locator("#details-title").text_content(), lambda: "#6 draining")
+    await page.locator("#history li", has_text="busy → draining drain, release").wait_for()
+    await page.keyboard.press("Escape")
+    await details.wait_for(state="hidden")
+    row = page.locator("#connections tr[data-id='5'] button")
+    await row.focus()
+    await row.press("Enter")
+    await details.wait_for(state="visible")
+    assert await page.locator("#details-title").text_content() == "#5 busy · overdue"
+
+
+async def test_who_waits_and_what_happened_is_told(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene)
+    waiting = await page.locator("#waiting li").all_text_contents()
+    assert len(waiting) == 1
+    assert "patient · parts/test_debug_in_browser.py" in waiting[0]
+    assert "wants a new one" in waiting[0]
+    loan = page.locator("#events li", has_text="#4 checked out").first
+    idle = await scene.acquire()
+    await loan.wait_for()
+    await page.locator("#with-loans").uncheck()
+    assert await loan.count() == 0
+    await scene.release(idle, force_remove=True)
+    await page.locator("#events li", has_text="#4 closed · busy · user · 1000").wait_for()
+
+
+async def test_the_time_line_grows_from_when_the_page_is_opened(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene)
+
+    async def points() -> list[int]:
+        paths = [await area.get_attribute("d") for area in await page.locator(".area").all()]
+        return [path.count("L") for path in paths]
+
+    before = await points()
+    assert len(before) == len(State)
+    assert min(before) > 0
+
+    async def has_grown() -> bool:
+        return min(await points()) > max(before) + 4
+
+    await eventually(has_grown, lambda: True)
+    assert await page.locator("#peak").text_content() == "8"
+
+
+async def test_a_paused_page_stands_still_and_goes_on(look: OpenPage, make_pool: MakePool) -> None:
+    pool = make_pool()
+    page = await look(pool)
+    await page.locator("#pause").click()
+    await pool.release(await pool.acquire())
+    # Another page of the same pool shows it, so this one has heard of it too.
+    witness = await look(pool)
+    await eventually(lambda: numbers(witness), lambda: expected(pool))
+    assert (await numbers(page))["counts"]["idle"] == 0
+    await page.locator("#pause", has_text="Resume").click()
+    await eventually(lambda: numbers(page), lambda: expected(pool))
+
+
+async def test_what_a_server_says_stays_text(
+    look: OpenPage, server: Server, make_pool: MakePool
+) -> None:
+    """In the rows, in the events and in the details; a dialog or an error would be a complaint."""
+    pool = make_pool(name=HOSTILE)
+    page = await look(pool)
+    lost = await pool.acquire()
+    await server.peers[0].close(4001, HOSTILE)
+    await until(lambda: not pool.connections, "it is gone")
+    await pool.release(lost)
+    await page.locator("#events li", has_text=HOSTILE).wait_for()
+    await page.locator("#filters [data-state=gone]").click()
+    await eventually(lambda: told(page), lambda: [f"server · 4001 · {HOSTILE}"])
+    await page.locator("#connections tbody tr").click()
+    await page.locator("#facts dd", has_text=HOSTILE).wait_for()
+    assert await page.locator("#name").text_content() == HOSTILE
+    assert await page.locator("img, body script").count() == 0
+
+
+async def test_a_stream_that_breaks_is_said_and_taken_up_again(
+    look: OpenPage, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool()
+    page = await look(pool)
+    status = page.locator("#status")
+    await eventually(status.text_content, lambda: "not started")
+    await pool.start()
+    await eventually(status.text_content, lambda: "live")
+    with monkeypatch.context() as broken:
+        broken.setattr(debug, "_picture", lambda _: 1 / 0)
+        await eventually(status.text_content, lambda: "connection lost, trying again …")
+    await eventually(status.text_content, lambda: "live")
+    assert await page.locator("#legend li").count() == len(State)
+
+
+async def test_one_page_leads_to_the_other_pools(look: OpenPage, make_pool: MakePool) -> None:
+    one, two = make_pool(name="one"), make_pool(name="two & more")
+    page = await look(one, two)
+    assert await page.locator("#name").text_content() == "one"
+    assert await page.locator("#pools [aria-current=page]").text_content() == "one"
+    async with two.get_connection():
+        await page.locator("#pools a", has_text="two & more").click()
+        await eventually(lambda: page.locator("#name").text_content(), lambda: "two & more")
+        await eventually(lambda: numbers(page), lambda: expected(two))
+        await page.locator("#connections tbody tr").click()
+        await page.locator("#history li", has_text="idle → busy").wait_for()
+    assert await page.title() == "two & more · wspool"
+
+
+async def test_a_phone_needs_no_sideways_scrolling(
+    look: OpenPage, scene: WebsocketConnectionPool
+) -> None:
+    page = await look(scene, viewport=PHONE, is_mobile=True, has_touch=True)
+    await eventually(lambda: numbers(page), lambda: expected(scene))
+    width = "() => [document.documentElement.scrollWidth, innerWidth]"
+    assert await page.evaluate(width) == [PHONE["width"]] * 2
+    await page.locator("#filters [data-state=gone]").tap()
+    assert await page.evaluate(width) == [PHONE["width"]] * 2
+    await page.locator("#connections tbody tr").first.tap()
+    await page.locator("#details").wait_for(state="visible")
+    assert await page.evaluate(width) == [PHONE["width"]] * 2
+    assert await page.evaluate("(d => d.scrollWidth - d.clientWidth)(details)") == 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_each_theme_is_legible(look: OpenPage, make_pool: MakePool, theme: str) -> None:
+    """Text has a contrast of 4.5 with the card that it is on, and each state's colour one of 3."""
+    pool = make_pool(
+        name="upstream",
+        max_connections=16,
+        leak_threshold=5.0,
+        drain_until=lambda message: message == "bye",
+    )
+    page = await look(pool, color_scheme=theme, viewport={"width": 1160, "height": 900})
+    colours: dict[str, str] = await page.evaluate(
+        """() => Object.fromEntries(["card", "page", "ink", "quiet", "alarm", "connecting", "idle",
+            "busy", "draining", "closed"].map((name) =>
+            [name, getComputedStyle(document.documentElement).getPropertyValue("--" + name)]))"""
+    )
+    assert (luminance(colours["card"]) > luminance(colours["ink"])) == (theme == "light")
+    for ground in ("card", "page"):
+        for name in ("ink", "quiet", "alarm"):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+    for state in State:
+        assert contrast(colours[state], colours["card"]) >= 3, state
+    directory = os.environ.get("WSPOOL_SCREENSHOTS")
+    if directory:
+        async with busy_times(pool):
+            await page.screenshot(path=Path(directory) / f"debug_page_{theme}.png")
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of #rgb or #rrggbb, as WCAG 2 defines it."""
+    digits = colour.strip().removeprefix("#")
+    digits = digits if len(digits) == 6 else "".join(digit * 2 for digit in digits)
+    shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted([luminance(one), luminance(other)])
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@asynccontextmanager
+async def busy_times(pool: WebsocketConnectionPool) -> AsyncIterator[None]:
+    """Let borrowers come and go until there is something to show."""
+    chance = random.Random(11)
+
+    async def order(number: int) -> None:
+        await asyncio.sleep(number)
+        while True:
+            async with pool.get_connection(timeout=None) as connection:
+                for _ in range(chance.randint(1, 4)):
+                    await echoes(connection)
+                await asyncio.sleep(chance.uniform(0.1, 1.0) if number else 60.0)
+                if chance.random() < 0.85:  # else it is drained
+                    await echoes(connection, "bye")
+                if chance.random() < 0.05:
+                    await connection.close()
+            await asyncio.sleep(chance.uniform(0.0, 1.5))
+
+    orders = [asyncio.create_task(order(n), name=f"order {1040 + n}") for n in range(16)]
+    await asyncio.sleep(20)
+    yield
+    for task in orders:
+        task.cancel()
+    await asyncio.wait(orders)

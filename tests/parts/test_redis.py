@@ -1,0 +1,506 @@
+"""A quota in Redis: the script on a clock of the test's, then pools, then processes.
+
+All of it against a real Redis server, which is stopped, emptied, restarted and cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.conftest import MakePool, echoes, until
+from tests.explore.fleet import CountingServer, Worker, hire, leases_since, time_of
+from tests.support.redis_server import RedisServer
+from wspool import CloseReason, ConnectionUnavailableError, State, redis
+from wspool.redis import AHEAD, LASTS, PATIENCE, RedisQuota
+
+LEASE = 10.0
+
+
+@pytest.fixture
+async def server_of_redis() -> AsyncIterator[RedisServer]:
+    async with RedisServer() as server:
+        yield server
+
+
+# The script, on a clock of the test's.
+
+
+class Clockwork:
+    """Runs the script for whom a test wants, at the time that a test wants."""
+
+    def __init__(self, client: Redis, limit: int, interval: float = 0.0) -> None:
+        time = "redis.call('TIME')"
+        assert redis._SCRIPT.count(time) == 1
+        source = redis._SCRIPT.replace(time, "{KEYS[5], 0}")
+        self._script = client.register_script(source)
+        self._client = client
+        self.limit, self.interval = limit, interval
+        self.now = 1_000_000.0
+
+    async def step(
+        self,
+        worker: str,
+        wanted: Sequence[str] = (),
+        released: Sequence[str] = (),
+        renewed: Sequence[str] = (),
+    ) -> tuple[list[str], dict[str, float], float]:
+        """Return the lost leases, those given with their delays, and the pause."""
+        self.now += 0.000001  # no two at once, as with the server's clock
+        times = (LEASE, self.interval, AHEAD, PATIENCE)
+        args: list[Any] = [worker, self.limit, *(round(one * 1e6) for one in times)]
+        args += [len(wanted), len(released), *wanted, *released, *renewed]
+        keys = ["{k}:leases", "{k}:queue", "{k}:heard", "{k}:state", repr(self.now)]
+        lost, delays, pause = await self._script(keys=keys, args=args)
+        given = {id: delay / 1e6 for id, delay in zip(wanted, delays, strict=True) if delay >= 0}
+        assert await self.leases() <= self.limit
+        return [renewed[index] for index in lost], given, pause / 1e6
+
+    async def leases(self) -> int:
+        return int(await self._client.zcard("{k}:leases"))
+
+
+@pytest.fixture
+async def client(server_of_redis: RedisServer) -> AsyncIterator[Redis]:
+    async with server_of_redis.client() as client:
+        yield client
+
+
+async def test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit(
+    client: Redis,
+) -> None:
+    """And who holds one that he renews in time keeps it, while Redis keeps its data."""
+    rng = random.Random(0)
+    clock = Clockwork(client, limit=5)
+    held: dict[str, list[str]] = {worker: [] for worker in "abcd"}
+    renewed_at = dict.fromkeys(held, clock.now)
+    seen: Counter[str] = Counter()
+    for number in range(400):
+        clock.now += rng.choice((0.0, 0.01, 1.0, 3.0))
+        if rng.random() < 0.01:
+            await client.flushall()
+            seen["flush"] += 1
+            renewed_at = dict.fromkeys(held, float("-inf"))
+        worker = rng.choice("abcd")
+        mine = held[worker]
+        released = rng.sample(mine, rng.randint(0, len(mine))) if rng.random() < 0.5 else []
+        kept = [id for id in mine if id not in released]
+        wanted = [f"{worker}{number}{place}" for place in range(rng.randint(0, 3))]
+        was_late = clock.now - renewed_at[worker] >= LEASE
+        lost, given, _ = await clock.step(worker, wanted, released, kept)
+        renewed_at[worker] = clock.now
+        assert was_late or not lost
+        seen.update(lost=len(lost), given=len(given), late=was_late)
+        held[worker] = [*(id for id in kept if id not in lost), *given]
+    assert all(seen[what] > 2 for what in ("flush", "lost", "given", "late")), seen
+
+
+async def test_who_has_died_gives_its_share_back_when_its_leases_end(client: Redis) -> None:
+    clock = Clockwork(client, limit=3)
+    await clock.step("dead", wanted=["a", "b"])
+    await clock.step("alive", wanted=["c"])
+    for _ in range(9):
+        clock.now += 1.0
+        assert (await clock.step("alive", ["d", "e"], renewed=["c"]))[:2] == ([], {})
+    clock.now += 1.0
+    _, given, pause = await clock.step("alive", wanted=["d", "e"], renewed=["c"])
+    assert (given, pause) == ({"d": 0.0, "e": 0.0}, 0.0)
+
+
+async def test_after_an_outage_nothing_expires_before_all_could_renew(client: Redis) -> None:
+    clock = Clockwork(client, limit=2)
+    await clock.step("a", wanted=["a1"])
+    await clock.step("b", wanted=["b1"])
+    clock.now += 10 * LEASE
+    for _ in range(3):
+        assert (await clock.step("c", wanted=["c1"]))[1] == {}
+        clock.now += 1.0
+    assert (await clock.step("a", renewed=["a1"]))[0] == []
+    clock.now += LEASE / 3
+    assert "c1" in (await clock.step("c", wanted=["c1"]))[1], "b did not come back"
+    assert (await clock.step("b", renewed=["b1"]))[0] == ["b1"]
+    assert (await clock.step("a", renewed=["a1"]))[0] == []
+
+
+async def test_a_lease_whose_answer_was_lost_is_given_once(client: Redis) -> None:
+    clock = Clockwork(client, limit=1)
+    for _ in range(3):
+        assert (await clock.step("a", wanted=["a1"]))[1] == {"a1": 0.0}
+    assert await clock.leases() == 1
+    for _ in range(2):
+        await clock.step("a", released=["a1"])
+    assert await clock.leases() == 0
+
+
+async def test_each_process_has_one_lease_in_its_turn(client: Redis) -> None:
+    """One with many dials does not starve one with few, nor those who ask less often."""
+    clock = Clockwork(client, limit=3)
+    rng = random.Random(1)
+    hungry = {f"w{number}": 40 if number == 0 else 1 for number in range(8)}
+    asks_at = {worker: clock.now + rng.random() for worker in hungry}
+    ends: list[tuple[float, str, str]] = []
+    held: dict[str, list[str]] = {worker: [] for worker in hungry}
+    served: Counter[str] = Counter()
+    while served.total() < 60:
+        worker = min(asks_at, key=lambda worker: asks_at[worker])
+        clock.now = asks_at[worker]
+        over = [id for at, one, id in ends if one == worker and at <= clock.now]
+        ends = [one for one in ends if one[2] not in over]
+        wanted = [f"{worker}:{served[worker] + place}" for place in range(hungry[worker])]
+        held[worker] = [id for id in held[worker] if id not in over]
+        _, given, pause = await clock.step(worker, wanted, over, held[worker])
+        served[worker] += len(given)
+        held[worker] += given
+        ends += [(clock.now + rng.uniform(0.2, 0.8), worker, id) for id in given]
+        asks_at[worker] += min(1.0, max(0.05, pause))
+    assert min(served[worker] for worker in hungry) >= 0.5 * served.total() / len(hungry), served
+
+
+async def test_who_waits_and_does_not_ask_loses_its_turn(client: Redis) -> None:
+    clock = Clockwork(client, limit=1)
+    await clock.step("a", wanted=["a1"])
+    await clock.step("gone", wanted=["gone1"])
+    await clock.step("b", wanted=["b1"])
+    await clock.step("a", released=["a1"])
+    assert (await clock.step("b", wanted=["b1"]))[1] == {}, "it is somebody else's turn"
+    clock.now += PATIENCE
+    assert (await clock.step("b", wanted=["b1"]))[1] == {"b1": 0.0}
+
+
+async def test_dials_of_all_processes_are_spaced_evenly(client: Redis) -> None:
+    clock = Clockwork(client, limit=1000, interval=0.1)
+    begun: list[float] = []
+    while len(begun) < 100:
+        for worker in "abc":
+            wanted = [f"{worker}{len(begun)}{place}" for place in range(7)]
+            _, given, pause = await clock.step(worker, wanted)
+            assert all(delay <= AHEAD for delay in given.values())
+            begun += [clock.now + delay for delay in given.values()]
+            assert pause > 0
+        clock.now += random.Random(len(begun)).uniform(0.05, 1.0)
+    begun.sort()
+    assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.0999
+    clock.now -= 3600  # somebody has set the server's clock
+    await clock.step("a", wanted=["x"])
+    clock.now += LEASE / 3
+    assert "x" in (await clock.step("a", wanted=["x"]))[1]
+
+
+# Pools in this process.
+
+
+class Quotas:
+    """Several `RedisQuota` of one key, as several processes have them."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.made: list[RedisQuota] = []
+
+    def __call__(self, limit: int, lease: float = 30.0, **options: Any) -> RedisQuota:
+        self.made.append(RedisQuota(self.server.url, "key", limit, lease=lease, **options))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def make_quota(server_of_redis: RedisServer) -> AsyncIterator[Quotas]:
+    quotas = Quotas(server_of_redis)
+    yield quotas
+    for quota in quotas.made:
+        await quota.close()
+
+
+def held(quota: RedisQuota) -> int:
+    return len(quota._held)
+
+
+def counted(quota: RedisQuota) -> list[list[Any]]:
+    """Return a list to which the arguments of each step are added."""
+    steps = []
+    script = quota._script
+
+    async def step(*, keys: list[str], args: list[Any]) -> Any:
+        steps.append(args)
+        return await script(keys=keys, args=args)
+
+    quota._script = step  # type: ignore[assignment]
+    return steps
+
+
+async def test_borrows_ask_nothing_of_redis(make_pool: MakePool, make_quota: Quotas) -> None:
+    """Dials and released leases do, those of one moment together, and renewals, all together."""
+    pool = make_pool(quota=make_quota(10))
+    connections = await asyncio.gather(*(pool.acquire() for _ in range(10)))
+    for connection in connections:
+        await pool.release(connection)
+    before = await make_quota.server.calls()
+    assert before <= 10
+    for _ in range(1000):
+        async with pool.get_connection() as connection:
+            await connection.send("hello")
+            await connection.recv()
+    assert await make_quota.server.calls() == before
+    await pool.close_all()
+    await until(lambda: not make_quota.made[0]._releases, "all leases are back")
+    assert before < await make_quota.server.calls() <= before + 10
+
+
+async def test_leases_are_renewed_together_until_they_are_given_back(make_quota: Quotas) -> None:
+    quota, other = make_quota(4, lease=0.6), make_quota(4, lease=0.6)
+    leases = [await quota.acquire() for _ in range(4)]
+    waiting = asyncio.create_task(other.acquire())
+    before = await make_quota.server.calls()
+    steps = counted(quota)
+    await until(lambda: len(steps) >= 8, "the leases have been renewed, beyond their end")
+    assert not waiting.done()
+    assert all(set(args[-4:]) == {lease.id for lease in leases} for args in steps)
+    assert await make_quota.server.calls() > before
+    for lease in leases:
+        await quota.release(lease)
+    await other.release(await waiting)
+    await until(lambda: quota._keeper is None or quota._keeper.done(), "its task ends then")
+
+
+async def test_a_waiter_that_is_cancelled_leaves_no_lease(make_quota: Quotas) -> None:
+    """At whatever moment: before the question, during it, and while its dial is due."""
+    quota = make_quota(3, dials_per_second=1000.0)
+
+    async def churn() -> None:
+        for _ in range(40):
+            try:
+                async with asyncio.timeout(random.uniform(0, 0.01)):
+                    lease = await quota.acquire()
+            except TimeoutError:
+                continue
+            assert held(quota) <= 3
+            quota.release(lease)
+
+    await asyncio.gather(*(churn() for _ in range(6)))
+    await until(lambda: quota._keeper is None or quota._keeper.done(), "nothing is left to do")
+    async with make_quota.server.client() as client:
+        assert await client.zcard("{key}:leases") == 0
+    assert await asyncio.gather(*(quota.acquire() for _ in range(3)))
+
+
+async def test_redis_that_hangs_stops_dials_and_nothing_else(
+    make_pool: MakePool, make_quota: Quotas
+) -> None:
+    """For longer than a lease lasts; afterwards everybody has what he had, and no more."""
+    quota, other = make_quota(2, lease=2.4), make_quota(2, lease=2.4)
+    pool = make_pool(quota=quota, connection_timeout=1.0)
+    connection = await pool.acquire(timeout=10)
+    await pool.release(connection)
+    theirs = await other.acquire()
+    make_quota.server.pause()
+    try:
+        wanted = asyncio.create_task(other.acquire())
+        async with pool.get_connection() as connection:
+            assert await echoes(connection)
+            with pytest.raises(ConnectionUnavailableError) as caught:
+                await pool.acquire(timeout=0.1)
+            assert caught.value.kind == "quota"
+            assert "RedisQuota 'key'" in str(caught.value)
+            await until(lambda: quota._failure and other._failure, "it has been noticed")
+            with pytest.raises(ConnectionUnavailableError, match="no answer from Redis: Timeout"):
+                await pool.acquire(timeout=0)
+            await asyncio.sleep(2.4)
+            assert await echoes(connection)
+    finally:
+        make_quota.server.go_on()
+    await until(lambda: not (quota._failure or other._failure), "Redis answers again")
+    await asyncio.sleep(1.0)
+    assert not wanted.done()
+    assert not theirs.is_lost
+    assert connection.state is State.IDLE
+    await pool.close_all()
+    await other.release(await wanted)
+
+
+async def test_a_restart_that_loses_the_data_costs_nobody_a_connection(
+    make_pool: MakePool, make_quota: Quotas
+) -> None:
+    quota = make_quota(2, lease=1.0)
+    pool = make_pool(quota=quota)
+    used, idle = await pool.acquire(), await pool.acquire()
+    await pool.release(idle)
+    await make_quota.server.stop()
+    await until(lambda: quota._failure, "the leases could not be renewed")
+    assert await echoes(used)
+    await make_quota.server.start()
+    async with make_quota.server.client() as client:
+        await until(lambda: not quota._failure, "Redis answers again")
+        async with asyncio.timeout(10):
+            while await client.zcard("{key}:leases") != 2:
+                await asyncio.sleep(0.01)
+    assert [c.state for c in (used, idle)] == [State.BUSY, State.IDLE]
+    with pytest.raises(ConnectionUnavailableError):
+        await pool.acquire_new(timeout=0.2)
+
+
+async def test_what_others_have_taken_after_a_flush_is_lost_and_closed_when_idle(
+    make_pool: MakePool, make_quota: Quotas, caplog: pytest.LogCaptureFixture
+) -> None:
+    quota, other = make_quota(2, lease=1.2), make_quota(2, lease=30.0)
+    pool = make_pool(quota=quota)
+    used, idle = await pool.acquire(), await pool.acquire()
+    await pool.release(idle)
+    async with make_quota.server.client() as client:
+        await client.flushall()
+    theirs = [await other.acquire() for _ in range(2)]
+    await until(lambda: idle.state is State.CLOSED, "what is idle is closed")
+    assert await echoes(used)
+    await pool.release(used)
+    await until(lambda: not pool.connections, "what was used is closed when it comes back")
+    assert [c.history[-1].why for c in (used, idle)] == [CloseReason.QUOTA] * 2
+    assert "leases were lost" in caplog.text
+    for lease in theirs:
+        assert not lease.is_lost
+        await other.release(lease)
+    assert await echoes(await pool.acquire(timeout=10))
+
+
+async def test_closing_does_not_wait_for_redis(make_pool: MakePool, make_quota: Quotas) -> None:
+    """Neither a pool nor the quota; the leases end by themselves."""
+    quota = make_quota(2, lease=0.9)
+    pool = make_pool(quota=quota, close_timeout=0.2)
+    await pool.release(await pool.acquire())
+    make_quota.server.pause()
+    try:
+        async with asyncio.timeout(10):  # only a net
+            await pool.close_all()
+            await quota.close()
+    finally:
+        make_quota.server.go_on()
+    other = make_quota(2, lease=0.9)
+    for _ in range(2):
+        await other.acquire()
+
+
+async def test_what_redis_was_not_told_for_a_whole_lease_is_forgotten(
+    make_pool: MakePool, make_quota: Quotas
+) -> None:
+    """It has expired: no task goes on for ever."""
+    quota = make_quota(1, lease=0.5)
+    lease = await quota.acquire()
+    await make_quota.server.stop()
+    quota.release(lease)
+    await until(lambda: quota._keeper is None or quota._keeper.done(), "its task has given up")
+
+
+async def test_without_redis_a_dial_fails_and_names_the_quota(
+    make_pool: MakePool, make_quota: Quotas, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make_quota.server.stop()
+    quota = make_quota(2)
+    tries = counted(quota)
+    pool = make_pool(quota=quota)
+    with pytest.raises(ConnectionUnavailableError, match="no answer from Redis: Conn") as caught:
+        await pool.acquire(timeout=0.3)
+    assert caught.value.kind == "quota"
+    await until(lambda: len(tries) >= 3, "it has been tried again")
+    assert caplog.text.count("no answer from Redis") == 1, "an outage is one warning"
+    await pool.close_all()
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_closing_gets_over_a_client_that_swallows_the_cancellation(
+    make_quota: Quotas, *, is_answered: bool
+) -> None:
+    """As redis-py does now and then, be it with an answer or with an error of its own."""
+    quota = make_quota(1)
+    await quota.acquire()
+    is_asked = asyncio.Event()
+
+    async def step(*, keys: list[str], args: list[Any]) -> Any:
+        is_asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not is_answered:
+                raise ConnectionError("the connection is closed") from None
+        return [[], [-1], 1_000_000]
+
+    quota._script = step  # type: ignore[assignment]
+    waiter = asyncio.create_task(quota.acquire())
+    await is_asked.wait()
+    async with asyncio.timeout(5):  # only a net
+        await quota.close()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+
+
+async def test_a_client_of_the_users_is_used_and_not_closed(make_quota: Quotas) -> None:
+    for options in ({}, {"decode_responses": True}):
+        async with Redis.from_url(make_quota.server.url, **options) as client:
+            async with RedisQuota(client, "other key", 1) as quota:
+                await quota.release(await quota.acquire())
+            assert await client.ping()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"limit": 0}, {"limit": 1, "lease": 0}, {"limit": 1, "dials_per_second": -1}]
+)
+def test_a_wrong_argument_is_a_value_error_that_names_it(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=list(arguments)[-1]):
+        RedisQuota("redis://localhost", "key", **arguments)
+
+
+# Processes.
+
+
+async def test_processes_keep_one_limit_whatever_becomes_of_some(
+    server_of_redis: RedisServer,
+) -> None:
+    """Some are killed, one is stopped for longer than its leases last; one's clock is wrong.
+
+    The others take what the killed had; sockets are above the limit only because of the one that
+    was stopped, and no more when it goes on.
+    """
+    limit, lease = 8, 2.0
+    task = {"limit": limit, "dials_per_second": 40.0, "lease": lease}
+    task |= {"borrowers": limit, "hold": 0.05, "dropped": 0.2}
+
+    async with CountingServer() as server:
+
+        async def all_leases_since(moment: float, what: str) -> None:
+            async with asyncio.timeout(20):  # only a net
+                while await leases_since(server_of_redis, lease * LASTS, moment) < limit:
+                    await asyncio.sleep(0.02)
+
+        async def dials_of(worker: Worker) -> None:
+            await until(lambda: server.sockets[worker.path] > 0, f"{worker.path} has a socket", 20)
+
+        async with (
+            hire(server, server_of_redis, "right", **task) as right,
+            hire(server, server_of_redis, "skewed", **task, skew=-86400.0) as skewed,
+            hire(server, server_of_redis, "killed", **task) as killed,
+            hire(server, server_of_redis, "stopped", **task) as stopped,
+        ):
+            for worker in (right, skewed, killed, stopped):
+                await dials_of(worker)
+            assert server.most_sockets <= limit
+            # Killed.
+            moment = await time_of(server_of_redis)
+            killed.process.kill()
+            await until(lambda: server.sockets[killed.path] == 0, "its sockets are gone")
+            await all_leases_since(moment, "all leases are those of the others")
+            assert server.most_sockets <= limit
+            # Stopped, until the others have all there is.
+            moment = await time_of(server_of_redis)
+            stopped.process.send_signal(signal.SIGSTOP)
+            await all_leases_since(moment, "all leases are those of the others")
+            stopped.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(lease)  # it gives back what it has lost
+            server.most_sockets = 0
+            for worker in (right, skewed, stopped):
+                assert (await worker.report())["errors"] == {}
+                await dials_of(worker)
+            assert server.most_sockets <= limit

@@ -1,0 +1,968 @@
+"""Dialling: what is tried again and what is not, how long is waited, and what the caller is told.
+
+Proves that a refusal is asked for once, that what is transient is tried `max_retries` times, that
+`Retry-After` is obeyed, that no error shows a secret, that a dial outlives the caller that gave
+up, that `on_connect` comes before the borrower, and that a server that comes back is used again.
+The gate, which all dials of a pool go through, is also tested alone, with a clock of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from tests.conftest import MakePool, until
+from wspool import (
+    CloseReason,
+    ConnectionClosedError,
+    ConnectionPoolTimeoutError,
+    ConnectionPoolUnavailableError,
+    ConnectionUnavailableError,
+    State,
+    WebsocketConnection,
+    WebsocketConnectionPool,
+)
+from wspool._connection.queues import Queues
+from wspool._pool.dialing import Gate, is_transient
+from wspool.testing import Peer, Server, echo
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wspool._pool.dialing.WAITS", (0.01,) * 5)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What each attempt asked the gate to wait at least; nothing is waited."""
+    waits: list[float] = []
+
+    async def wait(gate: Gate, at_least: float = 0.0) -> None:
+        waits.append(at_least)
+
+    monkeypatch.setattr(Gate, "wait", wait)
+    return waits
+
+
+def refusals(*statuses: int, retry_after: object = None) -> list[web.Response]:
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return [web.Response(status=status, headers=headers) for status in statuses]
+
+
+async def failure(pool: WebsocketConnectionPool) -> ConnectionUnavailableError:
+    """Return the error with which an acquire ends; the failed dial then holds no place."""
+    with pytest.raises(ConnectionUnavailableError) as caught:
+        await pool.acquire()
+    await until(lambda: not pool.connections, "the failed dial has given its place free")
+    return caught.value
+
+
+async def number_of(connection: WebsocketConnection) -> str:
+    """Ask the server which of its handshakes this connection came from."""
+    await connection.send("#n")
+    reply = await connection.recv()
+    assert isinstance(reply, str)
+    return reply
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 426])
+async def test_a_refusal_is_not_tried_again(
+    server: Server, make_pool: MakePool, status: int
+) -> None:
+    server.refusals = refusals(status)
+    error = await failure(make_pool(max_retries=5))
+    assert (error.status, error.attempts, error.retry_after) == (status, 1, None)
+    assert isinstance(error.__cause__, aiohttp.WSServerHandshakeError)
+    assert error.__cause__.status == status
+    assert f"after 1 attempt: the server answered {status}" in str(error)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+async def test_a_server_that_is_busy_is_asked_again(
+    server: Server, make_pool: MakePool, status: int
+) -> None:
+    server.refusals = refusals(status, status)
+    async with make_pool(max_retries=3).get_connection() as connection:
+        assert await number_of(connection) == "1"
+    assert len(server.requests) == 3
+
+
+async def test_max_retries_is_the_number_of_attempts_in_all(
+    server: Server, make_pool: MakePool
+) -> None:
+    server.refusals = refusals(503, 502, 504, 500)
+    pool = make_pool(max_retries=3)
+    error = await failure(pool)
+    assert (error.status, error.attempts) == (504, 3)
+    assert "after 3 attempts" in str(error)
+    assert len(server.requests) == 3
+    assert (pool.stats.dials, pool.stats.dial_failures) == (1, 1)
+
+
+async def test_the_place_of_a_failed_dial_is_free_again(
+    server: Server, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_connections=1)
+    server.refusals = refusals(401, 403)
+    for status in (401, 403):
+        assert (await failure(pool)).status == status
+    async with pool.get_connection() as connection:
+        assert await number_of(connection) == "1"
+
+
+async def test_a_session_that_raises_for_status_makes_no_difference(
+    server: Server, make_pool: MakePool
+) -> None:
+    """Such a session raises the base class ClientResponseError."""
+    server.refusals = refusals(503, 401)
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+        pool = make_pool(session=session, max_connections=5)
+        error = await failure(pool)
+        assert (error.status, error.attempts) == (401, 2)
+        await pool.close_all()
+
+
+# Secrets.
+
+SECRET = "s3cr3t"
+ENCODED = b64encode(f"me:{SECRET}".encode()).decode()
+
+
+@pytest.mark.parametrize("where", ["query", "params", "header", "user-info", "callables"])
+@pytest.mark.parametrize("status", [401, 503])
+async def test_a_refusal_shows_no_secret(
+    server: Server,
+    make_pool: MakePool,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    status: int,
+) -> None:
+    """Neither in a text, nor a repr, nor a traceback, nor a log, nor the pool's snapshot."""
+    caplog.set_level(logging.DEBUG)
+    server.refusals = refusals(*[status] * 4)
+    query, headers = f"{server.uri}?token={SECRET}", {"Authorization": f"Bearer {SECRET}"}
+    options: dict[str, dict[str, Any]] = {
+        "query": {"uri": query},
+        "params": {"params": {"token": SECRET}},
+        "header": {"headers": headers},
+        "user-info": {"uri": str(URL(server.uri).with_user("me").with_password(SECRET))},
+        "callables": {"uri": lambda: query, "headers": lambda: headers},
+    }
+    pool = make_pool(max_retries=2, warmup_connections=1, **options[where])
+    await pool.start()  # this one fails for nobody, into the log
+    error = await failure(pool)
+    assert error.status == status
+    sent = f"{server.requests[0].path_qs} {server.requests[0].headers}"
+    assert SECRET in sent or ENCODED in sent
+    shown = [caplog.text, repr(pool), str(pool.snapshot()), *traceback.format_exception(error)]
+    seen: BaseException | None = error
+    while seen is not None:
+        shown.append(f"{seen} {seen!r} {vars(seen)}")
+        seen = seen.__cause__ or seen.__context__
+    assert f"the server answered {status}" in caplog.text
+    assert SECRET not in "".join(shown)
+    assert ENCODED not in "".join(shown)
+
+
+# Retry-After.
+
+
+async def test_the_seconds_of_a_retry_after_are_waited(
+    server: Server, make_pool: MakePool, waits: list[float]
+) -> None:
+    server.refusals = [*refusals(503, retry_after=1), *refusals(429, retry_after=30)]
+    async with make_pool().get_connection() as connection:
+        assert await number_of(connection) == "1"
+    assert waits == [0.0, 1.0, 30.0]
+
+
+async def test_a_retry_after_holds_for_one_attempt(
+    server: Server, make_pool: MakePool, waits: list[float]
+) -> None:
+    server.refusals = [*refusals(503, retry_after=1), *refusals(503)]
+    async with make_pool().get_connection():
+        assert waits == [0.0, 1.0, 0.0]
+
+
+async def test_the_date_of_a_retry_after_is_waited_for(
+    server: Server, make_pool: MakePool, waits: list[float]
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server.refusals = refusals(503, retry_after=date)
+    async with make_pool().get_connection():
+        assert len(waits) == 2
+        assert 0 < waits[1] <= 20
+
+
+@pytest.mark.parametrize(
+    "value", ["soon", "-5", "1.5", "", "²", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct"]
+)
+async def test_a_retry_after_that_is_past_or_makes_no_sense_is_ignored(
+    server: Server, make_pool: MakePool, waits: list[float], value: str
+) -> None:
+    server.refusals = refusals(503, retry_after=value)
+    async with make_pool().get_connection():
+        assert waits == [0.0, 0.0]
+
+
+async def test_a_retry_after_that_is_too_long_fails_at_once(
+    server: Server, make_pool: MakePool, waits: list[float]
+) -> None:
+    server.refusals = refusals(503, retry_after=3600)
+    error = await failure(make_pool(max_retries=5))
+    assert (error.status, error.attempts, error.retry_after) == (503, 1, 3600.0)
+    assert "the server answered 503" in str(error)
+    assert "it asks to wait 3600 s" in str(error)
+    assert waits == [0.0]
+    assert len(server.requests) == 1
+
+
+# Servers that are down, or come and go.
+
+
+@pytest.fixture
+def mute_uri() -> Iterator[str]:
+    """Where connections are taken, by the kernel, and nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+async def test_a_server_that_is_down_is_tried_max_retries_times(
+    server: Server, make_pool: MakePool
+) -> None:
+    await server.stop()
+    attempts: list[None] = []
+
+    def uri() -> str:
+        attempts.append(None)
+        return server.uri
+
+    error = await failure(make_pool(uri=uri, max_retries=4))
+    assert len(attempts) == error.attempts == 4
+    assert error.status is None
+    assert isinstance(error.__cause__, aiohttp.ClientConnectorError)
+    assert f"No connection to ws://127.0.0.1:{server.port}/ after 4 attempts" in str(error)
+
+
+async def test_a_server_that_never_answers_the_handshake_is_given_up(
+    mute_uri: str, make_pool: MakePool
+) -> None:
+    error = await failure(make_pool(uri=mute_uri, connection_timeout=0.05, max_retries=2))
+    assert (error.status, error.attempts) == (None, 2)
+    assert isinstance(error.__cause__, TimeoutError)
+    assert "connection_timeout" in str(error)
+
+
+async def test_a_dial_in_vain_ends_with_the_callers_own_deadline(
+    mute_uri: str, make_pool: MakePool
+) -> None:
+    pool = make_pool(uri=mute_uri)
+    with pytest.raises(ConnectionPoolTimeoutError):
+        await pool.acquire(timeout=0.05)
+    assert pool.waiters == 0
+
+
+async def test_a_server_that_is_down_at_start_is_a_warning_and_used_once_it_is_back(
+    server: Server, make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await server.stop()
+    pool = make_pool(uri=f"{server.uri}?token={SECRET}", warmup_connections=2)
+    with caplog.at_level(logging.WARNING, "wspool"):
+        await pool.start()
+    records = [record for record in caplog.records if record.name == "wspool"]
+    assert records
+    assert {record.levelno for record in records} == {logging.WARNING}
+    assert "after 3 attempts" in caplog.text
+    assert SECRET not in caplog.text
+    await until(lambda: not pool.connections, "the failed warm-up holds no place")
+
+    await server.start()
+    async with pool.get_connection() as connection:
+        assert await number_of(connection) == "1"
+
+
+async def test_min_connections_are_filled_once_the_server_is_back(
+    server: Server, make_pool: MakePool
+) -> None:
+    await server.stop()
+    pool = make_pool(min_connections=2, cleanup_interval=0.02)
+    await pool.start()
+    assert pool.available_connections == 0
+    await server.start()
+    await until(lambda: pool.available_connections == 2, "the pool is filled again")
+
+
+async def test_a_restart_of_the_server_costs_no_place(server: Server, make_pool: MakePool) -> None:
+    pool = make_pool(max_connections=2, warmup_connections=2)
+    await pool.start()
+    await server.stop()
+    await until(lambda: not pool.connections, "the pool has noticed")
+    assert pool.stats.closes == {CloseReason.SERVER: 2}
+    await server.start()
+    async with pool.get_connection() as first, pool.get_connection() as second:
+        assert {await number_of(first), await number_of(second)} == {"3", "4"}
+
+
+async def test_an_idle_connection_that_was_reset_is_not_handed_out(
+    server: Server, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_connections=1)
+    async with pool.get_connection() as lost:
+        assert await number_of(lost) == "1"
+    server.peers[0].drop()
+    await until(lambda: not pool.connections, "the pool has noticed")
+    assert (lost.state, lost.close_code, lost.is_connected) == (State.CLOSED, 1006, False)
+    async with pool.get_connection() as connection:
+        assert connection is not lost
+        assert await number_of(connection) == "2"
+
+
+async def test_a_borrower_learns_of_a_reset_and_its_place_is_free(
+    server: Server, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_connections=1)
+    async with pool.get_connection() as lost:
+        assert await number_of(lost) == "1"
+        server.peers[0].drop()
+        with pytest.raises(ConnectionClosedError, match="closed by the server") as caught:
+            await lost.recv()
+        assert caught.value.code == 1006
+        with pytest.raises(ConnectionClosedError):
+            await lost.send("too late")
+        async with pool.get_connection() as connection:
+            assert await number_of(connection) == "2"
+            assert pool.total_connections == 1
+
+
+async def test_a_borrower_that_does_not_read_loses_a_connection_that_is_reset(
+    server: Server, make_pool: MakePool
+) -> None:
+    pool = make_pool()
+    async with pool.get_connection() as connection:
+        server.peers[0].drop()
+        await until(lambda: not connection.is_connected, "the sweep has noticed")
+    assert pool.total_connections == 0
+
+
+# Errors that are no refusals.
+
+
+@pytest.mark.parametrize("uri", ["", "http://127.0.0.1/", "ws://", "ws://[", 5, None])
+async def test_a_bad_uri_from_a_callable_is_not_tried_again(
+    server: Server, make_pool: MakePool, uri: object
+) -> None:
+    error = await failure(make_pool(uri=lambda: uri))
+    assert error.attempts == 1
+    assert isinstance(error.__cause__, (ValueError, TypeError))
+    assert not server.requests
+
+
+@pytest.mark.parametrize("setting", ["uri", "headers"])
+async def test_a_callable_that_raises_is_not_tried_again(
+    server: Server, make_pool: MakePool, setting: str
+) -> None:
+    def broken() -> str:
+        raise LookupError("no token")
+
+    error = await failure(make_pool(**{setting: broken}))
+    assert error.attempts == 1
+    assert isinstance(error.__cause__, LookupError)
+    assert not server.requests
+
+
+async def test_a_callable_that_could_not_reach_its_network_is_called_again(
+    server: Server, make_pool: MakePool
+) -> None:
+    troubles: list[Exception] = [ConnectionRefusedError(), TimeoutError()]
+
+    async def headers() -> dict[str, str]:
+        if troubles:
+            raise troubles.pop()
+        return {}
+
+    async with make_pool(headers=headers).get_connection() as connection:
+        assert await number_of(connection) == "1"
+    assert len(server.requests) == 1
+
+
+async def test_a_callable_that_takes_too_long_is_part_of_the_attempt(
+    server: Server, make_pool: MakePool
+) -> None:
+    async def uri() -> str:
+        await asyncio.Event().wait()
+        return server.uri
+
+    error = await failure(make_pool(uri=uri, connection_timeout=0.02, max_retries=2))
+    assert error.attempts == 2
+    assert isinstance(error.__cause__, TimeoutError)
+
+
+@pytest.mark.parametrize("setting", ["headers", "on_connect"])
+async def test_a_callable_that_cancels_itself_is_not_called_again(
+    server: Server, make_pool: MakePool, setting: str
+) -> None:
+    """Say, because it awaits a token refresh that somebody has cancelled."""
+    calls: list[None] = []
+
+    async def awaits_what_was_cancelled(*args: object) -> dict[str, str]:
+        calls.append(None)
+        if len(calls) > 20:
+            await asyncio.Event().wait()
+        raise asyncio.CancelledError
+
+    pool = make_pool(**{setting: awaits_what_was_cancelled})
+    with pytest.raises(ConnectionUnavailableError) as caught:
+        await pool.acquire(timeout=2.0)
+    assert caught.value.attempts == len(calls) == 1
+
+
+@pytest.mark.parametrize("value", [5, b"bytes", None])
+async def test_a_header_that_is_no_string_is_a_failed_dial(
+    server: Server, make_pool: MakePool, value: object
+) -> None:
+    pool = make_pool(headers=lambda: {"X-Number": value})
+    with pytest.raises(ConnectionUnavailableError) as caught:
+        await pool.acquire(timeout=2.0)
+    assert caught.value.attempts == 1
+
+
+@pytest.mark.parametrize(("query", "headers"), [("?v=1", {}), ("", {"X-Version": "1"})])
+async def test_a_short_value_does_not_garble_an_error_that_cannot_hold_it(
+    server: Server, make_pool: MakePool, query: str, headers: dict[str, str]
+) -> None:
+    """The text of a failed connect holds the host, and nothing of the query or the headers."""
+    await server.stop()
+    error = await failure(make_pool(uri=f"{server.uri}{query}", headers=headers))
+    assert isinstance(error.__cause__, aiohttp.ClientConnectorError)
+    assert f"Cannot connect to host 127.0.0.1:{server.port}" in str(error)
+
+
+async def test_a_shared_session_that_was_closed_is_not_tried_again(
+    server: Server, make_pool: MakePool
+) -> None:
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    pool = make_pool(session=session)
+    await pool.start()
+    await session.close()
+    error = await failure(pool)
+    assert error.attempts == 1
+    assert isinstance(error.__cause__, RuntimeError)
+    assert "Session is closed" in str(error)
+
+
+def refused(status: int) -> aiohttp.ClientResponseError:
+    url = URL("ws://host/")
+    request = aiohttp.RequestInfo(url, "GET", None, url)  # type: ignore[arg-type]
+    return aiohttp.ClientResponseError(request, (), status=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (refused(401), False),
+        (refused(408), True),
+        (refused(501), True),
+        (aiohttp.ServerDisconnectedError(), True),
+        (aiohttp.ClientConnectionResetError(), True),
+        (aiohttp.InvalidURL("ws://["), False),
+        (ConnectionRefusedError(), True),
+        (ConnectionResetError(), True),
+        (BrokenPipeError(), True),
+        (TimeoutError(), True),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), True),
+        (OSError(errno.EHOSTUNREACH, "no route"), True),
+        (OSError(errno.EMFILE, "too many files"), False),
+        (PermissionError(), False),
+        (ssl.SSLCertVerificationError(), False),
+        (ConnectionClosedError(code=1012), True),
+        (ConnectionPoolTimeoutError(), False),
+        (ConnectionUnavailableError(status=503), False),
+        (ValueError(), False),
+    ],
+    ids=repr,
+)
+def test_only_what_may_go_better_is_transient(error: Exception, expected: bool) -> None:
+    assert is_transient(error) is expected
+
+
+# Dials and those who wait for them.
+
+
+class Holding:
+    """An `on_connect` that holds every dial until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = self.at_work = self.most = 0
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, connection: WebsocketConnection) -> None:
+        self.begun += 1
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        try:
+            await self.let_go.wait()
+        finally:
+            self.at_work -= 1
+
+
+async def test_a_dial_outlives_the_caller_that_was_cancelled(
+    server: Server, make_pool: MakePool
+) -> None:
+    hook = Holding()
+    pool = make_pool(on_connect=hook)
+    acquiring = asyncio.create_task(pool.acquire())
+    await until(lambda: hook.begun, "the dial is under way")
+    acquiring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await acquiring
+    assert pool.waiters == 0
+    (dialled,) = pool.connections
+    assert dialled.state is State.CONNECTING
+
+    hook.let_go.set()
+    await until(lambda: pool.available_connections == 1, "the dial has ended idle")
+    async with pool.get_connection() as connection:
+        assert connection is dialled
+        assert not connection.reused
+    assert len(server.requests) == 1
+
+
+async def test_an_acquire_joins_a_dial_that_nobody_waits_for(
+    server: Server, make_pool: MakePool
+) -> None:
+    hook = Holding()
+    pool = make_pool(on_connect=hook)
+    given_up = asyncio.create_task(pool.acquire())
+    await until(lambda: hook.begun, "the dial is under way")
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    joining = asyncio.create_task(pool.acquire())
+    await until(lambda: pool.waiters == 1, "the next acquire waits")
+    hook.let_go.set()
+    connection = await joining
+    assert await number_of(connection) == "1"
+    await pool.release(connection)
+    assert len(server.requests) == 1
+
+
+async def test_no_more_than_max_connecting_handshakes_are_in_flight(
+    server: Server, make_pool: MakePool
+) -> None:
+    hook = Holding()
+    pool = make_pool(on_connect=hook, max_connecting=2)
+    acquiring = [asyncio.create_task(pool.acquire()) for _ in range(6)]
+    await until(lambda: hook.begun == 2, "two dials are under way")
+    assert len(server.requests) == 2
+    assert "connecting=6" in repr(pool)
+    hook.let_go.set()
+    for connection in await asyncio.gather(*acquiring):
+        await pool.release(connection)
+    assert (hook.begun, hook.most) == (6, 2)
+
+
+async def test_every_waiter_is_told_of_a_server_that_refuses_them_all(
+    server: Server, make_pool: MakePool
+) -> None:
+    """Each has an error of its own, so that tracebacks do not grow together."""
+    server.refusals = refusals(*[503] * 200)
+    pool = make_pool(max_retries=2, max_connecting=3)
+    ends = await asyncio.gather(*(pool.acquire() for _ in range(20)), return_exceptions=True)
+    assert {type(end) for end in ends} == {ConnectionUnavailableError}
+    assert len({id(end) for end in ends}) == 20
+    assert len(server.requests) <= 2 * 20
+    await until(lambda: not pool.connections, "no place is held")
+
+
+async def test_closing_the_pool_ends_a_dial(server: Server, make_pool: MakePool) -> None:
+    hook = Holding()
+    pool = make_pool(on_connect=hook)
+    acquiring = asyncio.create_task(pool.acquire())
+    await until(lambda: hook.begun, "the dial is under way")
+    await pool.close_all()
+    assert hook.at_work == 0
+    with pytest.raises(ConnectionPoolUnavailableError):
+        await acquiring
+    await until(lambda: not server.open, "the server has lost the connection")
+
+
+# on_connect.
+
+
+async def log_in(connection: WebsocketConnection) -> None:
+    await connection.send("log in")
+    assert await connection.recv() == "log in"
+
+
+async def test_on_connect_talks_to_the_server_before_the_borrower(
+    server: Server, make_pool: MakePool
+) -> None:
+    states: list[State] = []
+
+    async def on_connect(connection: WebsocketConnection) -> None:
+        states.append(connection.state)
+        await log_in(connection)
+
+    pool = make_pool(on_connect=on_connect)
+    for _ in range(2):
+        async with pool.get_connection() as connection:
+            await connection.send("hello")
+            assert await connection.recv() == "hello"
+    assert states == [State.CONNECTING]
+    assert server.peers[0].received == ["log in", "hello", "hello"]
+    assert connection.uses == 2
+
+
+async def test_an_error_of_on_connect_is_a_failed_dial_that_keeps_its_place(
+    server: Server, make_pool: MakePool
+) -> None:
+    troubles = [ValueError("wrong password")]
+
+    async def on_connect(connection: WebsocketConnection) -> None:
+        await log_in(connection)
+        if troubles:
+            raise troubles.pop()
+
+    pool = make_pool(on_connect=on_connect, max_connections=1)
+    error = await failure(pool)
+    assert error.attempts == 1
+    assert isinstance(error.__cause__, ValueError)
+    assert "wrong password" in str(error)
+    await until(lambda: not server.open, "the connection that failed is closed")
+    async with pool.get_connection() as connection:
+        assert await number_of(connection) == "2"
+    assert server.most_open == 1
+
+
+async def test_an_error_of_on_connect_shows_no_secret(server: Server, make_pool: MakePool) -> None:
+    async def on_connect(connection: WebsocketConnection) -> None:
+        raise ValueError(f"{connection.headers} {connection.uri}")
+
+    pool = make_pool(
+        uri=f"{server.uri}?token={SECRET}",
+        headers={"Authorization": SECRET},
+        on_connect=on_connect,
+    )
+    error = await failure(pool)
+    assert SECRET not in "".join(traceback.format_exception(error))
+
+
+async def test_a_network_error_in_on_connect_is_tried_again(
+    server: Server, make_pool: MakePool
+) -> None:
+    async def reset_the_first(peer: Peer) -> None:
+        if peer.number == 1:
+            await peer.recv()
+            peer.drop()
+        await echo(peer)
+
+    server.handler = reset_the_first
+    pool = make_pool(on_connect=log_in)
+    async with pool.get_connection() as connection:
+        assert await number_of(connection) == "2"
+        assert connection.is_connected
+    assert pool.available_connections == 1
+    assert server.most_open <= 2
+
+
+async def test_a_close_in_a_failed_attempt_leaves_no_trace_on_the_connection(
+    server: Server, make_pool: MakePool
+) -> None:
+    """What the first attempt's server said is not what the open connection was closed with."""
+
+    async def restart_the_first(peer: Peer) -> None:
+        if peer.number == 1:
+            await peer.recv()
+            await peer.close(1012, "restarting")
+        else:
+            await echo(peer)
+
+    server.handler = restart_the_first
+    pool = make_pool(on_connect=log_in)
+    async with pool.get_connection() as connection:
+        assert await number_of(connection) == "2"
+        assert (connection.close_code, connection.close_reason) == (None, "")
+        assert connection.cause is None
+    await pool.close_all()
+    assert connection.close_code == 1000
+    await until(lambda: not server.open, "the server has seen the close")
+    assert server.peers[1].websocket.close_code == 1000
+
+
+async def test_a_server_that_closes_every_connection_in_on_connect_is_given_up(
+    server: Server, make_pool: MakePool
+) -> None:
+    async def close(peer: Peer) -> None:
+        await peer.close(1008, "who are you?")
+
+    async def wait_for_hello(connection: WebsocketConnection) -> None:
+        await connection.recv()
+
+    server.handler = close
+    error = await failure(make_pool(on_connect=wait_for_hello, max_retries=3))
+    assert error.attempts == 3
+    assert isinstance(error.__cause__, ConnectionClosedError)
+    assert error.__cause__.code == 1008
+    assert len(server.requests) == 3
+
+
+async def test_a_message_before_a_close_is_heard_by_on_connect(
+    server: Server, make_pool: MakePool
+) -> None:
+    async def greet(peer: Peer) -> None:
+        await peer.send("hello")
+        await echo(peer)
+
+    greetings: list[str | bytes] = []
+
+    async def on_connect(connection: WebsocketConnection) -> None:
+        greetings.append(await connection.recv())
+
+    server.handler = greet
+    async with make_pool(on_connect=on_connect).get_connection() as connection:
+        assert await number_of(connection) == "1"
+    assert greetings == ["hello"]
+
+
+# The gate, alone.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def longest(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits that the gate drew a random share of; the share is nothing."""
+    drawn: list[float] = []
+
+    def full_jitter(value: float) -> float:
+        drawn.append(value)
+        return 0.0
+
+    monkeypatch.setattr("wspool._pool.dialing.WAITS", (1.0, 2.0, 4.0))
+    monkeypatch.setattr("wspool._pool.dialing.backoff.full_jitter", full_jitter)
+    return drawn
+
+
+@pytest.fixture
+async def new(clock: Clock) -> Callable[[], WebsocketConnection]:
+    """Make connections that have no socket, only an age."""
+    loop = asyncio.get_running_loop()
+    queues: Queues[WebsocketConnection] = Queues()
+
+    def make() -> WebsocketConnection:
+        return WebsocketConnection(1, queues, loop, lambda connection: None)
+
+    return make
+
+
+class Turn:
+    """A dial at the gate: it waits for its turn, and works until it is let go."""
+
+    def __init__(self, gate: Gate, connection: WebsocketConnection) -> None:
+        self.is_at_work = False
+        self.end = asyncio.Event()
+        self.task = asyncio.create_task(self._work(gate, connection))
+
+    async def _work(self, gate: Gate, connection: WebsocketConnection) -> None:
+        async with gate.turn(connection):
+            self.is_at_work = True
+            try:
+                await self.end.wait()
+            finally:
+                self.is_at_work = False
+
+
+async def until_at_work(turns: list[Turn], expected: list[int]) -> None:
+    def at_work() -> list[int]:
+        return [number for number, turn in enumerate(turns) if turn.is_at_work]
+
+    await until(lambda: at_work() == expected, f"{expected} are at work")
+
+
+async def test_turns_are_given_in_order_of_arrival_up_to_the_limit(
+    clock: Clock, new: Callable[[], WebsocketConnection]
+) -> None:
+    gate = Gate(2, clock)
+    turns = [Turn(gate, new()) for _ in range(5)]
+    for expected in ([0, 1], [1, 2], [2, 3], [3, 4], [4]):
+        await until_at_work(turns, expected)
+        turns[expected[0]].end.set()
+    await asyncio.gather(*(turn.task for turn in turns))
+
+
+async def test_a_turn_whose_dial_was_cancelled_is_given_to_the_next(
+    clock: Clock, new: Callable[[], WebsocketConnection]
+) -> None:
+    """Whether it was waiting for it, had just got it, or was at work."""
+    gate = Gate(1, clock)
+    connections = [new() for _ in range(5)]
+    turns = [Turn(gate, connection) for connection in connections]
+    await until_at_work(turns, [0])
+    turns[1].task.cancel()
+    turns[0].end.set()
+    await until(lambda: gate.is_at_work(connections[2]), "the third has got its turn")
+    turns[2].task.cancel()
+    await until_at_work(turns, [3])
+    turns[3].task.cancel()
+    await until_at_work(turns, [4])
+    turns[4].end.set()
+    await asyncio.wait({turn.task for turn in turns})
+    assert [turn.task.cancelled() for turn in turns] == [False, True, True, True, False]
+    assert not any(map(gate.is_at_work, connections))
+
+
+async def test_a_newcomer_does_not_overtake_one_that_was_just_given_its_turn(
+    clock: Clock, new: Callable[[], WebsocketConnection]
+) -> None:
+    gate = Gate(1, clock)
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        async with gate.turn(new()):
+            order.append(number)
+        if number == 0:
+            late.append(asyncio.create_task(work(2)))
+
+    late: list[asyncio.Task[None]] = []
+    async with gate.turn(new()):  # so that both are in the line
+        working = asyncio.gather(work(0), work(1))
+        await asyncio.sleep(0)
+    await working
+    await asyncio.gather(*late)
+    assert order == [0, 1, 2]
+
+
+async def test_without_failures_nothing_is_waited(clock: Clock, longest: list[float]) -> None:
+    await Gate(1, clock).wait()
+    assert longest == []
+
+
+async def test_each_round_of_failures_waits_longer_up_to_the_last_wait(
+    clock: Clock, longest: list[float]
+) -> None:
+    gate = Gate(1, clock)
+    for _ in range(5):
+        gate.failed(gate.round)
+        await gate.wait()
+    assert longest == [1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+async def test_attempts_that_failed_together_are_one_round(
+    clock: Clock, longest: list[float]
+) -> None:
+    gate = Gate(10, clock)
+    began_in = gate.round
+    for _ in range(10):
+        gate.failed(began_in)
+    assert (gate.round, gate.streak) == (began_in + 1, 1)
+    await gate.wait()
+    assert longest == [1.0]
+
+
+async def test_a_success_ends_the_streak_and_every_wait(clock: Clock, longest: list[float]) -> None:
+    gate = Gate(10, clock)
+    gate.failed(gate.round, retry_after=20.0)
+    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
+    await until(lambda: len(longest) == 3, "all three wait")
+    assert not any(task.done() for task in waiting)
+    gate.succeeded()
+    await asyncio.gather(*waiting)
+    assert gate.streak == 0
+    await gate.wait()
+    assert len(longest) == 3
+
+
+async def test_a_wait_that_is_cancelled_leaves_nothing(clock: Clock, longest: list[float]) -> None:
+    gate = Gate(10, clock)
+    gate.failed(gate.round, retry_after=20.0)
+    waiting = asyncio.create_task(gate.wait())
+    await until(lambda: longest, "it waits")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.succeeded()
+
+
+async def test_connections_that_are_closed_at_once_make_the_streak_grow(
+    clock: Clock, longest: list[float], new: Callable[[], WebsocketConnection]
+) -> None:
+    """Each handshake is a success, and would begin the back-off anew."""
+    gate = Gate(1, clock)
+    for _ in range(3):
+        connection = new()
+        connection.round, connection.opened = gate.round, clock.now
+        gate.succeeded()
+        clock.now += 0.5
+        assert gate.lost(connection)
+        await gate.wait()
+    assert gate.streak == 3
+    assert longest == [1.0, 2.0, 4.0]
+
+
+async def test_many_connections_that_are_closed_at_once_together_are_one_failure(
+    clock: Clock, new: Callable[[], WebsocketConnection]
+) -> None:
+    gate = Gate(10, clock)
+    for expected in (1, 2):
+        connections = [new() for _ in range(10)]
+        for connection in connections:
+            connection.round, connection.opened = gate.round, clock.now
+            gate.succeeded()
+        assert all(gate.lost(connection) for connection in connections)
+        assert gate.streak == expected
+
+
+@pytest.mark.parametrize(("age", "messages"), [(1.5, 0), (0.5, 1)])
+async def test_a_close_after_a_while_or_after_use_says_nothing_about_the_next_dial(
+    clock: Clock, new: Callable[[], WebsocketConnection], age: float, messages: int
+) -> None:
+    gate = Gate(1, clock)
+    connection = new()
+    connection.opened, connection.received_messages = clock.now - age, messages
+    connection.uses = messages
+    connection.close_code = 1001
+    assert not gate.lost(connection)
+    assert gate.streak == 0
+
+
+@pytest.mark.parametrize("code", [1012, 1013])
+async def test_a_server_that_says_that_it_restarts_is_one_failure(
+    clock: Clock, new: Callable[[], WebsocketConnection], code: int
+) -> None:
+    """However many connections it says it on."""
+    gate = Gate(1, clock)
+    for expected in (1, 2):
+        clock.now += 60.0
+        for _ in range(10):
+            connection = new()
+            connection.opened, connection.close_code = clock.now - 30.0, code
+            assert not gate.lost(connection)
+        assert gate.streak == expected

@@ -1,0 +1,80 @@
+"""The command line, run in a process of its own as a user would."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests import ROOT
+from wspool._cli import commands as command_line
+
+
+@asynccontextmanager
+async def start_python(
+    *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[Process]:
+    """Start Python on the package; at the end of the block it has ended, by force if need be."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", *arguments),
+        **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | options,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | dict(environment or {}),
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def start(*arguments: str, **options: Any) -> AbstractAsyncContextManager[Process]:
+    """Start `python -m wspool`."""
+    return start_python("-m", "wspool", *arguments, **options)
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Run it to its end and return exit status, stdout and stderr."""
+    async with start(*arguments) as process, asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run it in a thread of this process, which takes less time."""
+    status = await asyncio.to_thread(command_line.main, arguments)
+    return status, *capsys.readouterr()
+
+
+@asynccontextmanager
+async def terminal(lines: int, columns: int) -> AsyncIterator[tuple[int, Callable[[], str]]]:
+    """Give a terminal for a process to write to, and what was written so far."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (lines, columns))
+    written = bytearray()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            written.extend(os.read(ours, 65536))
+        except OSError:  # the process has ended
+            loop.remove_reader(ours)
+
+    loop.add_reader(ours, read)
+    try:
+        yield theirs, lambda: written.decode(errors="replace")
+    finally:
+        loop.remove_reader(ours)
+        os.close(ours)
+        os.close(theirs)

@@ -1,0 +1,250 @@
+"""`python -m wspool probe`: find out about a server, and say what to set.
+
+It speaks to the server without a pool, since it wants to see what a pool hides: pings, pongs, the
+parts of a handshake, the close code. It is gentle: it says how many dials it will make, makes them
+one after the other, and gives no phase longer than it has to have. What it finds goes to `advice`;
+no header, user-info or query value is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+from typing import Final
+
+import aiohttp
+
+from wspool._cli.advice import (
+    Advice,
+    Capacity,
+    Dial,
+    Observation,
+    Target,
+    advise,
+    report,
+    span,
+)
+from wspool._cli.tapping import ANSWER, PAUSE, Dialler, Tap, is_message, tracing
+from wspool._cli.top import Trouble
+from wspool._connection.errors import scrub_uri
+from wspool._pool.dialing import EARLY
+
+PINGS: Final = 3
+"""Pings on each connection."""
+
+RAMP: Final = 0.05
+"""Seconds between two dials of connections that are open at the same time."""
+
+Show = Callable[[str, float, float], None]
+"""Shows of a phase how much is done, and of how much."""
+
+
+def nothing(*_: object) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to find out; times are in seconds."""
+
+    dials: int = 5
+    listen: float = 2.0
+    idle: float | None = None
+    connections: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.dials} dials one after the other"]
+        if self.idle is not None:
+            parts.append(f"up to 3 that stay for {self.idle:g} s")
+        if self.connections:
+            parts.append(f"up to {self.connections} at once")
+        return ", ".join(parts)
+
+
+# The questions.
+
+
+async def observe(target: Target, plan: Plan, show: Show = nothing) -> Observation:
+    """Ask the server all that the plan has, or raise Trouble."""
+    connector = aiohttp.TCPConnector(limit=0, use_dns_cache=False)
+    async with aiohttp.ClientSession(connector=connector, trace_configs=[tracing()]) as session:
+        dialler, number = Dialler(target, session), 1
+        try:
+            seen = await _listen(dialler, plan, show)
+            show("dials", 1, plan.dials)
+            for number in range(2, plan.dials + 1):
+                await asyncio.sleep(PAUSE)
+                seen = replace(seen, dials=(*seen.dials, await _visit(dialler, seen)))
+                show("dials", number, plan.dials)
+            number += 1
+            if plan.idle is not None:
+                seen = await _idle(dialler, plan.idle, seen, show)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            why = f"{dialler.why(error)}{f' (at dial {number})' if number > 1 else ''}"
+            raise Trouble(f"{scrub_uri(target.uri)}: {why}") from None
+        if plan.connections:
+            capacity = await _fill(dialler, plan.connections, show)
+            seen = replace(seen, capacity=capacity)
+    return seen
+
+
+async def _listen(dialler: Dialler, plan: Plan, show: Show) -> Observation:
+    """Make the first dial and send nothing: does the server greet, push, ping, close?"""
+    async with dialler.connection() as (dial, tap):
+        await tap.wait(plan.listen, lambda done: show("listening", done, plan.listen))
+        seen = tap.seen()
+        if seen.close is not None and seen.close.after < EARLY:
+            how = f"the server closed {span(seen.close.after)} after the handshake: {seen.close}"
+            raise Trouble(f"{scrub_uri(dialler.target.uri)}: {how}")
+        if seen.first is not None and seen.first.after < EARLY:
+            dial = replace(dial, greeting=dial.total + seen.first.after)
+        return Observation(
+            uri=scrub_uri(dialler.target.uri),
+            dials=(dial,),
+            listening=seen,
+            protocol=tap.websocket.protocol,
+            is_compressed=bool(tap.websocket.compress),
+        )
+
+
+async def _visit(dialler: Dialler, seen: Observation) -> Dial:
+    """Make another dial and talk: for the greeting, a reply, pongs, a reply on a used connection.
+
+    What was not answered on the connection before is not asked for again.
+    """
+    text = dialler.target.text
+    before = seen.dials[-1]
+    is_first = len(seen.dials) == 1
+    began = perf_counter()
+    async with dialler.connection() as (dial, tap):
+        if before.greeting is not None:
+            if tap.first is None:
+                await tap.ask(is_message, ANSWER)
+            if tap.first is not None:
+                dial = replace(dial, greeting=dial.total + tap.first.after)
+        if text is not None and (is_first or before.fresh is not None):
+            at = await tap.reply(text)
+            dial = replace(dial, fresh=None if at is None else at - began)
+        if is_first or before.pings:
+            pings: list[float] = []
+            while len(pings) < PINGS and (round_trip := await tap.ping()) is not None:
+                pings.append(round_trip)
+            dial = replace(dial, pings=tuple(pings))
+        if text is not None and dial.fresh is not None:
+            await tap.quiet()
+            sent = perf_counter()
+            at = await tap.reply(text)
+            dial = replace(dial, reused=None if at is None else at - sent)
+        return replace(dial, close=tap.close)
+
+
+async def _idle(dialler: Dialler, seconds: float, seen: Observation, show: Show) -> Observation:
+    """Leave a connection alone until the server closes it; do others stay that are not silent?"""
+    text = dialler.target.text
+    taps: list[Tap] = []
+    try:
+        for _ in range(2 if text is None else 3):
+            await asyncio.sleep(RAMP)
+            taps.append((await dialler.dial())[1])
+        silent, pinging, *rest = taps
+        pinging.beat(pinging.websocket.ping)
+        if text is not None:
+            rest[0].beat(partial(rest[0].websocket.send_str, text))
+        await silent.wait(seconds, lambda done: show("idle", done, seconds))
+        if silent.close is not None:  # see that the others do not just stay a little longer
+            enough = 1.1 * silent.close.after + 1
+            await asyncio.gather(*(tap.wait(enough, nothing) for tap in taps[1:]))
+        watches = [tap.seen() for tap in taps]
+    finally:
+        await _hang_up(taps)
+    show("idle", seconds, seconds)
+    return replace(
+        seen, silent=watches[0], pinging=watches[1], sending=watches[2] if rest else None
+    )
+
+
+async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:
+    """Open one connection after the other, and keep them, until the server says no."""
+    taps: list[Tap] = []
+    refusal = ""
+    try:
+        while len(taps) < count and not refusal and not any(tap.close for tap in taps):
+            await asyncio.sleep(RAMP)
+            try:
+                taps.append((await dialler.dial())[1])
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                refusal = dialler.why(error)
+            show("connections", len(taps), count)
+        await asyncio.sleep(EARLY / 2)  # a server that refuses by closing may take its time
+        closed = [tap.close for tap in taps if tap.close is not None]
+        if closed and not refusal:
+            refusal = f"one was closed after {span(closed[-1].after)}, {closed[-1]}"
+        return Capacity(count, len(taps) - len(closed), refusal)
+    finally:
+        await _hang_up(taps)
+
+
+async def _hang_up(taps: list[Tap]) -> None:
+    await asyncio.gather(*(tap.hang_up() for tap in taps))
+
+
+# Showing.
+
+
+@contextmanager
+def display() -> Iterator[Show]:
+    """Give a Show: a bar for each phase where there are a terminal and rich, else nothing."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+    except ImportError:
+        yield nothing
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield nothing
+        return
+    bars: dict[str, TaskID] = {}
+    with Progress(console=console, transient=True) as progress:
+
+        def show(phase: str, done: float, total: float) -> None:
+            if phase not in bars:
+                bars[phase] = progress.add_task(phase, total=total)
+            progress.update(bars[phase], completed=done)
+
+        yield show
+
+
+# The command.
+
+
+def run(args: argparse.Namespace) -> int:
+    """Probe the server and return the exit status, as `--help` tells it."""
+    target = Target(args.uri, dict(args.header), tuple(args.subprotocol), args.send, args.insecure)
+    plan = Plan(args.dials, args.listen, args.idle, args.connections)
+    try:
+        if not args.json:
+            print(f"{scrub_uri(target.uri)}: {plan}\n", flush=True)
+        with display() as show:
+            seen = asyncio.run(observe(target, plan, show))
+    except Trouble as trouble:
+        print(f"wspool probe: {trouble}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    advice = advise(seen, target)
+    print(_json(seen, advice) if args.json else f"{report(seen, target)}\n\n{advice.code()}")
+    return 0
+
+
+def _json(seen: Observation, advice: Advice) -> str:
+    arguments = {a.name: {"value": a.value, "why": a.why} for a in advice.arguments}
+    found = {"observation": seen.to_dict(), "arguments": arguments, "notes": advice.notes}
+    return json.dumps(found | {"code": advice.code()}, indent=2)

@@ -1,0 +1,306 @@
+"""One WebSocket as a probe wants it: with all that aiohttp and the pool deal with in silence.
+
+The server's pings and the pongs to ours, the close code and when it came, the parts of the
+handshake. This file asks no questions of its own, and no text that leaves it has secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from http import HTTPStatus
+from socket import gaierror
+from time import perf_counter
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import WSMessage, WSMsgType
+
+from wspool._cli.advice import Close, Dial, Message, Target, Watch
+from wspool._cli.top import printable, status_name
+from wspool._connection import aiohttp_internals as wire
+from wspool._connection.errors import scrub_error, scrub_text, secrets_of
+
+PATIENCE: Final = 10.0
+"""Seconds for a handshake and for a reply."""
+
+ANSWER: Final = 2.0
+"""Seconds for a pong, for a greeting, and for the rest of a reply."""
+
+PAUSE: Final = 0.25
+"""Seconds between two dials, and of silence after which a reply is complete."""
+
+GOODBYE: Final = 1.0
+"""Seconds for the server to answer a close."""
+
+LIMIT: Final = 1000
+"""Pings of the server, on one connection, whose times are remembered."""
+
+_marks: ContextVar[dict[str, float]] = ContextVar("wspool_probe_marks")
+"""When the parts of the dial under way began and ended."""
+
+
+class Tap:
+    """A WebSocket that is read from its first moment to its end; pings are answered."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, secrets: list[str]) -> None:
+        self.websocket = websocket
+        self.opened = self.heard = perf_counter()
+        self.messages = 0
+        self.first: Message | None = None
+        self.close: Close | None = None
+        self._secrets = secrets
+        self._socket = wire.Socket(websocket)
+        self._pings: deque[float] = deque(maxlen=LIMIT)
+        # What `ask` waits for: which frame it is, and the time of its arrival or None at the end.
+        self._wanted: Callable[[WSMessage], bool] = lambda frame: False
+        self._answer: asyncio.Future[float | None] | None = None
+        self._beat_task: asyncio.Task[None] | None = None
+        self.reader_task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while self.close is None:
+                frame = await self.websocket.receive()
+                if frame.type is WSMsgType.CLOSING:
+                    return  # by us
+                if frame.type is WSMsgType.CLOSE:
+                    self._end(frame.data or 1005, frame.extra or "")
+                elif frame.type is WSMsgType.CLOSED:
+                    self._end(1006)
+                elif frame.type is WSMsgType.ERROR:
+                    self._end(int(getattr(frame.data, "code", 1006)), str(frame.data))
+                else:
+                    await self._take(frame)
+        except (OSError, aiohttp.ClientError):
+            self._end(1006)
+        finally:
+            self._settle(None)
+
+    def _end(self, code: int, reason: str = "") -> None:
+        reason = printable(scrub_text(reason, self._secrets))
+        self.close = Close(perf_counter() - self.opened, code, reason)
+
+    async def _take(self, frame: WSMessage) -> None:
+        now = perf_counter()
+        if is_message(frame):
+            self.heard = now
+            self.messages += 1
+            if self.first is None:
+                is_text = frame.type is WSMsgType.TEXT
+                size = len(frame.data.encode() if is_text else frame.data)
+                self.first = Message(now - self.opened, "text" if is_text else "binary", size)
+        elif frame.type is WSMsgType.PING:
+            self._pings.append(now - self.opened)
+            await self.websocket.pong(frame.data)
+        if self._wanted(frame):
+            self._settle(now)
+
+    def _settle(self, at: float | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(at)
+
+    async def ask(
+        self,
+        wanted: Callable[[WSMessage], bool],
+        patience: float,
+        send: Callable[[], Awaitable[object]] | None = None,
+    ) -> float | None:
+        """Send, and return when the first such frame arrived, or None if none did."""
+        if self.reader_task.done():
+            return None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._wanted = wanted
+        with suppress(TimeoutError, OSError, aiohttp.ClientError):
+            async with asyncio.timeout(patience):
+                if send is not None:
+                    await send()
+                return await self._answer
+        return None
+
+    async def ping(self) -> float | None:
+        """Return the round trip of a ping in seconds, or None."""
+        began, payload = perf_counter(), str(perf_counter()).encode()
+
+        def is_pong(frame: WSMessage) -> bool:
+            return frame.type is WSMsgType.PONG and bytes(frame.data) == payload
+
+        at = await self.ask(is_pong, ANSWER, lambda: self.websocket.ping(payload))
+        return None if at is None else at - began
+
+    async def reply(self, text: str) -> float | None:
+        """Send a message and return when the next one came, or None."""
+        return await self.ask(is_message, PATIENCE, lambda: self.websocket.send_str(text))
+
+    async def quiet(self) -> None:
+        """Return when nothing has come for a while, or is still coming after a long one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER):
+                while (left := self.heard + PAUSE - perf_counter()) > 0:
+                    await asyncio.sleep(left)
+
+    def beat(self, act: Callable[[], Awaitable[object]]) -> None:
+        """Act again and again until the end.
+
+        The waits grow with the time, so that whatever the server's idle limit is, they are a
+        quarter of it when it comes, and there are few of them in all.
+        """
+
+        async def beat() -> None:
+            with suppress(OSError, aiohttp.ClientError):
+                while True:
+                    await asyncio.sleep(max(PAUSE, (perf_counter() - self.opened) / 4))
+                    await act()
+
+        self._beat_task = asyncio.create_task(beat())
+
+    async def wait(self, seconds: float, show: Callable[[float], None]) -> None:
+        """Return when the server has closed, or after so many seconds since the handshake."""
+        while (left := self.opened + seconds - perf_counter()) > 0 and not self.reader_task.done():
+            await asyncio.wait([self.reader_task], timeout=min(0.1, left))
+            show(min(perf_counter() - self.opened, seconds))
+
+    def seen(self) -> Watch:
+        """Return all that has come so far."""
+        seconds = self.close.after if self.close else perf_counter() - self.opened
+        return Watch(seconds, self.messages, self.first, tuple(self._pings), self.close)
+
+    async def hang_up(self) -> None:
+        """Say goodbye and return when the socket is gone, soon, by force if need be."""
+        if self._beat_task is not None:
+            self._beat_task.cancel()
+        try:
+            await self._socket.hang_up(self.websocket, GOODBYE)
+        finally:
+            self.reader_task.cancel()
+            await asyncio.wait([self.reader_task])
+
+
+def is_message(frame: WSMessage) -> bool:
+    return frame.type in (WSMsgType.TEXT, WSMsgType.BINARY)
+
+
+class Dialler:
+    """Makes connections to the target, each with the times of its handshake."""
+
+    def __init__(self, target: Target, session: aiohttp.ClientSession) -> None:
+        self.target = target
+        self.secrets = secrets_of(target.uri, target.headers)
+        self._session = session
+        self._is_tls = target.uri.lower().startswith("wss:")
+        self._ssl = _context(target.is_insecure) if self._is_tls else True
+
+    async def dial(self) -> tuple[Dial, Tap]:
+        """Return the times and the connection, which is the caller's to hang up."""
+        target, marks = self.target, {"began": perf_counter()}
+        _marks.set(marks)
+        async with asyncio.timeout(PATIENCE):
+            websocket = await self._session.ws_connect(
+                target.uri,
+                headers=target.headers,
+                protocols=target.protocols,
+                ssl=self._ssl,
+                compress=15,
+                autoping=False,
+                autoclose=False,
+                timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=GOODBYE),
+            )
+        tap = Tap(websocket, self.secrets)
+        connected = marks["connected"]
+        resolved = marks.get("resolved", marks["connecting"])
+        secure = marks.get("tls", connected)
+        dial = Dial(
+            dns=resolved - marks["resolving"] if "resolving" in marks else None,
+            tcp=secure - resolved,
+            tls=connected - secure if "tls" in marks else None,
+            upgrade=tap.opened - connected,
+            total=tap.opened - marks["began"],
+        )
+        return dial, tap
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[Dial, Tap]]:
+        dial, tap = await self.dial()
+        try:
+            yield dial, tap
+        finally:
+            await tap.hang_up()
+
+    def why(self, error: BaseException) -> str:
+        """Return in one line, without secrets, why a dial has failed."""
+        return printable(scrub_text(self._why(error), self.secrets))
+
+    def _why(self, error: BaseException) -> str:
+        other = "ws://" if self._is_tls else "wss://"
+        scrubbed = str(scrub_error(error, self.secrets)) or type(error).__name__
+        match error:
+            case TimeoutError():
+                return f"no answer within {PATIENCE:g} s"
+            case aiohttp.WSServerHandshakeError(status=HTTPStatus.SWITCHING_PROTOCOLS):
+                return f"the server's handshake is wrong: {error.message}"
+            case aiohttp.WSServerHandshakeError():
+                return _refusal(error)
+            case aiohttp.ClientConnectorDNSError() | gaierror():
+                return "there is no address for this host name"
+            case aiohttp.ClientConnectorCertificateError():
+                wrong = error.certificate_error
+                return f"the certificate is not valid: {wrong}; --insecure does without"
+            case aiohttp.ClientSSLError():
+                return f"the TLS handshake failed; is it {other}? {scrubbed}"
+            case aiohttp.ServerDisconnectedError() | ConnectionResetError():
+                return f"the server hung up during the handshake; is it {other}?"
+            case aiohttp.ClientResponseError():
+                return f"the answer is not HTTP; is it {other}?"
+        return scrubbed
+
+
+def _refusal(error: aiohttp.WSServerHandshakeError) -> str:
+    """Name the status that came in the place of a handshake, in our words."""
+    hint = ""
+    if error.status < HTTPStatus.BAD_REQUEST:
+        hint = " instead of a WebSocket handshake"
+    elif error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        hint = "; -H 'Name: value' sends what it asks for"
+        if error.status == HTTPStatus.FORBIDDEN:  # what ASGI servers say to an unknown path, too
+            hint += ", unless the path is wrong"
+    elif error.headers and "Retry-After" in error.headers:
+        hint = f"; Retry-After: {error.headers['Retry-After']}"
+    return f"the server answered {status_name(error.status)}{hint}"
+
+
+def _context(is_insecure: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if is_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.sslobject_class = _TimedTls
+    return context
+
+
+class _TimedTls(ssl.SSLObject):
+    """Notes when the TLS handshake begins, which aiohttp's tracing counts with TCP's."""
+
+    def do_handshake(self) -> None:
+        _marks.get().setdefault("tls", perf_counter())
+        super().do_handshake()
+
+
+def tracing() -> aiohttp.TraceConfig:
+    """Return what notes the parts of each dial."""
+    config = aiohttp.TraceConfig()
+
+    def mark(name: str) -> Any:
+        async def note(*_: object) -> None:
+            _marks.get()[name] = perf_counter()
+
+        return note
+
+    config.on_connection_create_start.append(mark("connecting"))
+    config.on_dns_resolvehost_start.append(mark("resolving"))
+    config.on_dns_resolvehost_end.append(mark("resolved"))
+    config.on_connection_create_end.append(mark("connected"))
+    return config

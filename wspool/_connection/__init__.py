@@ -1,0 +1,1 @@
+"""One connection: its states, its wire, its place in a pool, and the loan that a borrower holds."""

@@ -1,0 +1,417 @@
+"""The pool as its users see it: made, started, borrowed from, looked at, closed.
+
+Read `states.py` first: what a connection goes through. Then `routing.py`, which moves connections
+between the queues of those states and serves whoever waits (`waiting.py`). What a connection can
+do is in `connection.py`, how one is made in `dialing.py`, how one is cleaned after its use in
+`draining.py`, and what goes on while nobody calls in `upkeep.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import aiohttp
+
+from wspool._connection import states
+from wspool._connection.callsites import Borrower
+from wspool._connection.errors import ConnectionPoolUnavailableError, shown_uri
+from wspool._connection.link import WebsocketConnection
+from wspool._pool import upkeep
+from wspool._pool.listeners import Events, Listener
+from wspool._pool.loans import Loan
+from wspool._pool.options import (
+    DrainConditionCallback,
+    Headers,
+    Hook,
+    Options,
+    Uri,
+    check_connector,
+    check_count,
+    check_timeout,
+)
+from wspool._pool.routing import Router
+from wspool._pool.stats import Stats
+from wspool.quota import Quota
+
+if TYPE_CHECKING:
+    from wspool._pool.introspection import PoolSnapshot
+
+_DEFAULT: Final = cast(float, object())
+_names = itertools.count(1)
+
+
+class WebsocketConnectionPool:
+    """A pool of reusable WebSocket client connections to one URI, for one event loop.
+
+    All arguments are keyword-only, times are in seconds. Wrong ones raise TypeError or ValueError.
+    A call from another loop, thread or process than the one that started it is a RuntimeError.
+
+    uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
+    headers: for the handshake, read at each attempt; or such a callable.
+    session: an aiohttp session to share; it is never closed. None: the pool has its own.
+    name: for logs and metrics; None makes one up.
+    idle_timeout: a connection that is idle for longer is closed, at the next cleanup.
+    max_connections: sockets at most, those being opened or closed included.
+    max_retries: attempts of a dial in all.
+    cleanup_interval: between two looks for what is too old.
+    connection_timeout: for one attempt: handshake, `on_connect`, token callables.
+    warmup_connections: opened by `start()`.
+    min_connections: kept open, and refilled after losses.
+    max_connecting: dials at work at a time.
+    max_lifetime: age at which a connection is retired, less up to 10 % of jitter; None: never.
+    max_uses: loans after which it is retired; None: no limit.
+    acquire_timeout: how long `acquire` waits for capacity. 0: not at all; None: for ever.
+    max_waiting: how many may wait for capacity; None: no limit.
+    check_server_data_on_release: drain a connection after each use until it is quiet.
+    drain_timeout: for a drain; a connection that takes longer is closed.
+    drain_quiet_period: silence after which a connection counts as clean.
+    drain_condition: asked of each message drained; False closes the connection. None: any
+        message that is not empty is fine.
+    drain_until: says of a message whether it is the last: then the connection is clean at once.
+    drain_fence: send a ping when the drain begins; what the server had sent comes before its pong.
+    check_after_idle: a connection that is idle for longer must answer a ping before anybody gets
+        it; None: it is not asked.
+    keepalive: async hook on a connection that is idle: send what the server counts as activity,
+        and read its reply if there is one. None: send a ping and wait for its pong.
+    keepalive_interval: between two of those, less up to 10 % of jitter; None: there are none.
+        It is no use: `idle_timeout` and `max_uses` do not notice.
+    on_connect: async hook on a fresh connection, before anybody gets it.
+    on_release: async hook, the first step of draining: cancel, unsubscribe.
+    on_drained: called with (connection, message) for each message that no borrower reads.
+    close_timeout: for the peer to answer a close; then the socket is aborted.
+    leak_threshold: loan after which a warning in the log says who has the connection; None: never.
+    quota: is asked before each attempt of a dial and told when the socket is gone, so that several
+        pools keep one limit: see `wspool.quota`; None: no other limit than max_connections.
+    connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
+        compress, ssl, proxy, origin, params, max_msg_size.
+    """
+
+    name: str
+    """For logs, metrics and snapshots."""
+
+    def __init__(
+        self,
+        *,
+        uri: Uri,
+        headers: Headers | None = None,
+        idle_timeout: float = 60.0,
+        max_connections: int = 50,
+        max_retries: int = 3,
+        cleanup_interval: float = 5.0,
+        connection_timeout: float = 10.0,
+        warmup_connections: int = 0,
+        check_server_data_on_release: bool = False,
+        drain_timeout: float = 10.0,
+        drain_quiet_period: float = 2.0,
+        drain_condition: DrainConditionCallback | None = None,
+        session: aiohttp.ClientSession | None = None,
+        name: str | None = None,
+        acquire_timeout: float | None = 0.0,
+        max_waiting: int | None = None,
+        max_connecting: int = 10,
+        min_connections: int = 0,
+        max_lifetime: float | None = None,
+        max_uses: int | None = None,
+        check_after_idle: float | None = None,
+        keepalive: Hook | None = None,
+        keepalive_interval: float | None = None,
+        on_connect: Hook | None = None,
+        on_release: Hook | None = None,
+        drain_until: DrainConditionCallback | None = None,
+        drain_fence: bool = False,
+        on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
+        close_timeout: float = 5.0,
+        leak_threshold: float | None = None,
+        quota: Quota | None = None,
+        **connect_options: Any,
+    ) -> None:
+        settings = dict(locals())
+        for taken in ("self", "session", "name"):
+            del settings[taken]
+        options = Options(**settings)
+        if session is not None and not isinstance(session, aiohttp.ClientSession):
+            raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; it must be a string or None")
+        self.name = name or f"pool-{next(_names)}"
+        self.router = Router(options, Events(self.name))
+        self._session = session
+        self._owns_session = session is None
+        # The loop that the pool belongs to, from start() on.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = self._pid = 0
+        self._upkeep_task: asyncio.Task[None] | None = None
+        self._closing_task: asyncio.Task[None] | None = None
+        caller = sys._getframe(1)
+        self._made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+
+    # What people look at. All of it may be read from any thread.
+
+    @property
+    def uri(self) -> Uri:
+        """As it was given, secrets included."""
+        return self.router.options.uri
+
+    @property
+    def headers(self) -> Headers:
+        """As they were given, secrets included; `{}` for None."""
+        return self.router.options.headers
+
+    @property
+    def is_started(self) -> bool:
+        """Whether `start()` was called, or a first `acquire` did that."""
+        return self._loop is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close_all()` was called; there may still be goodbyes under way."""
+        return self.router.is_closing
+
+    @property
+    def total_connections(self) -> int:
+        """The connections that are open: idle, busy and draining."""
+        return self.router.total_connections
+
+    @property
+    def available_connections(self) -> int:
+        """The connections that are idle."""
+        return len(self.router.queues.idle)
+
+    @property
+    def busy_connections(self) -> int:
+        """The connections that are lent, or used by the pool for a check or a keepalive."""
+        return len(self.router.queues.busy)
+
+    @property
+    def pending_connections(self) -> int:
+        """The connections that are being drained."""
+        return len(self.router.queues.draining)
+
+    @property
+    def waiters(self) -> int:
+        """How many wait in `acquire`."""
+        return len(self.router.line)
+
+    @property
+    def stats(self) -> Stats:
+        """What happened since the pool was made."""
+        return self.router.stats
+
+    @property
+    def connections(self) -> tuple[WebsocketConnection, ...]:
+        """All that exist, in whatever state: those that are dialled or closed too."""
+        return tuple(self.router.queues)
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
+        from wspool._pool.introspection import (
+            snapshot_pool,  # the pictures' classes take 3 ms to make
+        )
+
+        return snapshot_pool(self)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on; return a callable that ends that.
+
+        An event is one of the frozen dataclasses in `wspool.events`. A listener is plain and quick:
+        it is called in the event loop, after the routing step. One that raises is logged once.
+        Raises TypeError for what cannot be called.
+        """
+        return self.router.events.subscribe(listener)
+
+    def state_diagram(self) -> str:
+        """Return the state machine as a Mermaid diagram with the count of each state."""
+        return states.diagram(self.router.queues.counts())
+
+    def __repr__(self) -> str:
+        status = " closed" if self.is_closed else "" if self.is_started else " not started"
+        return (
+            f"<WebsocketConnectionPool {self.name!r}{status} {shown_uri(self.uri)} {self.router!r}>"
+        )
+
+    # Starting.
+
+    async def start(self) -> None:
+        """Start the pool and return when the warm-up is over, whatever came of it.
+
+        A server that is down is a warning in the log; the pool works once it is back. Started
+        twice, or after `close_all()`, it returns. Raises ValueError if the shared session's
+        connector admits fewer connections than `max_connections`.
+        """
+        if self.is_closed:
+            return
+        self._enter()
+        connecting = self.router.queues.connecting
+        dials = [connection.task for connection in connecting if connection.task is not None]
+        if dials:
+            await asyncio.wait(dials)
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """Check that the caller runs in the pool's loop; the first one's loop becomes that."""
+        loop: asyncio.AbstractEventLoop | None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is self._loop and loop is not None:
+            return loop
+        if self._loop is not None or loop is None:
+            raise RuntimeError(
+                f"{self!r} belongs to the event loop {self._loop!r} in thread {self._thread} of "
+                f"process {self._pid}; it was called from the loop {loop!r} in thread "
+                f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
+            )
+        check_connector(self._session, self.router.options.max_connections)
+        if self._session is None:
+            # The session's default total timeout, of 5 minutes, would cap connection_timeout.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
+            )
+        self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
+        self.router.events.publish("PoolReady")
+        self.router.start(loop, self._session)
+        self._upkeep_task = upkeep.begin(self.router)
+        return loop
+
+    # Borrowing.
+
+    async def acquire(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+        """Return a connection to be given back with `release`: an idle one, or a new one.
+
+        `timeout`, in seconds, overrides `acquire_timeout`: it bounds waiting, dialling, hooks and
+        all; 0 means not to wait for capacity, and a dial then takes what its attempts take; None
+        waits for ever. Raises ConnectionPoolExhaustedError when there is no capacity and waiting
+        is not allowed, ConnectionPoolTimeoutError when the time is up, ConnectionUnavailableError
+        when the dial failed, or waited for the `quota` until then, ConnectionPoolUnavailableError
+        when the pool is closed.
+        """
+        borrower = self.borrower(sys._getframe(1), timeout)
+        connection = self.router.lend_idle(borrower)
+        return connection or await self.wait(borrower, timeout)
+
+    async def acquire_new(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+        """Return a connection that nobody has used; otherwise as `acquire`.
+
+        At the limit the longest-idle connection, or else the next that is returned, is closed to
+        make room.
+        """
+        borrower = self.borrower(sys._getframe(1), timeout)
+        return await self.wait(borrower, timeout, wants_new=True)
+
+    def get_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
+        """Return an async context manager that acquires a connection and gives it back.
+
+        Left by an exception after something was sent, the connection is not handed on: it is
+        drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
+        the errors are those of `acquire`.
+        """
+        return Loan(self, timeout, False)
+
+    def get_new_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
+        """Return the same as `get_connection`, around `acquire_new`."""
+        return Loan(self, timeout, True)
+
+    async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
+        """Give a connection back; with `force_remove` it is closed.
+
+        Everything is done before the first await, and nothing waits for the network. Releasing
+        what is not lent by this pool is a warning in the log.
+        """
+        if asyncio.get_running_loop() is not self._loop and self.is_started:
+            self._enter()
+        self.router.give_back(connection, force_remove=force_remove)
+
+    def borrower(self, frame: FrameType, timeout: float | None) -> Borrower:
+        """Return who borrows, by the frame that he calls from, if he may."""
+        router = self.router
+        if router.is_closing:
+            raise ConnectionPoolUnavailableError(f"{self!r} is closed; make a new one")
+        if asyncio.get_running_loop() is not self._loop:
+            self._enter()
+        if timeout is not _DEFAULT:
+            check_timeout(timeout)
+        if router.events.listeners:
+            router.events.publish("ConnectionCheckOutStarted")
+        return frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
+
+    def wait(
+        self, borrower: Borrower, timeout: float | None, *, wants_new: bool = False
+    ) -> Coroutine[Any, Any, WebsocketConnection]:
+        """Return what waits for a connection: not a coroutine of its own around another."""
+        if timeout is _DEFAULT:
+            timeout = self.router.options.acquire_timeout
+        return self.router.wait(borrower, timeout, wants_new=wants_new)
+
+    # Closing.
+
+    def expire_connections(self) -> None:
+        """Replace every connection that there is: idle ones now, busy ones when they come back."""
+        self._enter()
+        self.router.expire()
+
+    def resize(self, max_connections: int) -> None:
+        """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
+
+        Raises TypeError or ValueError if it is no whole number above 0, ValueError if the shared
+        session's connector admits fewer connections.
+        """
+        check_count("max_connections", max_connections, at_least=1)
+        if self.is_started:
+            self._enter()
+        check_connector(self._session, max_connections)
+        self.router.resize(max_connections)
+
+    async def close_all(self, timeout: float | None = 0.0) -> None:
+        """Close the pool and everything in it, and return when the last socket is gone.
+
+        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
+        get ConnectionPoolUnavailableError at once. A second call waits for the first; cancelled,
+        the closing goes on; called from a hook, it does not wait for that hook.
+        """
+        check_timeout(timeout)
+        if not self.is_started:
+            self.router.close()
+            return
+        loop = self._enter()
+        # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
+        if self._closing_task is None or self._closing_task.cancelled():
+            hooked = WebsocketConnection.in_hook()
+            spared = hooked.task if hooked is not None else None
+            self._closing_task = asyncio.Task(self._finish(timeout, spared), loop=loop)
+            self.router.close()
+        await asyncio.shield(self._closing_task)
+
+    async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
+        assert self._upkeep_task is not None
+        assert self._session is not None
+        self._upkeep_task.cancel()
+        await self.router.finish(timeout, spared)
+        if self._owns_session:
+            await self._session.close()
+        self.router.events.publish("PoolClosed")
+        self.router.events.tell()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close_all()
+
+    def __del__(self) -> None:
+        if getattr(self, "_loop", None) is not None and not self.is_closed:
+            warnings.warn(
+                f"{self!r}, made at {self._made_at}, was dropped without being closed: "
+                "await close_all(), or use `async with`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )

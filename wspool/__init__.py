@@ -14,7 +14,8 @@ from wspool._connection.errors import (
     IllegalTransitionError,
     WebsocketError,
 )
-from wspool._connection.link import Transition, WebsocketConnection
+from wspool._connection.link import Transition
+from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CloseReason, State
 from wspool._pool.draining import PendingConnection
 from wspool._pool.options import DrainConditionCallback

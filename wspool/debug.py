@@ -19,7 +19,6 @@ All but the first take `pool=name`; without it they show the first pool that `se
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import re
@@ -31,10 +30,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from wspool._connection.errors import shown_uri
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.scrubbing import shown_uri
 from wspool._connection.states import TRANSITIONS, State
-from wspool._pool.introspection import OLDEST, as_dict, snapshot_connection, snapshot_waiter
+from wspool._pool import introspection
+from wspool._pool.introspection import ConnectionSnapshot, as_dict
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool.events import (
     ConnectionCheckedIn,
@@ -47,13 +46,13 @@ __all__ = ["setup"]
 
 logger = logging.getLogger("wspool")
 
-PERIOD: Final = 0.5
-"""Seconds between two pictures."""
+PICTURE_SECONDS: Final = 0.5
+"""Between two pictures."""
 
-PATIENCE: Final = 10.0
-"""Seconds for a client to take a picture. One that does not is gone, or as good as gone."""
+TAKE_SECONDS: Final = 10.0
+"""For a client to take a picture. One that does not is gone, or as good as gone."""
 
-ROWS: Final = 100
+MAX_ROWS: Final = 100
 """Connections of each state in a picture, those that have been in it for longest: 20 µs apiece."""
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)+")
@@ -175,12 +174,10 @@ class _Debug:
         return web.Response(text=self._chosen(request).state_diagram())
 
     async def connection(self, request: web.Request) -> web.Response:
-        pool, id = self._chosen(request), request.query.get("id")
-        for connection in itertools.chain(pool.router.queues, list(pool.router.queues.gone)):
-            if str(connection.id) == id:
-                history = [line._asdict() for line in connection.history]
-                return _answer(_row(connection, pool) | {"history": history})
-        return _answer(None)
+        shown = introspection.found(self._chosen(request), request.query.get("id", ""))
+        if shown is None:
+            return _answer(None)
+        return _answer(_row(shown) | {"history": [move._asdict() for move in shown.history]})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         pool = self._chosen(request)
@@ -210,15 +207,15 @@ class _Debug:
         """Send pictures until the page is gone or the application ends."""
         machine = {"states": list(State), "transitions": TRANSITIONS, "pools": list(self._pools)}
         clock = asyncio.get_running_loop().time
-        async with asyncio.timeout(PATIENCE) as timer:
+        async with asyncio.timeout(TAKE_SECONDS) as timer:
             self._timers.add(timer)
             try:
                 await stream.write(f"event: machine\ndata: {_dumps(machine)}\n\n".encode())
                 while not self._is_ending:
-                    timer.reschedule(clock() + PERIOD + PATIENCE)
+                    timer.reschedule(clock() + PICTURE_SECONDS + TAKE_SECONDS)
                     picture = _dumps(_picture(pool) | unshown.take())
                     await stream.write(f"data: {picture}\n\n".encode())
-                    await asyncio.sleep(PERIOD)
+                    await asyncio.sleep(PICTURE_SECONDS)
             finally:
                 self._timers.discard(timer)
 
@@ -256,33 +253,29 @@ def _by_name(pools: list[WebsocketConnectionPool]) -> dict[str, WebsocketConnect
 
 
 def _picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
-    """Return what a snapshot says, but for the histories, and with `ROWS` as its limit.
+    """Return what a snapshot says, but for the histories, and with `MAX_ROWS` as its limit.
 
     A whole snapshot with its JSON takes 15 µs a connection, twice a second: too much for 5,000.
     """
-    router = pool.router
-    options, queues = router.options, router.queues
-    rows = [c for state in State for c in itertools.islice(queues[state], ROWS)]
-    waiting = [snapshot_waiter(w, router.clock()) for w in itertools.islice(router.line, OLDEST)]
     return {
         "name": pool.name,
         "at": time(),
         "uri": shown_uri(pool.uri),
         "is_started": pool.is_started,
         "is_closed": pool.is_closed,
-        "counts": queues.counts(),
+        "counts": introspection.counts(pool),
         "waiters": pool.waiters,
-        "max_connections": options.max_connections,
-        "connections": [_row(connection, pool) for connection in rows],
-        "gone": [_row(connection, pool) for connection in queues.gone],
-        "waiting": [as_dict(waiter) for waiter in waiting],
+        "max_connections": pool.max_connections,
+        "connections": [_row(shown) for shown in introspection.connections(pool, MAX_ROWS)],
+        "gone": [_row(shown) for shown in introspection.gone(pool)],
+        "waiting": [as_dict(waiter) for waiter in introspection.waiting(pool)],
         "stats": pool.stats.to_dict(),
     }
 
 
-def _row(connection: WebsocketConnection, pool: WebsocketConnectionPool) -> dict[str, Any]:
-    """Return a connection's snapshot, with why it moved last in the place of its history."""
-    row = vars(snapshot_connection(connection, pool.router.options.leak_threshold)).copy()
+def _row(shown: ConnectionSnapshot) -> dict[str, Any]:
+    """Return a connection's picture, with why it moved last in the place of its history."""
+    row = vars(shown).copy()
     borrower, history = row["borrower"], row.pop("history")
     return row | {
         "borrower": vars(borrower) if borrower is not None else None,

@@ -34,6 +34,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 from opentelemetry import metrics
 
 from wspool import events
+from wspool._pool import introspection
 from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["instrument"]
@@ -53,8 +54,8 @@ Row = tuple[str, str, str, Callable[[WebsocketConnectionPool], Mapping[Any, int]
 """Unit, description, an attribute beside the pool's name ("": none), the number for each value."""
 
 _GAUGES: Final[dict[str, Row]] = {
-    "count": ("{connection}", "By state", STATE, lambda pool: pool.router.queues.counts()),
-    "max": ("{connection}", "Limit", "", lambda pool: {"": pool.router.options.max_connections}),
+    "count": ("{connection}", "By state", STATE, introspection.counts),
+    "max": ("{connection}", "Limit", "", lambda pool: {"": pool.max_connections}),
     "pending_requests": ("{request}", "Acquires that wait", "", lambda pool: {"": pool.waiters}),
 }
 

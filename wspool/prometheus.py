@@ -32,6 +32,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from wspool._connection.states import CloseReason
+from wspool._pool import introspection
 from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["PoolCollector", "register"]
@@ -56,8 +57,8 @@ Read = Callable[[WebsocketConnectionPool], Mapping[Any, float]]
 
 _GAUGES: Final[dict[str, tuple[str, str, Read]]] = {
     # Name: what it is, the label beside the pool's name ("": none), the number for each value.
-    "count": ("Connections by state", "state", lambda pool: pool.router.queues.counts()),
-    "max": ("max_connections", "", lambda pool: {"": pool.router.options.max_connections}),
+    "count": ("Connections by state", "state", introspection.counts),
+    "max": ("max_connections", "", lambda pool: {"": pool.max_connections}),
     "pending_requests": ("Acquires that wait", "", lambda pool: {"": pool.waiters}),
 }
 

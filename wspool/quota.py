@@ -2,8 +2,7 @@
 
 The core knows only the protocol `Quota`: `acquire` waits for a lease, `release` is told when the
 socket is gone. `LocalQuota` is the one for pools of one event loop; `wspool.redis` has the one for
-a fleet of processes. `Permits` is a pool's side of it: nothing that a quota does, be it slow,
-broken or gone, costs the pool more than the dials that wait for it.
+a fleet of processes.
 
 An idle connection holds its lease until it is closed: `idle_timeout` says how soon a pool that
 needs less gives its share to those that need more.
@@ -12,15 +11,9 @@ needs less gives its share to those that need more.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 from weakref import WeakSet
-
-from wspool._connection.errors import ConnectionUnavailableError
-
-logger = logging.getLogger("wspool")
 
 MARGIN: Final = 0.1
 """Share by which dials are further apart than `dials_per_second` asks for.
@@ -57,82 +50,6 @@ class Quota(Protocol):
         """
 
 
-class Permit:
-    """A lease, as a connection holds it."""
-
-    __slots__ = ("_lease", "_permits")
-
-    def __init__(self, permits: Permits, lease: Any) -> None:
-        self._permits = permits
-        self._lease = lease
-
-    @property
-    def is_lost(self) -> bool:
-        return bool(getattr(self._lease, "is_lost", False))
-
-    def release(self) -> None:
-        """Tell the quota that the socket is gone."""
-        self._permits.release(self._lease)
-
-
-class Permits:
-    """What a pool asks of its quota: `timeout` seconds for a lease, and as many to take it back."""
-
-    def __init__(self, quota: Quota, timeout: float, release_timeout: float) -> None:
-        self.quota = quota
-        self._timeout = timeout
-        self._release_timeout = release_timeout
-        # The dials that wait; the leases that are being taken back.
-        self.waiting: set[asyncio.Task[Any] | None] = set()
-        self.releases: set[asyncio.Future[Any]] = set()
-
-    async def acquire(self) -> Permit:
-        """Raise ConnectionUnavailableError, which names the quota, if it does not give a lease."""
-        task = asyncio.current_task()
-        self.waiting.add(task)
-        try:
-            async with asyncio.timeout(self._timeout) as timer:
-                lease = await self.quota.acquire()
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-                raise
-            if timer.expired():
-                raise self.full(self._timeout) from None
-            raise ConnectionUnavailableError(
-                f"No connection: {self.quota!r} raised {type(error).__name__}: {error}"
-            ) from error
-        finally:
-            self.waiting.discard(task)
-        return Permit(self, lease)
-
-    def full(self, seconds: float) -> ConnectionUnavailableError:
-        return ConnectionUnavailableError(
-            f"No connection: no lease within {seconds} s of {self.quota!r}. If it is full, raise "
-            "its limit, or have idle connections closed sooner (idle_timeout)",
-            kind="quota",
-        )
-
-    def release(self, lease: Any) -> None:
-        try:
-            answer = self.quota.release(lease)
-            if not inspect.isawaitable(answer):
-                return
-            release = asyncio.ensure_future(answer)
-        except Exception:
-            logger.exception("%r raised in release", self.quota)
-            return
-        self.releases.add(release)
-        limit = release.get_loop().call_later(self._release_timeout, release.cancel)
-
-        def has_ended(release: asyncio.Future[Any]) -> None:
-            limit.cancel()
-            self.releases.discard(release)
-            if not release.cancelled() and (error := release.exception()) is not None:
-                logger.error("%r raised in release", self.quota, exc_info=error)
-
-        release.add_done_callback(has_ended)
-
-
 class Lease:
     """The right to one socket."""
 
@@ -145,10 +62,10 @@ class Lease:
         self.is_lost = False
 
 
-class Line:
+class LeaseQueue:
     """Those who wait for a lease, in order of arrival. Whoever inherits from it serves them.
 
-    As in `waiting.py`: futures of our own, and who is cancelled after he was given something
+    Futures of our own, as in the pool's line: whoever is cancelled after it was given something
     passes it on.
     """
 
@@ -206,7 +123,7 @@ class Line:
             given.set_result(None)
 
 
-class LocalQuota(Line):
+class LocalQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all pools of one event loop.
 
     limit: sockets at most.

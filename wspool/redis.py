@@ -38,7 +38,7 @@ import random
 import uuid
 from typing import TYPE_CHECKING, Final, Self
 
-from wspool.quota import Lease, Line, interval_of
+from wspool.quota import Lease, LeaseQueue, interval_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -146,7 +146,7 @@ begin, or -1; in how many microseconds to ask again.
 """
 
 
-class RedisQuota(Line):
+class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
     client: a `redis.asyncio` client, which is not closed, or a URL.

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from yarl import URL
 
-from wspool._cli.demo import percentile
+from wspool._cli.shared import percentile
 
 IDLE_TIMEOUT: Final = 60.0
 CONNECTION_TIMEOUT: Final = 2.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from wspool import __version__
 from wspool._cli import demo, probe, top
+from wspool._cli.shared import header
 from wspool._pool.options import check_uri
 
 
@@ -154,7 +155,7 @@ def _add_header(parser: argparse.ArgumentParser, example: str) -> None:
         "--header",
         action="append",
         default=[],
-        type=top.header,
+        type=header,
         metavar="'NAME: VALUE'",
         help=f"send a header, such as {example}; may be repeated",
     )

@@ -10,12 +10,11 @@ import argparse
 import asyncio
 import itertools
 import logging
-import math
 import random
 import sys
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,9 +24,11 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
-from wspool._connection.errors import WebsocketError, shown_uri
-from wspool._connection.link import WebsocketConnection
-from wspool._connection.states import TRANSITIONS, State
+from wspool._cli.shared import Figure, line, percentile, table
+from wspool._connection.errors import WebsocketError
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.scrubbing import shown_uri
+from wspool._connection.states import TRANSITIONS
 from wspool._pool.options import check_uri
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool.events import (
@@ -39,18 +40,10 @@ from wspool.events import (
     Event,
 )
 
-WORK: Final = 0.001  # seconds that the embedded server works on a request
-THINK: Final = 0.025  # seconds between two requests of a borrower, on average
-LEAVE: Final = 0.01  # share of the requests whose borrower does not stay for the reply
-GRACE: Final = 5.0  # seconds after the end in which a reply may still come
-
-MEANINGS: Final = {
-    State.CONNECTING: "a handshake is under way",
-    State.IDLE: "open, and ready to be borrowed",
-    State.BUSY: "lent to a borrower",
-    State.DRAINING: "given back early; its late reply is read first",
-    State.CLOSED: "saying goodbye, until the socket is gone",
-}
+WORK_SECONDS: Final = 0.001  # of the embedded server on a request
+THINK_SECONDS: Final = 0.025  # between two requests of a borrower, on average
+EARLY_SHARE: Final = 0.01  # of the requests, whose borrower does not stay for the reply
+GRACE_SECONDS: Final = 5.0  # after the end, in which a reply may still come
 
 TAKEN: Final[dict[type[Event], tuple[str, str]]] = {
     ConnectionReady: ("connected", "connecting"),
@@ -112,7 +105,7 @@ async def _echo(results: Results, drops: Iterator[str], request: web.Request) ->
     with suppress(ConnectionError):
         async for message in websocket:
             if message.data != "hello":
-                await asyncio.sleep(WORK)
+                await asyncio.sleep(WORK_SECONDS)
             drop = next(drops) if message.data.isdecimal() else ""  # else no borrower's request
             results.drops[drop] += 1
             if drop == "cut" and request.transport is not None:
@@ -168,7 +161,7 @@ class Load:
             try:
                 await connection.send(id)
                 results.messages += 1
-                if random.random() < LEAVE:
+                if random.random() < EARLY_SHARE:
                     results.left += 1
                 else:
                     reply = await connection.recv()
@@ -187,7 +180,7 @@ class Load:
 
     async def _borrow_often(self) -> None:
         while not self.is_ending:
-            await asyncio.sleep(random.expovariate(1 / THINK))
+            await asyncio.sleep(random.expovariate(1 / THINK_SECONDS))
             try:
                 await self.borrow()
             except WebsocketError as error:
@@ -196,7 +189,7 @@ class Load:
     async def _connect_often(self) -> None:
         """Connect for each request, one at a time, for comparison."""
         while not self.is_ending:
-            await asyncio.sleep(random.expovariate(1 / THINK))
+            await asyncio.sleep(random.expovariate(1 / THINK_SECONDS))
             began = perf_counter()
             with suppress(OSError, aiohttp.ClientError):
                 async with asyncio.timeout(10), self.session.ws_connect(self.uri) as websocket:
@@ -217,7 +210,7 @@ class Load:
             except asyncio.CancelledError:  # so asyncio.run passes on the first Ctrl-C
                 is_whole = False
             self.is_ending = True  # what is under way may come to its end
-            _, stuck = await asyncio.wait(tasks, timeout=GRACE)
+            _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
             for task in stuck:
                 task.cancel()
         return is_whole
@@ -259,10 +252,6 @@ def display() -> Iterator[tuple[Show, float]]:
         yield lambda *what: live.update(_table(*what), refresh=True), 0.25
 
 
-Figure = tuple[str, str, str]
-"""A name, a number, and what there is to say of it."""
-
-
 def _figures(load: Load, rate: float) -> list[Figure]:
     results = load.results
     drops = results.drops["cut"] + results.drops["closed"]
@@ -287,32 +276,6 @@ def _print_line(load: Load, title: str, rate: float) -> None:
 def _table(load: Load, title: str, rate: float) -> Any:
     counts = load.pool.snapshot().counts
     return table(counts, _figures(load, rate), title=title, title_justify="left")
-
-
-def line(title: str, counts: Mapping[str, int], figures: list[Figure]) -> str:
-    """Return the count of each state and the figures, for where there is no terminal."""
-    states = "  ".join(f"{state} {n}" for state, n in counts.items())
-    return f"{title}  {states} | {'  '.join(f'{name} {number}' for name, number, _ in figures)}"
-
-
-def table(
-    counts: Mapping[str, int], figures: list[Figure], *, scale: int = 10, **options: Any
-) -> Any:
-    """Return the same as a table for rich, with bars that are full at a count of `scale`."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("state", **options)
-    table.add_column("now", justify="right", min_width=6)
-    table.add_column("", min_width=10, style="green")
-    table.add_column("meaning", min_width=46, style="dim")
-    for state, meaning in MEANINGS.items():
-        bar = "█" * math.ceil(10 * min(counts[state], scale) / scale)
-        table.add_row(state, str(counts[state]), bar, meaning)
-    table.add_section()
-    for name, number, meaning in figures:
-        table.add_row(name, number, "", Text(meaning))
-    return table
 
 
 async def watch(load: Load, seconds: float) -> None:
@@ -359,11 +322,6 @@ def summary(r: Results, args: argparse.Namespace) -> str:
         count = r.transitions[trigger, source]
         lines.append(f"  {source:>10} --{trigger:-<9}--> {dest:<8}{count:>9,}")
     return "\n".join(lines)
-
-
-def percentile(times: Sequence[float], share: float) -> float:
-    """Return the time that this share of them stays below."""
-    return sorted(times)[int(share * len(times))] if times else math.nan
 
 
 # The command.

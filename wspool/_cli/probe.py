@@ -31,10 +31,17 @@ from wspool._cli.advice import (
     report,
     span,
 )
-from wspool._cli.tapping import ANSWER, PAUSE, Dialler, Tap, is_message, tracing
-from wspool._cli.top import Trouble
-from wspool._connection.errors import scrub_uri
-from wspool._pool.dialing import EARLY
+from wspool._cli.shared import Trouble
+from wspool._cli.tapping import (
+    ANSWER_SECONDS,
+    PAUSE_SECONDS,
+    Dialler,
+    Tap,
+    is_message,
+    tracing,
+)
+from wspool._connection.scrubbing import scrub_uri
+from wspool._pool.dialing import EARLY_SECONDS
 
 PINGS: Final = 3
 """Pings on each connection."""
@@ -80,7 +87,7 @@ async def observe(target: Target, plan: Plan, show: Show = nothing) -> Observati
             seen = await _listen(dialler, plan, show)
             show("dials", 1, plan.dials)
             for number in range(2, plan.dials + 1):
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(PAUSE_SECONDS)
                 seen = replace(seen, dials=(*seen.dials, await _visit(dialler, seen)))
                 show("dials", number, plan.dials)
             number += 1
@@ -100,10 +107,10 @@ async def _listen(dialler: Dialler, plan: Plan, show: Show) -> Observation:
     async with dialler.connection() as (dial, tap):
         await tap.wait(plan.listen, lambda done: show("listening", done, plan.listen))
         seen = tap.seen()
-        if seen.close is not None and seen.close.after < EARLY:
+        if seen.close is not None and seen.close.after < EARLY_SECONDS:
             how = f"the server closed {span(seen.close.after)} after the handshake: {seen.close}"
             raise Trouble(f"{scrub_uri(dialler.target.uri)}: {how}")
-        if seen.first is not None and seen.first.after < EARLY:
+        if seen.first is not None and seen.first.after < EARLY_SECONDS:
             dial = replace(dial, greeting=dial.total + seen.first.after)
         return Observation(
             uri=scrub_uri(dialler.target.uri),
@@ -126,7 +133,7 @@ async def _visit(dialler: Dialler, seen: Observation) -> Dial:
     async with dialler.connection() as (dial, tap):
         if before.greeting is not None:
             if tap.first is None:
-                await tap.ask(is_message, ANSWER)
+                await tap.ask(is_message, ANSWER_SECONDS)
             if tap.first is not None:
                 dial = replace(dial, greeting=dial.total + tap.first.after)
         if text is not None and (is_first or before.fresh is not None):
@@ -182,7 +189,7 @@ async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 refusal = dialler.why(error)
             show("connections", len(taps), count)
-        await asyncio.sleep(EARLY / 2)  # a server that refuses by closing may take its time
+        await asyncio.sleep(EARLY_SECONDS / 2)  # a server that refuses by closing may take its time
         closed = [tap.close for tap in taps if tap.close is not None]
         if closed and not refusal:
             refusal = f"one was closed after {span(closed[-1].after)}, {closed[-1]}"

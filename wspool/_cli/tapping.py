@@ -21,21 +21,21 @@ import aiohttp
 from aiohttp import WSMessage, WSMsgType
 
 from wspool._cli.advice import Close, Dial, Message, Target, Watch
-from wspool._cli.top import printable, status_name
-from wspool._connection import aiohttp_internals as wire
-from wspool._connection.errors import scrub_error, scrub_text, secrets_of
+from wspool._cli.shared import printable, status_name
+from wspool._connection.aiohttp_internals import Transport
+from wspool._connection.scrubbing import scrub_error, scrub_text, secrets_of
 
-PATIENCE: Final = 10.0
-"""Seconds for a handshake and for a reply."""
+REPLY_SECONDS: Final = 10.0
+"""For a handshake and for a reply."""
 
-ANSWER: Final = 2.0
-"""Seconds for a pong, for a greeting, and for the rest of a reply."""
+ANSWER_SECONDS: Final = 2.0
+"""For a pong, for a greeting, and for the rest of a reply."""
 
-PAUSE: Final = 0.25
-"""Seconds between two dials, and of silence after which a reply is complete."""
+PAUSE_SECONDS: Final = 0.25
+"""Between two dials, and of silence after which a reply is complete."""
 
-GOODBYE: Final = 1.0
-"""Seconds for the server to answer a close."""
+CLOSE_SECONDS: Final = 1.0
+"""For the server to answer a close."""
 
 LIMIT: Final = 1000
 """Pings of the server, on one connection, whose times are remembered."""
@@ -54,7 +54,7 @@ class Tap:
         self.first: Message | None = None
         self.close: Close | None = None
         self._secrets = secrets
-        self._socket = wire.Socket(websocket)
+        self._transport = Transport(websocket)
         self._pings: deque[float] = deque(maxlen=LIMIT)
         # What `ask` waits for: which frame it is, and the time of its arrival or None at the end.
         self._wanted: Callable[[WSMessage], bool] = lambda frame: False
@@ -129,18 +129,18 @@ class Tap:
         def is_pong(frame: WSMessage) -> bool:
             return frame.type is WSMsgType.PONG and bytes(frame.data) == payload
 
-        at = await self.ask(is_pong, ANSWER, lambda: self.websocket.ping(payload))
+        at = await self.ask(is_pong, ANSWER_SECONDS, lambda: self.websocket.ping(payload))
         return None if at is None else at - began
 
     async def reply(self, text: str) -> float | None:
         """Send a message and return when the next one came, or None."""
-        return await self.ask(is_message, PATIENCE, lambda: self.websocket.send_str(text))
+        return await self.ask(is_message, REPLY_SECONDS, lambda: self.websocket.send_str(text))
 
     async def quiet(self) -> None:
         """Return when nothing has come for a while, or is still coming after a long one."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER):
-                while (left := self.heard + PAUSE - perf_counter()) > 0:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while (left := self.heard + PAUSE_SECONDS - perf_counter()) > 0:
                     await asyncio.sleep(left)
 
     def beat(self, act: Callable[[], Awaitable[object]]) -> None:
@@ -153,7 +153,7 @@ class Tap:
         async def beat() -> None:
             with suppress(OSError, aiohttp.ClientError):
                 while True:
-                    await asyncio.sleep(max(PAUSE, (perf_counter() - self.opened) / 4))
+                    await asyncio.sleep(max(PAUSE_SECONDS, (perf_counter() - self.opened) / 4))
                     await act()
 
         self._beat_task = asyncio.create_task(beat())
@@ -174,7 +174,7 @@ class Tap:
         if self._beat_task is not None:
             self._beat_task.cancel()
         try:
-            await self._socket.hang_up(self.websocket, GOODBYE)
+            await self._transport.close(self.websocket, CLOSE_SECONDS)
         finally:
             self.reader_task.cancel()
             await asyncio.wait([self.reader_task])
@@ -198,7 +198,7 @@ class Dialler:
         """Return the times and the connection, which is the caller's to hang up."""
         target, marks = self.target, {"began": perf_counter()}
         _marks.set(marks)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REPLY_SECONDS):
             websocket = await self._session.ws_connect(
                 target.uri,
                 headers=target.headers,
@@ -207,7 +207,7 @@ class Dialler:
                 compress=15,
                 autoping=False,
                 autoclose=False,
-                timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=GOODBYE),
+                timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_SECONDS),
             )
         tap = Tap(websocket, self.secrets)
         connected = marks["connected"]
@@ -239,7 +239,7 @@ class Dialler:
         scrubbed = str(scrub_error(error, self.secrets)) or type(error).__name__
         match error:
             case TimeoutError():
-                return f"no answer within {PATIENCE:g} s"
+                return f"no answer within {REPLY_SECONDS:g} s"
             case aiohttp.WSServerHandshakeError(status=HTTPStatus.SWITCHING_PROTOCOLS):
                 return f"the server's handshake is wrong: {error.message}"
             case aiohttp.WSServerHandshakeError():

@@ -27,23 +27,20 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from wspool._cli import demo
-from wspool._connection.errors import scrub_error, scrub_uri, secrets_of
+from wspool._cli import shared
+from wspool._cli.shared import Trouble, printable, status_name
+from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
 from wspool._connection.states import State
 from wspool._pool.introspection import BorrowerSnapshot, ConnectionSnapshot, PoolSnapshot
 
-PATIENCE: Final = 5.0
-"""Seconds for the server to answer."""
+ANSWER_SECONDS: Final = 5.0
+"""For the server to answer."""
 
-MOST: Final = 2**26
-"""Bytes of an answer: a picture of 5,000 connections has a sixth of that."""
+MAX_ANSWER_BYTES: Final = 2**26
+"""A picture of 5,000 connections has a sixth of that."""
 
-AROUND: Final = 16
-"""Lines of a picture that are neither connections nor last closes, one for the cursor included."""
-
-
-class Trouble(Exception):
-    """There is no picture; the text says why in one line, without secrets."""
+FIXED_LINES: Final = 16
+"""Of a picture: neither connections nor last closes, one for the cursor included."""
 
 
 # Reading.
@@ -64,7 +61,7 @@ class Source:
         try:
             body = await self._fetch(session)
         except TimeoutError:
-            raise self._trouble(f"no answer within {PATIENCE:g} s") from None
+            raise self._trouble(f"no answer within {ANSWER_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             scrubbed = scrub_error(error, self._secrets)
             raise self._trouble(str(scrubbed) or type(error).__name__) from None
@@ -84,14 +81,14 @@ class Source:
     async def _fetch(self, session: aiohttp.ClientSession) -> bytes:
         # A redirect would take the headers to another server.
         get = session.get(self._url, headers=self._headers, allow_redirects=False)
-        async with asyncio.timeout(PATIENCE), get as response:
+        async with asyncio.timeout(ANSWER_SECONDS), get as response:
             if response.status != HTTPStatus.OK:
                 raise self._trouble(f"the server answered {_status(response.status)}")
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > MOST:
-                    raise self._trouble(f"the answer has more than {MOST:,} bytes")
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise self._trouble(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
             return bytes(body)
 
     def _trouble(self, what: str) -> Trouble:
@@ -114,14 +111,6 @@ def _address(url: str) -> URL:
     return URL(f"{found.with_path(path, encoded=True)}{query}", encoded=True)
 
 
-def status_name(status: int) -> str:
-    """Name an HTTP status in our words: the server's phrase may say anything."""
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
-
-
 def _status(status: int) -> str:
     name = status_name(status)
     if status == HTTPStatus.UNAUTHORIZED:
@@ -129,15 +118,6 @@ def _status(status: int) -> str:
     if status == HTTPStatus.NOT_FOUND:
         return f"{name}; is that the prefix of the debug page, and the ?pool= one of its pools?"
     return name
-
-
-def header(text: str) -> tuple[str, str]:
-    """Return a header of the command line as name and value."""
-    name, _, value = text.partition(":")
-    name, value = name.strip(), value.strip()
-    if not (re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) and value and value.isprintable()):
-        raise argparse.ArgumentTypeError("not a header; use 'Name: value'")
-    return name, value
 
 
 _hints = cache(get_type_hints)
@@ -202,7 +182,7 @@ class View:
             return "closed"
         return "open" if self.snapshot.is_started else "not started"
 
-    def figures(self) -> list[demo.Figure]:
+    def figures(self) -> list[shared.Figure]:
         snapshot, stats = self.snapshot, self.snapshot.stats
         oldest = ""
         if snapshot.waiting:
@@ -217,11 +197,6 @@ class View:
         ]
 
 
-def printable(text: object) -> str:
-    """Return a text of somebody else's without what is no character to be seen."""
-    return " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace()).split())
-
-
 def _who(borrower: BorrowerSnapshot) -> str:
     """Name the task and its place, of whose path the end is enough."""
     place = "/".join(re.split(r"[/\\]", borrower.borrowed_at)[-2:])
@@ -234,7 +209,7 @@ def line(view: View) -> str:
     if view.trouble:
         return f"{name} {view.age:.0f} s old; trying again: {view.trouble}"
     counts = {str(state): view.snapshot.counts[state] for state in State}
-    return demo.line(f"{name} {view.status}", counts, view.figures())
+    return shared.line(f"{name} {view.status}", counts, view.figures())
 
 
 def picture(view: View, height: int) -> Any:
@@ -243,9 +218,9 @@ def picture(view: View, height: int) -> Any:
     from rich.text import Text
 
     snapshot = view.snapshot
-    room = max(0, height - AROUND)
+    room = max(0, height - FIXED_LINES)
     gone = min(len(snapshot.gone), max(room // 4, room - len(snapshot.connections)))
-    states = demo.table(
+    states = shared.table(
         snapshot.counts, view.figures(), scale=max(10, snapshot.max_connections), box=None
     )
     _fit(states)

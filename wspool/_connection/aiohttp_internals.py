@@ -11,8 +11,8 @@ Five things, each in one place, each tested on every supported aiohttp:
 - whether a task is in `receive()`: another one there would get an error;
 - whether reading is paused, because the queue is full: then more waits in the kernel's buffers;
 - that a receive that was cancelled is no close: see `expect_close`;
-- when the socket is gone, and how to make it go: after `close()`, and even after the session was
-  closed, a socket stays open for as long as the peer does not read what was sent.
+- when the transport is gone, and how to make it go: after `close()`, and even after the session
+  was closed, it stays open for as long as the peer does not read what was sent.
 
 Where the look is not possible, because an aiohttp to come keeps its queue elsewhere, it says that
 there is something, and `step` finds out at a higher price.
@@ -34,7 +34,7 @@ WOULD_BLOCK: Final = object()
 _MESSAGES: Final = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 
 
-def lookout(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
+def unread_test(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
     """Return a callable whose result is true when `receive()` would return at once.
 
     That is: a frame, an end of file, an error.
@@ -121,7 +121,7 @@ def expect_close(websocket: aiohttp.ClientWebSocketResponse) -> None:
     cast(Any, websocket)._close_code = None
 
 
-class Socket:
+class Transport:
     """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
 
     __slots__ = ("_protocol", "_response", "_transport")
@@ -133,6 +133,7 @@ class Socket:
         self._protocol = connection.protocol if connection is not None else None
 
     def abort(self) -> None:
+        """Cut it off, without a word."""
         if self._transport is not None:
             self._transport.abort()
         self._response.close()  # or it would warn of being dropped unclosed
@@ -150,14 +151,25 @@ class Socket:
         else:
             lost.add_done_callback(lambda _: callback())
 
-    async def hang_up(
+    async def wait_gone(self) -> None:
+        """Return when the transport has called `connection_lost`."""
+        lost = self._lost
+        if lost is not None:
+            if not lost.done():
+                # As asyncio.wait, which takes 10 µs: a cancellation ends this wait, and not `lost`.
+                gone = asyncio.get_running_loop().create_future()
+                self.when_gone(partial(_settle, gone))
+                await gone
+            lost.exception()
+
+    async def close(
         self,
         websocket: aiohttp.ClientWebSocketResponse,
         timeout: float,
         code: int = 1000,
         reason: str = "",
     ) -> None:
-        """Say goodbye and return when the transport is gone, after `timeout` seconds by force."""
+        """Close the WebSocket and return when the transport is gone, after `timeout` by force."""
         # To be aborted ends each of the waits below, and takes half as long as a timeout around.
         alarm = asyncio.get_running_loop().call_later(timeout, self.abort)
         try:
@@ -172,17 +184,6 @@ class Socket:
         finally:
             alarm.cancel()
             self.abort()
-
-    async def wait_gone(self) -> None:
-        """Return when the transport has called `connection_lost`."""
-        lost = self._lost
-        if lost is not None:
-            if not lost.done():
-                # As asyncio.wait, which takes 10 µs: a cancellation ends this wait, and not `lost`.
-                gone = asyncio.get_running_loop().create_future()
-                self.when_gone(partial(_settle, gone))
-                await gone
-            lost.exception()
 
 
 def _settle(future: asyncio.Future[None]) -> None:

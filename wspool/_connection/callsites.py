@@ -1,4 +1,4 @@
-"""Places in the code of the pool's users: where somebody borrowed, and where he is now."""
+"""Where in the code of the pool's users somebody has borrowed, and where that task is now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-Borrower = tuple[CodeType, int, "asyncio.Task[Any] | None"]
+Callsite = tuple[CodeType, int, "asyncio.Task[Any] | None"]
 """Who borrowed, and where, as cheap to note as can be: code object, instruction and task."""
 
 _LIBRARIES: Final = (
@@ -25,9 +25,9 @@ _LIBRARIES: Final = (
 )
 
 
-def borrowed_at(borrower: Borrower) -> str:
+def line_of(callsite: Callsite) -> str:
     """Return where a borrower called `acquire`, as `file:line`."""
-    code, instruction, _ = borrower
+    code, instruction, _ = callsite
     line = next(islice(code.co_positions(), instruction // 2, None))[0]
     return f"{code.co_filename}:{line}"
 
@@ -39,14 +39,14 @@ def in_own_code(frame: FrameType) -> FrameType:
     return frame
 
 
-def task_name(borrower: Borrower) -> str | None:
-    task = borrower[2]
+def task_name(callsite: Callsite) -> str | None:
+    task = callsite[2]
     return task.get_name() if task is not None else None
 
 
-def at_work_in(borrower: Borrower) -> str | None:
+def at_work_in(callsite: Callsite) -> str | None:
     """Return where a borrower's task waits now, in code of its own, as `file:line in function`."""
-    task = borrower[2]
+    task = callsite[2]
     if task is None or task.done():
         return None
     own = [f for f in _frames(task) if not f.f_code.co_filename.startswith(_LIBRARIES)]

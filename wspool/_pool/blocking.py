@@ -1,326 +1,40 @@
 """The pool for threads: `WebsocketConnectionPool` without `await`, on an event loop of its own.
 
-The loop runs in a background thread, and there everything is done; whoever calls waits for it.
-Nothing here knows how connections are pooled: this is about threads, their interruption (Ctrl+C
-raises KeyboardInterrupt between any two instructions of the main thread), forks and the end of
-the interpreter. An interrupted call loses nothing:
-
-- Its thread tells the loop that it has given up, and looks at no result any more. The loop cancels
-  what is under way; what has come of it already is undone: a connection is given back, a message
-  is put back.
-- What is interrupted later, on its way to the variable of whoever called, is a connection that
-  nobody refers to: a loan that is dropped ends by itself.
+The loop runs in a background thread (`portal.py`), and there everything is done; whoever calls
+waits for it. Nothing here knows how connections are pooled. What an interrupted call had got is
+given back: a loan ends, a message is put back. What is interrupted later, on its way to the
+variable of whoever called, is a connection that nobody refers to: a loan that is dropped ends by
+itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import json
 import logging
-import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import aiohttp
 
-from wspool._connection import aiohttp_internals as wire
 from wspool._connection.callsites import in_own_code
-from wspool._connection.errors import ConnectionBusyError
-from wspool._connection.link import Transition, WebsocketConnection
+from wspool._connection.link import Transition
+from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._pool.introspection import PoolSnapshot
 from wspool._pool.listeners import Listener
 from wspool._pool.options import Headers, Uri, check_timeout
-from wspool._pool.pool import _DEFAULT, WebsocketConnectionPool
+from wspool._pool.pool import DEFAULT, WebsocketConnectionPool
+from wspool._pool.portal import Portal
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_running: Final[set[_Portal]] = set()
-"""Portals whose thread is at work in this process."""
-
-
-class _Call(Generic[T]):
-    """Something that is done in the loop while a thread waits for its outcome.
-
-    The thread waits for a bare lock: those of a `concurrent.futures.Future` are Python code, which
-    leaves them locked when it is interrupted in the wrong place, and then they stop the loop.
-    """
-
-    def __init__(self) -> None:
-        # The one result, if there is one.
-        self.results: list[T] = []
-        self.error: BaseException | None = None
-        self._is_under_way = threading.Lock()
-        self._is_under_way.acquire()
-
-    def settle(self) -> None:
-        """In the loop: the outcome is there."""
-        self._is_under_way.release()
-
-    def outcome(self) -> T:
-        """In the thread: wait for it."""
-        self._is_under_way.acquire()
-        error, self.error = self.error, None
-        if error is None:
-            return self.results[0]
-        try:
-            raise error
-        finally:
-            del error  # and with it a cycle
-
-    def run(self, function: Callable[[], T]) -> None:
-        """In the loop: call a plain function."""
-        try:
-            self.results.append(function())
-        except BaseException as error:
-            self.error = error
-        self.settle()
-
-
-class _Errand(_Call[T]):
-    """A coroutine that runs in the loop, and whose result may come too late for anybody."""
-
-    def __init__(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None,
-        undo: Callable[[T], object] | None,
-    ) -> None:
-        super().__init__()
-        self._work = work
-        self._timeout = timeout
-        self._undo = undo
-        self._thread_name = threading.current_thread().name
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
-        self._task = asyncio.Task(self._run(), name=self._thread_name)
-        tasks.add(self._task)
-        self._task.add_done_callback(tasks.discard)
-
-    async def _run(self) -> None:
-        try:
-            if self._timeout is None:
-                self.results.append(await self._work())
-            else:
-                async with asyncio.timeout(self._timeout):
-                    self.results.append(await self._work())
-        except BaseException as error:
-            self.error = error
-        self.settle()
-
-    def give_up(self) -> None:
-        """In the loop: the thread was interrupted, and nobody will take the result."""
-        if self._task is not None and not self._task.cancel() and self._undo is not None:
-            for result in self.results:
-                self._undo(result)
-
-
-class _Portal:
-    """An event loop in a thread of its own, which ends with the pool's closing.
-
-    The thread begins with the first call, so that a pool may be made before a fork. It refers to
-    the portal and the pool, but not to what users hold: that may be dropped.
-    """
-
-    def __init__(self, pool: WebsocketConnectionPool, made_at: str) -> None:
-        self.pool = pool
-        self.made_at = made_at
-        # The calls under way, whose tasks the loop holds only weakly.
-        self.tasks: set[asyncio.Task[None]] = set()
-        # Held while the thread begins, for each call's entry, and when no more may enter.
-        self._lock = threading.Lock()
-        self._is_over = False
-        self._pid = 0
-        self._thread: threading.Thread | None = None
-        # The thread holds it. Its join(), once interrupted, would take it for ended (bpo-45274).
-        self._is_alive = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # Is done when the closing is to begin, with the seconds that borrowers get.
-        self._stopping: asyncio.Future[float | None]
-
-    @property
-    def is_running(self) -> bool:
-        return self in _running
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether it was started before a fork, in the parent."""
-        return self._pid not in (0, os.getpid())
-
-    # What other threads do.
-
-    def wait(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None = None,
-        undo: Callable[[T], object] | None = None,
-    ) -> T:
-        """Run a coroutine in the loop and return its result.
-
-        When the wait is interrupted it is cancelled, or what it returned is undone.
-        """
-        self._check_caller()
-        errand = _Errand(work, timeout, undo)
-        try:
-            if self._enter(partial(errand.begin, self.tasks)):
-                return errand.outcome()
-            # The pool is closed: nothing has to wait any more, and there is no loop to wait in.
-            return cast(T, wire.step(work()))
-        except BaseException:
-            self.soon(errand.give_up)
-            raise
-
-    def call(self, function: Callable[[], T]) -> T | None:
-        """Call a plain function in the loop; with the pool closed there is nothing left to do."""
-        self._check_caller()
-        call = _Call[T]()
-        return call.outcome() if self._enter(partial(call.run, function)) else None
-
-    def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function in the loop, if there still is one. Takes no lock: for finalizers too."""
-        if self._loop is not None and not self.is_foreign:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(function, *args)
-
-    def close(self, timeout: float | None) -> None:
-        """Close the pool and return when the thread has ended.
-
-        In a forked child it leaves the parent's pool alone.
-        """
-        if self.is_foreign:
-            return
-        self._check_caller()
-        with self._lock:
-            if self._loop is None:
-                self._is_over = True
-                self.pool.router.close()
-                return
-        self.stop(timeout)
-        with self._is_alive:
-            pass
-
-    def stop(self, timeout: float | None = 0.0) -> None:
-        """Begin to close the pool."""
-        self.soon(self._begin_to_stop, timeout)
-
-    def end_at_exit(self) -> None:
-        """Wait for the end, but not for longer than servers may take to answer a close."""
-        if self._is_alive.acquire(timeout=self.pool.router.options.close_timeout):
-            self._is_alive.release()
-        self.warn("was still open at the end of the program")
-
-    def warn(self, what: str) -> None:
-        warnings.warn(
-            f"{self.pool!r}, made at {self.made_at}, {what}: close_all(), or use `with`",
-            ResourceWarning,
-            source=self.pool,
-            stacklevel=3,
-        )
-
-    def _enter(self, begin: Callable[[], object]) -> bool:
-        """Let the loop begin a call; False if it is over."""
-        with self._lock:
-            if self._is_over:
-                return False
-            loop = self._loop or self._start()
-            loop.call_soon_threadsafe(begin)
-        return True
-
-    def _check_caller(self) -> None:
-        if self.is_foreign:
-            raise RuntimeError(
-                f"{self.pool!r} was started in process {self._pid}, and its sockets belong to "
-                f"that; this is process {os.getpid()}, forked from it. Start the pool after the "
-                "fork, by its first use, or make one in each process"
-            )
-        if self._thread is threading.current_thread():
-            raise RuntimeError(
-                f"{self.pool!r} was called in the thread of its own event loop, which would wait "
-                "for itself for ever: hooks and listeners use what they are given, and `await`"
-            )
-
-    def _start(self) -> asyncio.AbstractEventLoop:
-        """Begin the thread, which ends at once if this is interrupted before `_loop` is set."""
-        self._pid = os.getpid()
-        loop = asyncio.new_event_loop()
-        # A daemon, or the end of the program would wait for it before it could be told to end.
-        thread = threading.Thread(
-            target=self._run, args=(loop,), name=f"wspool {self.pool.name}", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # there may be no more threads; the next call tries again
-            self._pid = 0
-            loop.close()
-            raise
-        self._thread = thread
-        self._stopping = loop.create_future()
-        self._is_alive = threading.Lock()
-        self._is_alive.acquire()
-        self._loop = loop
-        return loop
-
-    # What its own thread does.
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            if self._loop is not loop:
-                loop.close()
-                return
-            _running.add(self)
-        life_task = loop.create_task(self._live())
-        try:
-            while not life_task.done():
-                try:
-                    loop.run_until_complete(life_task)
-                except (SystemExit, KeyboardInterrupt):
-                    # It does not end the program from here, and whoever waits would wait for ever.
-                    logger.exception("a hook or a listener has ended %r", self.pool)
-                    self._begin_to_stop(0.0)
-        finally:
-            loop.close()
-            _running.discard(self)
-            self._is_alive.release()
-
-    def _begin_to_stop(self, timeout: float | None) -> None:
-        if not self._stopping.done():
-            self._stopping.set_result(timeout)
-
-    async def _live(self) -> None:
-        timeout = await self._stopping
-        try:
-            await self.pool.close_all(timeout)
-        finally:
-            with self._lock:
-                self._is_over = True
-            await asyncio.sleep(0)  # whoever has entered begins
-            while self.tasks:  # with the pool closed, they end by themselves
-                await asyncio.wait(self.tasks)
-
-
-@atexit.register
-def _end_at_exit() -> None:
-    """Registered at the import, and so called after what users of the pool have registered."""
-    portals = tuple(_running)
-    for portal in portals:
-        portal.stop()
-    for portal in portals:
-        portal.end_at_exit()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_running.clear)
 
 
 class _Same:
@@ -332,6 +46,9 @@ class _Same:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else getattr(instance._mirrored, self._name)
 
+    def __set__(self, instance: Any, value: Any) -> None:
+        setattr(instance._mirrored, self._name, value)
+
 
 _same: Final[Callable[[], Any]] = _Same
 
@@ -339,12 +56,11 @@ _same: Final[Callable[[], Any]] = _Same
 class BlockingWebsocketConnection:
     """One loan of a WebSocket to the server: a `WebsocketConnection` without `await`.
 
-    Threads may share it, but only one may be in `recv`. Each loan has an object of its own, which
-    is of no use once the loan has ended. All times are in seconds, and a `timeout` of None means
-    for ever; what has run into one raises TimeoutError.
+    Threads may share it, but only one may be in `recv`. All times are in seconds, and a `timeout`
+    of None means for ever; what has run into one raises TimeoutError.
     """
 
-    __slots__ = ("__weakref__", "_lease", "_mirrored", "_pool")
+    __slots__ = ("__weakref__", "_mirrored", "_pool")
 
     uri: str = _same()
     headers: dict[str, str] = _same()
@@ -365,13 +81,11 @@ class BlockingWebsocketConnection:
     close_code: int | None = _same()
     close_reason: str = _same()
     cause: BaseException | None = _same()
+    context: Any = _same()
 
-    def __init__(
-        self, pool: BlockingWebsocketConnectionPool, connection: WebsocketConnection
-    ) -> None:
+    def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
         self._pool = pool  # which is not dropped while it has a borrower
-        self._mirrored = connection
-        self._lease = connection.lease
+        self._mirrored = loan
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._mirrored)[1:]}"
@@ -418,36 +132,23 @@ class BlockingWebsocketConnection:
         undo: Callable[[T], object] | None = None,
     ) -> T:
         check_timeout(timeout)
-
-        async def checked() -> T:
-            if self._mirrored.lease not in (0, self._lease):  # without a loan, it says so itself
-                raise ConnectionBusyError(
-                    f"Connection #{self.id} was given back and is lent to somebody else now; "
-                    "acquire one from the pool"
-                )
-            return await work()
-
         try:
-            return self._pool._portal.wait(checked, timeout, undo)
+            return self._pool._portal.wait(work, timeout, undo)
         except TimeoutError:
             raise TimeoutError(f"Connection #{self.id} {late} within {timeout} s") from None
 
     def _put_back(self, message: str | bytes) -> None:
-        if self._mirrored.lease == self._lease:
-            self._mirrored.put_back(message)
-
-    def _end(self, **how: bool) -> bool:
-        return _end_loan(self._pool.pool, self._mirrored, self._lease, **how)
+        self._mirrored._put_back(message)
 
     def __del__(self) -> None:
-        connection, portal = self._mirrored, self._pool._portal
-        if connection.lease != self._lease or portal.is_foreign:
+        loan, portal = self._mirrored, self._pool._portal
+        if portal.is_foreign or loan._is_over:
             return
-        is_lent, borrowed_at = connection.state is State.BUSY, connection.borrowed_at
-        portal.soon(partial(_end_loan, portal.pool, connection, self._lease, is_failed=True))
+        is_lent = loan.state is State.BUSY
+        portal.soon(partial(_end, self._pool.pool, loan, is_failed=True))
         if is_lent:
             warnings.warn(
-                f"connection #{connection.id}, borrowed at {borrowed_at}, was dropped without "
+                f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
                 "being given back: release it, or use `with pool.get_connection()`",
                 ResourceWarning,
                 source=self,
@@ -455,13 +156,11 @@ class BlockingWebsocketConnection:
             )
 
 
-def _end_loan(
-    pool: WebsocketConnectionPool, connection: WebsocketConnection, lease: int, **how: bool
-) -> bool:
-    """In the loop: end this loan and no later one; False if it has ended."""
-    if connection.lease != lease:
+def _end(pool: WebsocketConnectionPool, loan: WebsocketConnection, **how: bool) -> bool:
+    """In the loop: end a loan; False if it was over."""
+    if loan._is_over:
         return False
-    pool.router.give_back(connection, **how)
+    pool._router.give_back(loan, **how)
     return True
 
 
@@ -509,7 +208,7 @@ class BlockingWebsocketConnectionPool:
         self.pool = self._mirrored = WebsocketConnectionPool(**options)
         caller = in_own_code(sys._getframe(1))
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        self._portal = _Portal(self.pool, made_at)
+        self._portal = Portal(self.pool, self.pool._router.options.close_timeout, made_at)
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self.pool)[1:]}"
@@ -530,19 +229,19 @@ class BlockingWebsocketConnectionPool:
         """Start the pool and return when the warm-up is over, whatever came of it."""
         self._portal.wait(self.pool.start)
 
-    def acquire(self, *, timeout: float | None = _DEFAULT) -> BlockingWebsocketConnection:
+    def acquire(self, *, timeout: float | None = DEFAULT) -> BlockingWebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         The timeout and the errors are those of `WebsocketConnectionPool.acquire`.
         """
         return self._borrow(timeout, wants_new=False)
 
-    def acquire_new(self, *, timeout: float | None = _DEFAULT) -> BlockingWebsocketConnection:
+    def acquire_new(self, *, timeout: float | None = DEFAULT) -> BlockingWebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`."""
         return self._borrow(timeout, wants_new=True)
 
     def get_connection(
-        self, *, timeout: float | None = _DEFAULT
+        self, *, timeout: float | None = DEFAULT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return a context manager that acquires a connection and gives it back.
 
@@ -552,7 +251,7 @@ class BlockingWebsocketConnectionPool:
         return self._loan(timeout, wants_new=False)
 
     def get_new_connection(
-        self, *, timeout: float | None = _DEFAULT
+        self, *, timeout: float | None = DEFAULT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return the same as `get_connection`, around `acquire_new`."""
         return self._loan(timeout, wants_new=True)
@@ -609,19 +308,18 @@ class BlockingWebsocketConnectionPool:
         pool = self.pool
 
         async def borrow() -> BlockingWebsocketConnection:
-            borrower = pool.borrower(frame, timeout)
-            connection = None if wants_new else pool.router.lend_idle(borrower)
-            if connection is None:
-                connection = await pool.wait(borrower, timeout, wants_new=wants_new)
-            return BlockingWebsocketConnection(self, connection)
+            loan = WebsocketConnection(pool, timeout=timeout, wants_new=wants_new)
+            if not pool._lend_at_once(loan, frame):
+                await pool._router.wait(loan)
+            return BlockingWebsocketConnection(self, loan)
 
-        return self._portal.wait(borrow, undo=lambda lent: lent._end())
+        return self._portal.wait(borrow, undo=lambda lent: _end(pool, lent._mirrored))
 
     def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
-        """End a loan, even if that is interrupted; False if it has ended."""
+        """End a loan, even if that is interrupted; False if it was over."""
         if self._portal.is_foreign:
             return None  # it is the parent's
-        end = partial(connection._end, **how)
+        end = partial(_end, self.pool, connection._mirrored, **how)
         try:
             return self._portal.call(end)
         except BaseException:

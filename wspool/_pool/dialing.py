@@ -1,7 +1,7 @@
-"""The dial: from a connection that is only a plan to one with an open WebSocket.
+"""The dial: from a link that is only a plan to one with an open WebSocket.
 
 This file says what is transient, how long to wait, and when to give up. It does not know who
-waits for the connection, nor how many there may be.
+waits for the link, nor how many there may be.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import inspect
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,25 +25,23 @@ from wspool._connection.errors import (
     ConnectionClosedError,
     ConnectionUnavailableError,
     WebsocketError,
-    scrub_error,
-    scrub_uri,
-    secrets_of,
 )
-from wspool._connection.link import WebsocketConnection
-from wspool._connection.states import State
+from wspool._connection.link import Link
+from wspool._connection.loan import lend_to_hook
+from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
 from wspool._pool.options import Options, check_uri
-from wspool.quota import Permits
+from wspool._pool.permits import Permits
 
 _exponential = backoff.expo(factor=1.0, max_value=10.0)
 next(_exponential)
-WAITS: Final = tuple(islice(_exponential, 5))
-"""Seconds to wait at most after one, two, … failures in a row; the last for all further ones."""
+WAITS_SECONDS: Final = tuple(islice(_exponential, 5))
+"""How long to wait at most after one, two, … failures in a row; the last for all further ones."""
 
-RETRY_AFTER_MAX: Final = 30.0
-"""Seconds: a server that asks for a longer wait is not waited for."""
+MAX_RETRY_AFTER_SECONDS: Final = 30.0
+"""A server that asks for a longer wait is not waited for."""
 
-EARLY: Final = 1.0
-"""Seconds: a close within this time, of a connection that was of no use yet, is a refusal.
+EARLY_SECONDS: Final = 1.0
+"""A close within this time, of a connection that was of no use yet, is a refusal.
 
 Many servers refuse a token so: a handshake, an error message, a close.
 """
@@ -68,14 +66,19 @@ class Gate:
     """
 
     def __init__(
-        self, limit: int, clock: Callable[[], float], permits: Permits | None = None
+        self,
+        limit: int,
+        clock: Callable[[], float],
+        permits: Permits | None = None,
+        waits: Sequence[float] = WAITS_SECONDS,
     ) -> None:
         self._limit = limit
         self._clock = clock
         # What each attempt needs of a quota, if there is one.
         self.permits = permits
-        self._at_work: set[WebsocketConnection] = set()
-        self._turns: OrderedDict[WebsocketConnection, asyncio.Future[None]] = OrderedDict()
+        self._waits = waits
+        self._at_work: set[Dial] = set()
+        self._turns: OrderedDict[Dial, asyncio.Future[None]] = OrderedDict()
         # Rounds of failures so far, and those since the last success.
         self.round = 0
         self.streak = 0
@@ -83,26 +86,26 @@ class Gate:
         # The streak that the last success ended, in case it was none.
         self._ended_streak = 0
         self._succeeded_at = float("-inf")
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
         # Why the last dial failed, until one succeeds.
         self.failure: BaseException | None = None
 
-    def is_at_work(self, connection: WebsocketConnection) -> bool:
-        return connection in self._at_work
+    def is_at_work(self, dial: object) -> bool:
+        return dial in self._at_work
 
     @asynccontextmanager
-    async def turn(self, connection: WebsocketConnection) -> AsyncIterator[None]:
+    async def turn(self, dial: Dial) -> AsyncIterator[None]:
         """Wait, in order of arrival, until this dial may work; then let the next."""
         try:
             if self._turns or len(self._at_work) >= self._limit:
                 turn = asyncio.get_running_loop().create_future()
-                self._turns[connection] = turn
+                self._turns[dial] = turn
                 await turn
-            self._at_work.add(connection)
+            self._at_work.add(dial)
             yield
         finally:
-            self._turns.pop(connection, None)
-            self._at_work.discard(connection)
+            self._turns.pop(dial, None)
+            self._at_work.discard(dial)
             while self._turns and len(self._at_work) < self._limit:
                 following, turn = self._turns.popitem(last=False)
                 if not turn.done():
@@ -116,20 +119,20 @@ class Gate:
             await asyncio.sleep(at_least)
         pause = self._not_before - self._clock()
         if self.streak:
-            longest = WAITS[min(self.streak, len(WAITS)) - 1]
+            longest = self._waits[min(self.streak, len(self._waits)) - 1]
             pause = max(pause, self._failed_at + backoff.full_jitter(longest) - self._clock())
         if pause > 0:
             opened = asyncio.get_running_loop().create_future()
-            self._waiting.add(opened)
+            self._waiters.add(opened)
             try:
                 await asyncio.wait({opened}, timeout=pause)
             finally:
-                self._waiting.discard(opened)
+                self._waiters.discard(opened)
 
     def failed(self, round: int, retry_after: float = 0.0) -> None:
         """Count a failure of an attempt that began in this round."""
         now = self._clock()
-        self._not_before = max(self._not_before, now + min(retry_after, RETRY_AFTER_MAX))
+        self._not_before = max(self._not_before, now + min(retry_after, MAX_RETRY_AFTER_SECONDS))
         if round == self.round:
             self.round += 1
             self.streak += 1
@@ -138,105 +141,113 @@ class Gate:
     def succeeded(self) -> None:
         """End the wait for all."""
         now = self._clock()
-        is_one_of_many = now - self._succeeded_at <= EARLY
+        is_one_of_many = now - self._succeeded_at <= EARLY_SECONDS
         self._ended_streak = max(self.streak, self._ended_streak if is_one_of_many else 0)
         self._succeeded_at = now
         self.streak = 0
         self.failure = None
         self._not_before = float("-inf")
-        for opened in self._waiting:
+        for opened in self._waiters:
             if not opened.done():
                 opened.set_result(None)
 
-    def lost(self, connection: WebsocketConnection) -> bool:
-        """Count a connection that the server closed, if that says something about the next dial.
+    def lost(self, link: Link) -> bool:
+        """Count a link that the server closed, if that says something about the next dial.
 
         Returns whether it was closed so early that its handshake was no success after all.
         """
         now = self._clock()
-        is_young = connection.opened is not None and now - connection.opened <= EARLY
-        if is_young and not (connection.received_messages and connection.uses):
-            if connection.round == self.round:
+        is_young = link.opened_at is not None and now - link.opened_at <= EARLY_SECONDS
+        was_heard = link.wire is not None and link.wire.received_messages > 0
+        if is_young and not (was_heard and link.uses):
+            if link.round == self.round:
                 self.streak = max(self.streak, self._ended_streak)
-            self.failed(connection.round)
+            self.failed(link.round)
             return True
-        if connection.close_code in RESTARTING and now - self._failed_at > EARLY:
+        if link.close_code in RESTARTING and now - self._failed_at > EARLY_SECONDS:
             self.failed(self.round)
         return False
 
 
-async def dial(
-    connection: WebsocketConnection, options: Options, session: aiohttp.ClientSession, gate: Gate
-) -> None:
-    """Open the connection's WebSocket and run `on_connect`; it stays in the state connecting.
+class Dial:
+    """The owner of a link that is connecting."""
 
-    Raises ConnectionUnavailableError, whose cause shows no secrets. Ends silently when somebody
-    else has closed the connection meanwhile.
-    """
-    async with gate.turn(connection):
-        failure: BaseException
-        retry_after = 0.0
-        attempt = 0
-        while True:
-            await gate.wait(retry_after)
-            if gate.permits is not None:
+    __slots__ = ("link",)
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    async def run(self, options: Options, session: aiohttp.ClientSession, gate: Gate) -> None:
+        """Open the link's WebSocket and run `on_connect`; it stays in the state connecting.
+
+        Raises ConnectionUnavailableError, whose cause shows no secrets. Ends silently when
+        somebody else has closed the link meanwhile.
+        """
+        link = self.link
+        async with gate.turn(self):
+            failure: BaseException
+            retry_after = 0.0
+            attempt = 0
+            while True:
+                await gate.wait(retry_after)
+                if gate.permits is not None:
+                    try:
+                        link.permit = await gate.permits.acquire()
+                    except ConnectionUnavailableError as error:
+                        error.attempts = attempt
+                        if error.kind != "quota":  # a full one says nothing of the next dial
+                            gate.failed(gate.round)
+                        raise
+                attempt += 1
+                link.round = gate.round
                 try:
-                    connection.permit = await gate.permits.acquire()
-                except ConnectionUnavailableError as error:
-                    error.attempts = attempt
-                    if error.kind != "quota":  # one that is full says nothing of the next dial
-                        gate.failed(gate.round)
-                    raise
-            attempt += 1
-            connection.round = gate.round
-            try:
-                await _attempt(connection, options, session)
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                failure = error  # not of the dial: of something that a callable waited for
-            except Exception as error:
-                failure = error
-            else:
-                gate.succeeded()
-                return
-            await connection.detach(options.close_timeout)
-            if connection.state is not State.CONNECTING:
-                return
-            retry_after = _retry_after(failure) or 0.0
-            gate.failed(connection.round, retry_after)
-            is_final = attempt >= options.max_retries or retry_after > RETRY_AFTER_MAX
-            if is_final or not is_transient(failure):
-                break
-    # Raised out here, the error has no unscrubbed context.
-    raise _unavailable(connection, failure, attempt)
+                    await self._attempt(options, session)
+                except asyncio.CancelledError as error:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    failure = error  # not of the dial: of something that a callable waited for
+                except Exception as error:
+                    failure = error
+                else:
+                    gate.succeeded()
+                    return
+                await link.drop_wire(options.close_timeout)
+                if link.owner is not self:
+                    return
+                retry_after = _retry_after(failure) or 0.0
+                gate.failed(link.round, retry_after)
+                is_final = attempt >= options.max_retries or retry_after > MAX_RETRY_AFTER_SECONDS
+                if is_final or not is_transient(failure):
+                    break
+        # Raised out here, the error has no unscrubbed context.
+        raise _unavailable(link, failure, attempt)
 
-
-async def _attempt(
-    connection: WebsocketConnection, options: Options, session: aiohttp.ClientSession
-) -> None:
-    began = connection.clock()
-    async with asyncio.timeout(options.connection_timeout):
-        connection.uri = check_uri(await _fresh(options.uri))
-        connection.headers = dict(await _fresh(options.headers))
-        connection.params = options.connect_options.get("params")
-        called = connection.clock()
-        websocket = await session.ws_connect(
-            connection.uri,
-            headers=connection.headers,
-            autoping=False,
-            autoclose=False,
-            timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=options.close_timeout),
-            **options.connect_options,
-        )
-        connection.handshake = connection.clock() - called
-        connection.attach(websocket)
-        if options.on_connect is not None:
-            await connection.run_hook(options.on_connect)
-            if connection.is_lost:
-                raise ConnectionClosedError("the server closed the connection during on_connect")
-    connection.dial_seconds = connection.clock() - began
+    async def _attempt(self, options: Options, session: aiohttp.ClientSession) -> None:
+        link = self.link
+        began = link.clock()
+        async with asyncio.timeout(options.connection_timeout):
+            link.uri = check_uri(await _fresh(options.uri))
+            link.headers = dict(await _fresh(options.headers))
+            link.params = options.connect_options.get("params")
+            called = link.clock()
+            websocket = await session.ws_connect(
+                link.uri,
+                headers=link.headers,
+                autoping=False,
+                autoclose=False,
+                timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=options.close_timeout),
+                **options.connect_options,
+            )
+            link.handshake_seconds = link.clock() - called
+            wire = link.attach(websocket)
+            if options.on_connect is not None:
+                await lend_to_hook(link, options.on_connect)
+                if wire.is_lost:
+                    raise ConnectionClosedError(
+                        "the server closed the connection during on_connect"
+                    )
+        link.dial_seconds = link.clock() - began
 
 
 async def _fresh(value: Any) -> Any:
@@ -304,10 +315,8 @@ def _retry_after(error: BaseException) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _unavailable(
-    connection: WebsocketConnection, failure: BaseException, attempts: int
-) -> ConnectionUnavailableError:
-    cause = scrub_error(failure, secrets_of(connection.uri, connection.headers, connection.params))
+def _unavailable(link: Link, failure: BaseException, attempts: int) -> ConnectionUnavailableError:
+    cause = scrub_error(failure, secrets_of(link.uri, link.headers, link.params))
     status = failure.status if isinstance(failure, aiohttp.ClientResponseError) else None
     retry_after = _retry_after(failure)
     what = str(cause) or type(cause).__name__
@@ -320,7 +329,7 @@ def _unavailable(
         until = f"; it asks to wait {retry_after:.0f} s"
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     error = ConnectionUnavailableError(
-        f"No connection to {scrub_uri(connection.uri)} after {times}: {what}{until}",
+        f"No connection to {scrub_uri(link.uri)} after {times}: {what}{until}",
         kind=kind_of(failure),
         status=status,
         attempts=attempts,

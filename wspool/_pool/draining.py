@@ -1,7 +1,7 @@
-"""The drain: what happens to a connection between its release and its next use.
+"""The drain: what happens to a link between its release and its next use.
 
 A server may still be sending when a borrower gives a connection back. The drain reads what comes
-until it knows that the connection is clean, or that it is not worth waiting for.
+until it knows that the link is clean, or that it is not worth waiting for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import math
 from time import time
 
 from wspool._connection.errors import ConnectionDrainTimeoutError
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.link import Link
+from wspool._connection.loan import WebsocketConnection, lend_to_hook, view_of
 from wspool._connection.states import CloseReason, State
 from wspool._pool.options import DrainConditionCallback, Hook, Options
 from wspool._pool.stats import Stats
@@ -65,109 +66,111 @@ class PendingConnection:
 
 
 class Discard(Exception):
-    """The connection cannot be used again. `__cause__` is the reason, if there is one."""
+    """The link cannot be used again. `__cause__` is the reason, if there is one."""
 
     def __init__(self, why: CloseReason) -> None:
         self.why = why
 
 
-def dispose(
-    connection: WebsocketConnection, message: str | bytes, options: Options, stats: Stats
-) -> None:
+def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
     """Deal with a message that no borrower will read; raise Discard if it is refused.
 
-    A callable that raises costs the connection, and nothing else: a predicate that does not work
-    cannot vouch for a connection.
+    A callable that raises costs the link, and nothing else: a predicate that does not work cannot
+    vouch for it.
     """
     try:
-        _show(connection, message, options, stats)
+        _show(link, message, options, stats)
         condition = options.drain_condition
         is_fine = condition(message) if condition is not None else len(message) > 0
     except Exception as error:
-        logger.exception("drain_condition or on_drained raised; closing #%d", connection.id)
+        logger.exception("drain_condition or on_drained raised; closing #%d", link.id)
         raise Discard(CloseReason.ERROR) from error
     if not is_fine:
         raise Discard(CloseReason.DRAIN)
 
 
-def dispose_of_rest(connection: WebsocketConnection, options: Options, stats: Stats) -> None:
-    """Deal with what a connection that is closed had received by then."""
-    for message in connection.unread():
+def dispose_of_rest(link: Link, options: Options, stats: Stats) -> None:
+    """Deal with what a link that is closed had received by then."""
+    for message in link.unread():
         try:
-            _show(connection, message, options, stats)
+            _show(link, message, options, stats)
         except Exception:
-            logger.exception("on_drained raised, of closed #%d", connection.id)
+            logger.exception("on_drained raised, of closed #%d", link.id)
 
 
-def _show(
-    connection: WebsocketConnection, message: str | bytes, options: Options, stats: Stats
-) -> None:
-    connection.drained_messages += 1
+def _show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
+    link.drained_messages += 1
     stats.drained_messages += 1
     if options.on_drained is not None:
-        options.on_drained(connection, message)
+        options.on_drained(view_of(link), message)
 
 
-def is_last(connection: WebsocketConnection, message: str | bytes, options: Options) -> bool:
+def is_last(link: Link, message: str | bytes, options: Options) -> bool:
     """Return whether `drain_until` says that nothing comes after this message."""
     if options.drain_until is None:
         return False
     try:
         return bool(options.drain_until(message))
     except Exception as error:
-        logger.exception("drain_until raised; closing #%d", connection.id)
+        logger.exception("drain_until raised; closing #%d", link.id)
         raise Discard(CloseReason.ERROR) from error
 
 
 async def drain(
-    pending: PendingConnection, options: Options, stats: Stats, *, is_failed: bool, is_clean: bool
+    pending: PendingConnection,
+    link: Link,
+    options: Options,
+    stats: Stats,
+    *,
+    is_failed: bool,
+    is_clean: bool,
 ) -> None:
-    """Return once the connection is clean; raise Discard if that will not be.
+    """Return once the link, which `pending` owns, is clean; raise Discard if that will not be.
 
     `is_failed`: the borrower left by an exception, with a reply under way. `is_clean`: there is
     nothing to wait for, unless `on_release` sends something.
     """
-    connection = pending.connection
-    end = connection.clock() + pending.drain_timeout
+    end = link.clock() + pending.drain_timeout
     try:
         async with asyncio.timeout_at(end) as timer:
             if options.on_release is not None:
-                connection.has_sent = False
-                await run_hook(connection, options.on_release, "on_release")
-                is_clean = is_clean and not options.needs_check(has_sent=connection.has_sent)
-                _, last = connection.end_loan()  # the hook's, which may have read to the end
-                is_clean = is_clean or (last is not None and is_last(connection, last, options))
+                hooked = await run_hook(link, options.on_release, "on_release")
+                last = hooked._last_read  # it may have read to the end
+                is_clean = is_clean and not options.needs_check(has_sent=hooked._has_sent)
+                is_clean = is_clean or (last is not None and is_last(link, last, options))
             if not is_clean and not options.can_drain(is_failed):
                 raise Discard(CloseReason.ERROR)
             await _read_until_clean(
-                connection, options, stats, timer, end, is_failed=is_failed, is_clean=is_clean
+                pending, link, options, stats, timer, end, is_failed=is_failed, is_clean=is_clean
             )
     except TimeoutError:
         if timer.when() != end:
             return  # quiet
         raise Discard(CloseReason.DRAIN) from ConnectionDrainTimeoutError(
-            f"Connection #{connection.id} was not clean {pending.drain_timeout} s after its "
-            "release (drain_timeout)"
+            f"Connection #{link.id} was not clean {pending.drain_timeout} s after its release "
+            "(drain_timeout)"
         )
     finally:
         await pending.mark_completed()
 
 
-async def run_hook(connection: WebsocketConnection, hook: Hook, name: str) -> None:
-    """Run a hook of the user's on a connection that the pool owns; an error costs it."""
+async def run_hook(link: Link, hook: Hook, name: str) -> WebsocketConnection:
+    """Run a hook of the user's on a link that the pool owns; an error costs the link."""
     try:
-        await connection.run_hook(hook)
+        loan = await lend_to_hook(link, hook)
     except Exception as error:
-        if connection.state is not State.CLOSED:  # else that is why
-            logger.exception("%s raised; closing #%d", name, connection.id)
+        if link.state is not State.CLOSED:  # else that is why
+            logger.exception("%s raised; closing #%d", name, link.id)
         raise Discard(CloseReason.ERROR) from error
-    if connection.is_in_use and connection.state is not State.CLOSED:
-        logger.error("%s left a task in recv or ping; closing #%d", name, connection.id)
+    if link.state is not State.CLOSED and link.wire is not None and link.wire.is_in_use:
+        logger.error("%s left a task in recv or ping; closing #%d", name, link.id)
         raise Discard(CloseReason.ERROR)
+    return loan
 
 
 async def _read_until_clean(
-    connection: WebsocketConnection,
+    pending: PendingConnection,
+    link: Link,
     options: Options,
     stats: Stats,
     timer: asyncio.Timeout,
@@ -176,21 +179,23 @@ async def _read_until_clean(
     is_failed: bool,
     is_clean: bool,
 ) -> None:
-    is_flooded = connection.is_flooded()
-    for message in connection.unread():
-        dispose(connection, message, options, stats)
-        is_clean = is_clean or is_last(connection, message, options)
+    wire = link.wire
+    assert wire is not None
+    is_flooded = wire.is_flooded
+    for message in wire.unread():
+        dispose(link, message, options, stats)
+        is_clean = is_clean or is_last(link, message, options)
     if is_clean:
         if is_flooded:  # the rest would reach the next borrower
             raise Discard(CloseReason.DRAIN)
         return
     quiet = math.inf if is_failed else options.drain_quiet_period
-    fence = await connection.send_ping() if options.drain_fence and not is_failed else None
+    fence = await wire.send_ping() if options.drain_fence and not is_failed else None
     while True:
-        timer.reschedule(min(end, connection.clock() + quiet))
-        following = await connection.next_message(lease=0, until=fence)
+        timer.reschedule(min(end, link.clock() + quiet))
+        following = await link.next_message(pending, until=fence)
         if following is None:
             return  # the fence's pong; or lost, and then the state is closed already
-        dispose(connection, following, options, stats)
-        if is_last(connection, following, options):
+        dispose(link, following, options, stats)
+        if is_last(link, following, options):
             return

@@ -1,102 +1,121 @@
-"""Errands: what the pool itself borrows an idle connection for, a check or a keepalive.
+"""Errands: what the pool itself borrows an idle link for, a check or a keepalive.
 
-Like a borrower's, the connection is busy meanwhile; unlike a borrower's loan, an errand is no use:
-the connection comes back as long idle as it was. What a server sends beside the answer is disposed
-of as if the connection were idle.
+As in a loan, the link is busy meanwhile. But an errand does not count as a use: the link comes
+back as long idle as it was. What a server sends beside the answer is disposed of as if the link
+were idle.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
-from wspool._connection.link import WebsocketConnection
-from wspool._connection.states import CloseReason
+from wspool._connection import states
+from wspool._connection.link import Link
+from wspool._connection.queues import Queues
+from wspool._connection.states import CloseReason, State
 from wspool._pool.draining import Discard, dispose, run_hook
+from wspool._pool.listeners import Events
 from wspool._pool.options import Options
 from wspool._pool.stats import Stats
+from wspool._pool.tasks import Tasks, Then, close_if_still, work
 from wspool._pool.waiting import Line
 
-MUTE: Final = 0.5
-"""Seconds for the pong of a check; if the handshake was slow, twice what that took.
+CHECK_SECONDS: Final = 0.5
+"""For the pong of a check; if the handshake was slow, twice what that took.
 
 A handshake is at least two round trips, a ping is one. A server that is merely slow costs a new
 handshake here; a mute one costs every borrower that waits for it this time.
 """
 
 
-JITTER: Final = 0.1
-"""Share of max_lifetime and keepalive_interval by which a connection's turn may come earlier, so
-that not all have theirs at once."""
+class Errand:
+    """The owner of a link that is busy and no loan's. `why` is "check" or "keepalive"."""
+
+    __slots__ = ("link", "why")
+
+    def __init__(self, link: Link, why: str) -> None:
+        self.link = link
+        self.why = why
+
+    async def run(self, options: Options, stats: Stats) -> None:
+        """Return when the server has shown that it is there; raise Discard if it does not."""
+        if self.why == "check" or options.keepalive is None:
+            await self._check(options, stats)
+        else:
+            try:
+                async with asyncio.timeout(options.connection_timeout):
+                    await run_hook(self.link, options.keepalive, "keepalive")
+            except TimeoutError:
+                raise Discard(CloseReason.STALE) from None
+        if self.why == "keepalive":
+            self.link.kept_alive_at = self.link.clock()
+
+    async def _check(self, options: Options, stats: Stats) -> None:
+        link = self.link
+        wire = link.wire
+        assert wire is not None
+        limit = min(options.connection_timeout, max(CHECK_SECONDS, 2 * link.handshake_seconds))
+        try:
+            async with asyncio.timeout(limit):
+                ping = await wire.send_ping()
+                while (message := await link.next_message(self, until=ping)) is not None:
+                    dispose(link, message, options, stats)
+        except TimeoutError:
+            raise Discard(CloseReason.STALE) from None
+        link.checked_at = link.clock()
 
 
 class Errands:
-    """Which connections are on an errand, and when one is due."""
+    """The errands of one pool, and what its checks say of the server."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self.checks: set[WebsocketConnection] = set()
-        self.keepalives: set[WebsocketConnection] = set()
+    def __init__(
+        self,
+        options: Options,
+        stats: Stats,
+        events: Events,
+        queues: Queues[Link],
+        tasks: Tasks,
+        then: Then,
+    ) -> None:
+        self._options, self._stats, self._events = options, stats, events
+        self._queues, self._tasks = queues, tasks
+        self._then = then
         # Whether a check was not answered, and none has been since.
         self.is_suspicious = False
-        # Seconds for which an idle connection is too young to be checked or closed.
-        after = options.check_after_idle
-        self.hot = options.idle_timeout if after is None else min(after, options.idle_timeout)
 
-    def __len__(self) -> int:
-        return len(self.checks) + len(self.keepalives)
-
-    def is_check_due(self, connection: WebsocketConnection, now: float) -> bool:
-        after = self._options.check_after_idle
-        if after is None:
-            return False
-        # Also where the clock has not moved since: uvloop's has milliseconds only.
-        return now - max(connection.idle_since, connection.checked_at) >= after
-
-    def is_keepalive_due(self, connection: WebsocketConnection, now: float) -> bool:
-        interval = self._options.keepalive_interval
-        if interval is None:
-            return False
-        since = max(connection.idle_since, connection.kept_alive_at)
-        return now - since >= interval * (1 - JITTER * connection.jitter)
-
-    def begin_check(self, connection: WebsocketConnection) -> None:
-        if not self.checks:
-            self.is_suspicious = False
-        self.checks.add(connection)
-
-    def end(self, connection: WebsocketConnection) -> None:
-        self.checks.discard(connection)
-        self.keepalives.discard(connection)
+    @property
+    def checks(self) -> int:
+        """How many checks are under way."""
+        owners = (link.owner for link in self._queues.busy)
+        return sum(isinstance(owner, Errand) and owner.why == "check" for owner in owners)
 
     def promised(self, line: Line) -> int:
-        """Return how many waiters a check will serve, as far as one knows, and need no dial."""
-        if not self.checks or self.is_suspicious:
+        """Return how many of those who wait a check will serve, as far as one knows."""
+        if self.is_suspicious or not (checks := self.checks):
             return 0
-        return min(len(self.checks), sum(not waiter.wants_new for waiter in line))
+        return min(checks, sum(not loan._wants_new for loan in line))
 
+    def begin(self, link: Link, why: str) -> None:
+        """Borrow an idle link."""
+        if why == "check" and not self.checks:
+            self.is_suspicious = False
+        errand = Errand(link, why)
+        states.checkout(link, why)
+        link.owner = errand
+        link.task = self._tasks.spawn(
+            work(link, partial(errand.run, self._options, self._stats), self._then),
+            partial(close_if_still, link, State.BUSY, CloseReason.ERROR),
+        )
 
-async def check(connection: WebsocketConnection, options: Options, stats: Stats) -> None:
-    """Return when the server has answered a ping; raise Discard if it does not."""
-    limit = min(options.connection_timeout, max(MUTE, 2 * connection.handshake))
-    try:
-        async with asyncio.timeout(limit):
-            ping = await connection.send_ping()
-            while (message := await connection.next_message(lease=0, until=ping)) is not None:
-                dispose(connection, message, options, stats)
-    except TimeoutError:
-        raise Discard(CloseReason.STALE) from None
-    connection.checked_at = connection.clock()
-
-
-async def keep_alive(connection: WebsocketConnection, options: Options, stats: Stats) -> None:
-    """Run the user's `keepalive`, or else a check; raise Discard if it raises or does not end."""
-    if options.keepalive is None:
-        await check(connection, options, stats)
-    else:
-        try:
-            async with asyncio.timeout(options.connection_timeout):
-                await run_hook(connection, options.keepalive, "keepalive")
-        except TimeoutError:
-            raise Discard(CloseReason.STALE) from None
-    connection.kept_alive_at = connection.clock()
+    def end(self, errand: Errand) -> None:
+        """Let a link be idle again, at its place among those that are idle for as long."""
+        link, idle = errand.link, self._queues.idle
+        if errand.why == "check":
+            self.is_suspicious = False
+        newest = next(reversed(idle), None)
+        self._events.checked(link, errand.why)
+        states.checkin(link, errand.why)
+        if newest is not None and newest.idle_since > link.idle_since:
+            idle.move_to_end(link, last=False)

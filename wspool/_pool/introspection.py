@@ -7,20 +7,20 @@ or query value gets into a picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, islice
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
-from wspool._connection.callsites import Borrower, at_work_in, borrowed_at, task_name
-from wspool._connection.errors import shown_uri
-from wspool._connection.link import Transition, WebsocketConnection
+from wspool._connection.callsites import Callsite, at_work_in, line_of, task_name
+from wspool._connection.link import Link, Transition
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.scrubbing import shown_uri
+from wspool._connection.states import State
+from wspool._pool.routing import Router
 from wspool._pool.stats import Stats
-from wspool._pool.waiting import Waiter
 
-if TYPE_CHECKING:
-    from wspool._pool.pool import WebsocketConnectionPool
-
-OLDEST: Final = 100
-"""Waiters in a picture, of however many."""
+MAX_WAITERS: Final = 100
+"""Those in a picture, of however many; the oldest."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ConnectionSnapshot:
 
 @dataclass(frozen=True)
 class WaiterSnapshot:
-    """Somebody who waits in `acquire`, or, if he `wants_new`, in `acquire_new`.
+    """Somebody who waits in `acquire`, or, with `wants_new`, in `acquire_new`.
 
     `seconds`: for how long.
     """
@@ -118,64 +118,107 @@ def as_dict(shown: ConnectionSnapshot | WaiterSnapshot) -> dict[str, Any]:
     if shown.borrower is not None:
         picture["borrower"] = dict(vars(shown.borrower))
     if isinstance(shown, ConnectionSnapshot):
-        picture["history"] = [line._asdict() for line in shown.history]
+        picture["history"] = [move._asdict() for move in shown.history]
     return picture
 
 
-def snapshot_connection(
-    connection: WebsocketConnection, leak_threshold: float | None = None
-) -> ConnectionSnapshot:
-    now = connection.clock()
-    borrower = connection.borrower
-    is_idle = connection in connection.queues.idle
-    return ConnectionSnapshot(
-        id=connection.id,
-        state=str(connection.state),
-        seconds_in_state=connection.seconds_in_state,
-        age=now - connection.born,
-        uses=connection.uses,
-        idle_seconds=now - connection.idle_since if is_idle else None,
-        rtt=connection.rtt,
-        sent_messages=connection.sent_messages,
-        sent_bytes=connection.sent_bytes,
-        received_messages=connection.received_messages,
-        received_bytes=connection.received_bytes,
-        drained_messages=connection.drained_messages,
-        subprotocol=connection.subprotocol,
-        close_code=connection.close_code,
-        close_reason=connection.close_reason,
-        borrower=_snapshot_borrower(borrower) if borrower is not None else None,
-        is_overdue=connection.is_overdue(leak_threshold),
-        history=connection.history,
-    )
+class Pool(Protocol):
+    """What is looked at: either pool."""
+
+    name: str
+
+    @property
+    def uri(self) -> Any: ...
+    @property
+    def is_started(self) -> bool: ...
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def _router(self) -> Router: ...
 
 
-def _snapshot_borrower(borrower: Borrower) -> BorrowerSnapshot:
-    return BorrowerSnapshot(task_name(borrower), borrowed_at(borrower), at_work_in(borrower))
-
-
-def snapshot_waiter(waiter: Waiter, now: float) -> WaiterSnapshot:
-    return WaiterSnapshot(now - waiter.since, waiter.wants_new, _snapshot_borrower(waiter.borrower))
-
-
-def snapshot_pool(pool: WebsocketConnectionPool) -> PoolSnapshot:
-    router = pool.router
-    options, queues = router.options, router.queues
-    waiters = list(router.line)
-    threshold = options.leak_threshold
+def snapshot_pool(pool: Pool) -> PoolSnapshot:
+    router = pool._router
+    options = router.options
     return PoolSnapshot(
         name=pool.name,
         at=time(),
         uri=shown_uri(pool.uri),
         is_started=pool.is_started,
         is_closed=pool.is_closed,
-        counts={str(state): count for state, count in queues.counts().items()},
-        waiters=len(waiters),
+        counts={str(state): count for state, count in counts(pool).items()},
+        waiters=len(router.line),
         max_connections=options.max_connections,
         min_connections=options.min_connections,
         max_connecting=options.max_connecting,
-        connections=tuple(snapshot_connection(c, threshold) for c in queues),
-        gone=tuple(snapshot_connection(c) for c in list(queues.gone)),
-        waiting=tuple(snapshot_waiter(w, router.clock()) for w in waiters[:OLDEST]),
-        stats=pool.stats.copy(),
+        connections=tuple(_snapshot(link, router) for link in router.queues),
+        gone=tuple(gone(pool)),
+        waiting=tuple(waiting(pool)),
+        stats=router.stats.copy(),
     )
+
+
+def counts(pool: Pool) -> dict[State, int]:
+    """Return how many connections are in each state; from any thread."""
+    return pool._router.queues.counts()
+
+
+def connections(pool: Pool, most: int) -> list[ConnectionSnapshot]:
+    """Return at most so many of each state, those that have been in it for longest."""
+    router = pool._router
+    return [
+        _snapshot(link, router) for state in State for link in islice(router.queues[state], most)
+    ]
+
+
+def gone(pool: Pool) -> list[ConnectionSnapshot]:
+    """Return the last connections that have left, in that order."""
+    router = pool._router
+    return [_snapshot(link, router) for link in list(router.queues.gone)]
+
+
+def found(pool: Pool, id: str) -> ConnectionSnapshot | None:
+    """Return the connection of this id, if it is not forgotten yet."""
+    router = pool._router
+    known = chain(router.queues, list(router.queues.gone))
+    return next((_snapshot(link, router) for link in known if str(link.id) == id), None)
+
+
+def waiting(pool: Pool) -> list[WaiterSnapshot]:
+    """Return the oldest of those who wait."""
+    return [_snapshot_waiter(loan) for loan in islice(pool._router.line, MAX_WAITERS)]
+
+
+def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:
+    now, wire, loan = link.clock(), link.wire, link.loan
+    is_idle = link in link.queues.idle
+    return ConnectionSnapshot(
+        id=link.id,
+        state=str(link.state),
+        seconds_in_state=link.seconds_in_state,
+        age=now - link.born,
+        uses=link.uses,
+        idle_seconds=now - link.idle_since if is_idle else None,
+        rtt=wire.rtt if wire is not None else None,
+        sent_messages=wire.sent_messages if wire is not None else 0,
+        sent_bytes=wire.sent_bytes if wire is not None else 0,
+        received_messages=wire.received_messages if wire is not None else 0,
+        received_bytes=wire.received_bytes if wire is not None else 0,
+        drained_messages=link.drained_messages,
+        subprotocol=wire.websocket.protocol if wire is not None else None,
+        close_code=link.close_code,
+        close_reason=link.close_reason,
+        borrower=_snapshot_borrower(loan._callsite) if loan is not None else None,
+        is_overdue=link.is_overdue(router.options.leak_threshold),
+        history=link.history,
+    )
+
+
+def _snapshot_borrower(callsite: Callsite) -> BorrowerSnapshot:
+    return BorrowerSnapshot(task_name(callsite), line_of(callsite), at_work_in(callsite))
+
+
+def _snapshot_waiter(loan: WebsocketConnection) -> WaiterSnapshot:
+    assert loan._callsite is not None
+    seconds = loan._waiter.get_loop().time() - loan._since
+    return WaiterSnapshot(seconds, loan._wants_new, _snapshot_borrower(loan._callsite))

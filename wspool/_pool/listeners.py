@@ -1,4 +1,4 @@
-"""Who listens to a pool, and how each event reaches him.
+"""Who listens to a pool, and how each event is told.
 
 Nothing is built while nobody listens, and the events' classes are not even loaded. Listeners are
 called after the whole routing step, in the order of the events, so that one may call the pool.
@@ -16,8 +16,10 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from wspool._connection.link import Link
+
 if TYPE_CHECKING:
-    from wspool.events import Event
+    from wspool import events
 
 logger = logging.getLogger("wspool")
 
@@ -25,17 +27,15 @@ Listener = Callable[[Any], object]
 
 
 class Events:
-    """The listeners of one pool, and what they have not been told yet."""
+    """The listeners of one pool, and what they have not been told yet; a method for each event."""
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
-        # The module of their classes, once somebody listens.
-        self._events: Any = None
-        self._untold: deque[Event] = deque()
+        self._untold: deque[events.Event] = deque()
         self._is_due = False
         self._context = contextvars.copy_context()
         # In the order of subscription, replaced at each change: who walks over them may be
-        # interrupted by one. The routing looks here before it publishes.
+        # interrupted by one. The routing looks here before it tells of a loan.
         self.listeners: dict[object, Listener] = {}
         # Those that have raised once.
         self._broken: set[object] = set()
@@ -45,7 +45,7 @@ class Events:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         if not callable(listener):
             raise TypeError(f"listener is {listener!r}; it must be a plain callable")
-        self._events = import_module("wspool.events")
+        globals()["events"] = import_module("wspool.events")
         token = object()
         with self._subscribing:
             self.listeners = {**self.listeners, token: listener}
@@ -57,20 +57,81 @@ class Events:
 
         return unsubscribe
 
-    def publish(self, kind: str, *details: Any) -> None:
-        """Tell the listeners of an event, by the name of its class, after the routing step."""
-        if not self.listeners:
-            return
-        event: Event = getattr(self._events, kind)(self._pool, time(), *details)
+    # What there is to tell.
+
+    def pool_ready(self) -> None:
+        if self.listeners:
+            self._publish(events.PoolReady(self._pool, time()))
+
+    def pool_cleared(self) -> None:
+        if self.listeners:
+            self._publish(events.PoolCleared(self._pool, time()))
+
+    def pool_closed(self) -> None:
+        if self.listeners:
+            self._publish(events.PoolClosed(self._pool, time()))
+
+    def created(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(events.ConnectionCreated(self._pool, time(), link.id))
+
+    def ready(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(events.ConnectionReady(self._pool, time(), link.id, link.dial_seconds))
+
+    def closed(self, link: Link) -> None:
+        if self.listeners:
+            move, at, why = link.moves[-1]
+            self._publish(
+                events.ConnectionClosed(
+                    *(self._pool, time(), link.id, move.source, why),
+                    *(link.close_code, link.close_reason, at - link.born),
+                )
+            )
+
+    def check_out_started(self) -> None:
+        if self.listeners:
+            self._publish(events.ConnectionCheckOutStarted(self._pool, time()))
+
+    def check_out_failed(self, error: BaseException, waited: float) -> None:
+        if self.listeners:
+            reason = events.check_out_failure(error)
+            self._publish(events.ConnectionCheckOutFailed(self._pool, time(), reason, waited))
+
+    def checked_out(self, link: Link, waited: float) -> None:
+        if self.listeners:
+            self._publish(events.ConnectionCheckedOut(self._pool, time(), link.id, waited))
+
+    def checked_in(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(
+                events.ConnectionCheckedIn(self._pool, time(), link.id, link.seconds_lent)
+            )
+
+    def drain_started(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(events.ConnectionDrainStarted(self._pool, time(), link.id))
+
+    def drained(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(
+                events.ConnectionDrained(self._pool, time(), link.id, link.seconds_in_state)
+            )
+
+    def checked(self, link: Link, errand: str) -> None:
+        if self.listeners:
+            self._publish(
+                events.ConnectionChecked(self._pool, time(), link.id, errand, link.seconds_in_state)
+            )
+
+    # How it is told.
+
+    def _publish(self, event: events.Event) -> None:
+        """Tell the listeners after the routing step."""
         self._untold.append(event)
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self.tell, context=self._context)
-
-    def check_out_failed(self, error: BaseException, duration: float) -> None:
-        if self.listeners:
-            reason = self._events.check_out_failure(error)
-            self.publish("ConnectionCheckOutFailed", reason, duration)
 
     def tell(self) -> None:
         """Call the listeners with all that was published; one that raises is logged once."""

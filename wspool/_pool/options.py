@@ -15,8 +15,8 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from wspool._connection.errors import scrub_uri
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.scrubbing import scrub_uri
 from wspool.quota import Quota
 
 DrainConditionCallback = Callable[[str | bytes], bool]

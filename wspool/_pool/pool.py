@@ -1,9 +1,7 @@
 """The pool as its users see it: made, started, borrowed from, looked at, closed.
 
-Read `states.py` first: what a connection goes through. Then `routing.py`, which moves connections
-between the queues of those states and serves whoever waits (`waiting.py`). What a connection can
-do is in `connection.py`, how one is made in `dialing.py`, how one is cleaned after its use in
-`draining.py`, and what goes on while nobody calls in `upkeep.py`.
+Read `_connection/states.py` first: what a connection goes through. Then `routing.py`, which moves
+links between the queues of those states and serves whoever waits.
 """
 
 from __future__ import annotations
@@ -14,19 +12,18 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.callsites import Borrower
-from wspool._connection.errors import ConnectionPoolUnavailableError, shown_uri
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
+from wspool._connection.loan import WebsocketConnection, view_of
+from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.listeners import Events, Listener
-from wspool._pool.loans import Loan
 from wspool._pool.options import (
     DrainConditionCallback,
     Headers,
@@ -44,7 +41,9 @@ from wspool.quota import Quota
 if TYPE_CHECKING:
     from wspool._pool.introspection import PoolSnapshot
 
-_DEFAULT: Final = cast(float, object())
+DEFAULT: Final = cast(float, object())
+"""Stands for `acquire_timeout` where a call is given no timeout of its own."""
+
 _names = itertools.count(1)
 
 
@@ -82,7 +81,7 @@ class WebsocketConnectionPool:
     keepalive: async hook on a connection that is idle: send what the server counts as activity,
         and read its reply if there is one. None: send a ping and wait for its pong.
     keepalive_interval: between two of those, less up to 10 % of jitter; None: there are none.
-        It is no use: `idle_timeout` and `max_uses` do not notice.
+        It does not count as a use, nor does the time since the last one begin anew.
     on_connect: async hook on a fresh connection, before anybody gets it.
     on_release: async hook, the first step of draining: cancel, unsubscribe.
     on_drained: called with (connection, message) for each message that no borrower reads.
@@ -142,7 +141,7 @@ class WebsocketConnectionPool:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name is {name!r}; it must be a string or None")
         self.name = name or f"pool-{next(_names)}"
-        self.router = Router(options, Events(self.name))
+        self._router = Router(options, Events(self.name))
         self._session = session
         self._owns_session = session is None
         # The loop that the pool belongs to, from start() on.
@@ -158,12 +157,12 @@ class WebsocketConnectionPool:
     @property
     def uri(self) -> Uri:
         """As it was given, secrets included."""
-        return self.router.options.uri
+        return self._router.options.uri
 
     @property
     def headers(self) -> Headers:
         """As they were given, secrets included; `{}` for None."""
-        return self.router.options.headers
+        return self._router.options.headers
 
     @property
     def is_started(self) -> bool:
@@ -173,42 +172,50 @@ class WebsocketConnectionPool:
     @property
     def is_closed(self) -> bool:
         """Whether `close_all()` was called; there may still be goodbyes under way."""
-        return self.router.is_closing
+        return self._router.is_closing
+
+    @property
+    def max_connections(self) -> int:
+        """The limit, as it was given or as `resize` has set it."""
+        return self._router.options.max_connections
 
     @property
     def total_connections(self) -> int:
         """The connections that are open: idle, busy and draining."""
-        return self.router.total_connections
+        return self._router.capacity.open
 
     @property
     def available_connections(self) -> int:
         """The connections that are idle."""
-        return len(self.router.queues.idle)
+        return len(self._router.queues.idle)
 
     @property
     def busy_connections(self) -> int:
         """The connections that are lent, or used by the pool for a check or a keepalive."""
-        return len(self.router.queues.busy)
+        return len(self._router.queues.busy)
 
     @property
     def pending_connections(self) -> int:
         """The connections that are being drained."""
-        return len(self.router.queues.draining)
+        return len(self._router.queues.draining)
 
     @property
     def waiters(self) -> int:
         """How many wait in `acquire`."""
-        return len(self.router.line)
+        return len(self._router.line)
 
     @property
     def stats(self) -> Stats:
         """What happened since the pool was made."""
-        return self.router.stats
+        return self._router.stats
 
     @property
     def connections(self) -> tuple[WebsocketConnection, ...]:
-        """All that exist, in whatever state: those that are dialled or closed too."""
-        return tuple(self.router.queues)
+        """All that exist, in whatever state: those that are dialled or closed too.
+
+        They are to look at, not to use.
+        """
+        return tuple(map(view_of, self._router.queues))
 
     def snapshot(self) -> PoolSnapshot:
         """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
@@ -225,17 +232,16 @@ class WebsocketConnectionPool:
         it is called in the event loop, after the routing step. One that raises is logged once.
         Raises TypeError for what cannot be called.
         """
-        return self.router.events.subscribe(listener)
+        return self._router.events.subscribe(listener)
 
     def state_diagram(self) -> str:
         """Return the state machine as a Mermaid diagram with the count of each state."""
-        return states.diagram(self.router.queues.counts())
+        return states.diagram(self._router.queues.counts())
 
     def __repr__(self) -> str:
         status = " closed" if self.is_closed else "" if self.is_started else " not started"
-        return (
-            f"<WebsocketConnectionPool {self.name!r}{status} {shown_uri(self.uri)} {self.router!r}>"
-        )
+        shown = f"{self.name!r}{status} {shown_uri(self.uri)} {self._router!r}"
+        return f"<WebsocketConnectionPool {shown}>"
 
     # Starting.
 
@@ -249,8 +255,8 @@ class WebsocketConnectionPool:
         if self.is_closed:
             return
         self._enter()
-        connecting = self.router.queues.connecting
-        dials = [connection.task for connection in connecting if connection.task is not None]
+        connecting = self._router.queues.connecting
+        dials = [link.task for link in connecting if link.task is not None]
         if dials:
             await asyncio.wait(dials)
 
@@ -269,21 +275,21 @@ class WebsocketConnectionPool:
                 f"process {self._pid}; it was called from the loop {loop!r} in thread "
                 f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
             )
-        check_connector(self._session, self.router.options.max_connections)
+        check_connector(self._session, self._router.options.max_connections)
         if self._session is None:
             # The session's default total timeout, of 5 minutes, would cap connection_timeout.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
             )
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
-        self.router.events.publish("PoolReady")
-        self.router.start(loop, self._session)
-        self._upkeep_task = upkeep.begin(self.router)
+        self._router.events.pool_ready()
+        self._router.start(loop, self._session)
+        self._upkeep_task = upkeep.begin(self._router)
         return loop
 
     # Borrowing.
 
-    async def acquire(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+    async def acquire(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         `timeout`, in seconds, overrides `acquire_timeout`: it bounds waiting, dialling, hooks and
@@ -293,69 +299,71 @@ class WebsocketConnectionPool:
         when the dial failed, or waited for the `quota` until then, ConnectionPoolUnavailableError
         when the pool is closed.
         """
-        borrower = self.borrower(sys._getframe(1), timeout)
-        connection = self.router.lend_idle(borrower)
-        return connection or await self.wait(borrower, timeout)
+        loan = WebsocketConnection(self, timeout=timeout)
+        if not self._lend_at_once(loan, sys._getframe(1)):
+            await self._router.wait(loan)
+        return loan
 
-    async def acquire_new(self, *, timeout: float | None = _DEFAULT) -> WebsocketConnection:
+    async def acquire_new(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`.
 
         At the limit the longest-idle connection, or else the next that is returned, is closed to
         make room.
         """
-        borrower = self.borrower(sys._getframe(1), timeout)
-        return await self.wait(borrower, timeout, wants_new=True)
+        loan = WebsocketConnection(self, timeout=timeout, wants_new=True)
+        self._lend_at_once(loan, sys._getframe(1))
+        await self._router.wait(loan)
+        return loan
 
-    def get_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
-        """Return an async context manager that acquires a connection and gives it back.
+    def get_connection(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
+        """Return a connection that is acquired and given back by `async with`.
 
         Left by an exception after something was sent, the connection is not handed on: it is
         drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
         the errors are those of `acquire`.
         """
-        return Loan(self, timeout, False)
+        return WebsocketConnection(self, timeout=timeout)
 
-    def get_new_connection(self, *, timeout: float | None = _DEFAULT) -> Loan:
+    def get_new_connection(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
         """Return the same as `get_connection`, around `acquire_new`."""
-        return Loan(self, timeout, True)
+        return WebsocketConnection(self, timeout=timeout, wants_new=True)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
         """Give a connection back; with `force_remove` it is closed.
 
         Everything is done before the first await, and nothing waits for the network. Releasing
-        what is not lent by this pool is a warning in the log.
+        what is not lent by this pool, or not any more, is a warning in the log.
         """
         if asyncio.get_running_loop() is not self._loop and self.is_started:
             self._enter()
-        self.router.give_back(connection, force_remove=force_remove)
+        self._router.give_back(connection, force_remove=force_remove)
 
-    def borrower(self, frame: FrameType, timeout: float | None) -> Borrower:
-        """Return who borrows, by the frame that he calls from, if he may."""
-        router = self.router
+    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+        """Check who borrows, and note where; serve the loan if that needs no wait."""
+        router = self._router
         if router.is_closing:
             raise ConnectionPoolUnavailableError(f"{self!r} is closed; make a new one")
         if asyncio.get_running_loop() is not self._loop:
             self._enter()
-        if timeout is not _DEFAULT:
-            check_timeout(timeout)
+        if loan._callsite is not None:
+            raise ConnectionBusyError(
+                f"{loan!r} was borrowed once; call get_connection() for each `async with`"
+            )
+        if loan._timeout is DEFAULT:
+            loan._timeout = router.options.acquire_timeout
+        else:
+            check_timeout(loan._timeout)
         if router.events.listeners:
-            router.events.publish("ConnectionCheckOutStarted")
-        return frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
-
-    def wait(
-        self, borrower: Borrower, timeout: float | None, *, wants_new: bool = False
-    ) -> Coroutine[Any, Any, WebsocketConnection]:
-        """Return what waits for a connection: not a coroutine of its own around another."""
-        if timeout is _DEFAULT:
-            timeout = self.router.options.acquire_timeout
-        return self.router.wait(borrower, timeout, wants_new=wants_new)
+            router.events.check_out_started()
+        loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
+        return not loan._wants_new and router.lend_idle(loan)
 
     # Closing.
 
     def expire_connections(self) -> None:
         """Replace every connection that there is: idle ones now, busy ones when they come back."""
         self._enter()
-        self.router.expire()
+        self._router.expire()
 
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
@@ -367,7 +375,7 @@ class WebsocketConnectionPool:
         if self.is_started:
             self._enter()
         check_connector(self._session, max_connections)
-        self.router.resize(max_connections)
+        self._router.resize(max_connections)
 
     async def close_all(self, timeout: float | None = 0.0) -> None:
         """Close the pool and everything in it, and return when the last socket is gone.
@@ -378,26 +386,26 @@ class WebsocketConnectionPool:
         """
         check_timeout(timeout)
         if not self.is_started:
-            self.router.close()
+            self._router.close()
             return
         loop = self._enter()
         # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
         if self._closing_task is None or self._closing_task.cancelled():
-            hooked = WebsocketConnection.in_hook()
-            spared = hooked.task if hooked is not None else None
+            task = asyncio.current_task()
+            spared = task if task in self._router.tasks else None  # a hook's
             self._closing_task = asyncio.Task(self._finish(timeout, spared), loop=loop)
-            self.router.close()
+            self._router.close()
         await asyncio.shield(self._closing_task)
 
     async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         assert self._upkeep_task is not None
         assert self._session is not None
         self._upkeep_task.cancel()
-        await self.router.finish(timeout, spared)
+        await self._router.finish(timeout, spared)
         if self._owns_session:
             await self._session.close()
-        self.router.events.publish("PoolClosed")
-        self.router.events.tell()
+        self._router.events.pool_closed()
+        self._router.events.tell()
 
     async def __aenter__(self) -> Self:
         await self.start()

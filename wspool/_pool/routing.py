@@ -1,29 +1,23 @@
-"""The routing: which connection goes to whom, and what becomes of it afterwards.
+"""The routing: which link goes to whom, and what becomes of it afterwards.
 
-`Router.route` is the heart: after anything that may serve a waiter, it serves the oldest ones and
-begins the dials that are missing. Like every step of a connection from queue to queue it is
-synchronous. What must wait for the network runs in a task of the router's; such a task holds the
-router weakly, so that a pool that was dropped is collected, and after each wait the router looks
-whether the connection is still in the state that it was left in: the loser ends silently.
+`Router.route` is the heart: after anything that may serve somebody who waits, it serves the oldest
+ones and begins the dials that are missing. Like every step of a link from queue to queue it is
+synchronous. What must wait for the network runs in a task (`tasks.py`), which then calls back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import copy
 import heapq
 import itertools
 import logging
-import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.callsites import Borrower
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
@@ -31,10 +25,12 @@ from wspool._connection.errors import (
     ConnectionUnavailableError,
     WebsocketError,
 )
-from wspool._connection.link import NEVER, WebsocketConnection, clock_of
+from wspool._connection.link import Link, clock_of
+from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
-from wspool._pool.dialing import Gate
+from wspool._pool.capacity import Capacity
+from wspool._pool.dialing import Dial, Gate
 from wspool._pool.draining import (
     Discard,
     PendingConnection,
@@ -43,130 +39,110 @@ from wspool._pool.draining import (
     drain,
     is_last,
 )
-from wspool._pool.errands import JITTER, Errands, check, keep_alive
+from wspool._pool.errands import Errand, Errands
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
+from wspool._pool.permits import Permits
+from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import bury_weakly, cut_off, give_up, open_socket, own, say_goodbye
-from wspool._pool.waiting import Line, Waiter
-from wspool.quota import Permits
+from wspool._pool.supply import Supply
+from wspool._pool.tasks import Goodbye, Tasks, close_if_still, weakly, work
+from wspool._pool.waiting import Line
 
 logger = logging.getLogger("wspool")
 
 LOSSES: Final = frozenset(
     {CloseReason.SERVER, CloseReason.STALE, CloseReason.ERROR, CloseReason.DRAIN}
 )
-"""Why a connection goes that nobody meant to close."""
+"""Why a link goes that nobody meant to close."""
 
 
 class Router:
-    """The connections of one pool, their queues, those who wait, and the tasks at work on them."""
+    """The links of one pool, their queues, and the line of those who wait."""
 
     def __init__(self, options: Options, events: Events) -> None:
         self.options = options
-        self.stats = Stats()
         self.events = events
-        # Every connection that has, or may soon have, a socket.
-        self.queues: Queues[WebsocketConnection] = Queues()
+        self.stats = Stats()
+        # Every link that has, or may soon have, a socket.
+        self.queues: Queues[Link] = Queues()
         self.line = Line()
+        self.tasks = Tasks()
+        self.capacity = Capacity(self.queues, options)
+        self.retiring = Retiring(options)
+        self.errands = Errands(
+            options, self.stats, events, self.queues, self.tasks, weakly(self._returned)
+        )
+        self.supply = Supply(
+            *(options, self.stats, events, self.queues, self.line, self.capacity),
+            *(self.retiring, self.tasks, _or_abort(weakly(self._closed)), weakly(self._dialled)),
+        )
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
-        # Those that the pool has borrowed itself.
-        self.errands = Errands(options)
-        # How often expire() was called; connections of earlier generations go.
-        self.generation = 0
-        self._ids = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
-        # One for all connections: a weak method takes half a KiB.
-        self._on_close = bury_weakly(self)
         self._is_routing = False
-        self._all_returned: asyncio.Future[None] | None = None
-        # Tasks run in the context of the pool's construction, not of whoever acquired first.
-        self._context = contextvars.copy_context()
+        self._all_returned_waiter: asyncio.Future[None] | None = None
+        # What a goodbye and a drain call; one for all, since a weak method takes half a KiB.
+        self._route_weakly = weakly(self.route)
+        self._show_rest_weakly = weakly(self._show_rest)
+        self._returned_weakly = weakly(self._returned)
+        # From start() on.
+        self.clock: Callable[[], float]
 
     def start(self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:
-        self.loop = loop
-        self.clock = clock_of(loop)
-        self._session = session
         options, permits = self.options, None
+        self.tasks.loop = loop
+        self.clock = clock_of(loop)
         if options.quota is not None:
             permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
-        self._gate = Gate(options.max_connecting, loop.time, permits)
-        for _ in range(max(self.options.warmup_connections, self.options.min_connections)):
-            self._begin_dial()
-
-    def spawn(
-        self, coroutine: Coroutine[Any, Any, None], if_cancelled: Callable[[], None] | None = None
-    ) -> asyncio.Task[None]:
-        """Run a coroutine in a task of the router's.
-
-        `if_cancelled` clears up after a task that was cancelled, and it too works where the task
-        was cancelled before its first step, as at the end of `asyncio.run`.
-
-        Made directly: an eager task factory would run it in the middle of a routing step.
-        """
-        task = asyncio.Task(coroutine, loop=self.loop, context=self._context.copy())
-        tasks = self._tasks
-        tasks.add(task)
-
-        def has_ended(task: asyncio.Task[None]) -> None:
-            tasks.discard(task)
-            if if_cancelled is not None and task.cancelled():
-                if_cancelled()
-
-        task.add_done_callback(has_ended)
-        return task
+        self.supply.start(session, Gate(options.max_connecting, loop.time, permits))
 
     def __repr__(self) -> str:
         counts = " ".join(f"{state}={count}" for state, count in self.queues.counts().items())
         return f"{counts} waiting={len(self.line)} max={self.options.max_connections}"
 
-    @property
-    def total_connections(self) -> int:
-        """The connections that are open: idle, busy and draining."""
-        return len(self.queues.idle) + len(self.queues.busy) + len(self.queues.draining)
-
     # Lending.
 
-    def lend_idle(self, borrower: Borrower) -> WebsocketConnection | None:
-        """Lend an idle connection, if there is one that can be lent at once."""
-        connection = self.next_idle()
-        if connection is not None:
-            self.lend(connection, borrower)
-            self._count_loan(connection, 0.0)
-        return connection
+    def lend_idle(self, loan: WebsocketConnection) -> bool:
+        """Serve a loan at once, if an idle link can be lent at once."""
+        link = self.next_idle()
+        if link is None:
+            return False
+        self.lend(link, loan)
+        self._count_loan(link, 0.0)
+        return True
 
-    def lend(self, connection: WebsocketConnection, borrower: Borrower) -> None:
-        states.checkout(connection, "acquire")
-        connection.lend(borrower)
+    def lend(self, link: Link, loan: WebsocketConnection) -> None:
+        states.checkout(link, "acquire")
+        link.uses += 1
+        link.owner = link.loan = loan
+        loan._link = link
+        loan._uses = link.uses
 
-    def _count_loan(self, connection: WebsocketConnection, waited: float) -> None:
+    def _count_loan(self, link: Link, waited: float) -> None:
         """Count a loan that its borrower has taken; one that was passed on is none."""
         self.stats.borrows += 1
         if self.events.listeners:
-            self.events.publish("ConnectionCheckedOut", connection.id, waited)
+            self.events.checked_out(link, waited)
 
-    async def wait(
-        self, borrower: Borrower, timeout: float | None, *, wants_new: bool
-    ) -> WebsocketConnection:
-        """Join the line and return the connection that this caller is given."""
+    async def wait(self, loan: WebsocketConnection) -> None:
+        """Return when the loan was served."""
         began = self.clock()
-        waiter: Waiter | None = None
         alarm: asyncio.TimerHandle | None = None
+        waiter: asyncio.Future[None] | None = None
         try:
             if self.is_closing:  # by a callable that the look at the idle ones has run
                 raise ConnectionPoolUnavailableError("The pool was closed")
-            self._check_may_wait(timeout)
+            self._check_may_wait(loan)
             self.stats.waits += 1
-            waiter = self.line.join(borrower, wants_new=wants_new, is_patient=timeout != 0)
-            if timeout:
-                alarm = self.loop.call_later(timeout, self._time_out, waiter, timeout)
-            if self.queues.idle or self.room > 0:
+            waiter = self.line.join(loan)
+            if loan._timeout:
+                alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
+            if self.queues.idle or self.capacity.room > 0:
                 self.route()
-            connection = await waiter.future
+            await waiter
         except BaseException as error:
             if waiter is not None:
-                self._leave_line(waiter)
+                self._leave_line(loan)
             self.events.check_out_failed(error, self.clock() - began)
             raise
         finally:
@@ -174,30 +150,38 @@ class Router:
                 alarm.cancel()
             if waiter is not None:
                 self.stats.wait_seconds += self.clock() - began
-        self._count_loan(connection, self.clock() - began)
-        return connection
+        assert loan._link is not None
+        self._count_loan(loan._link, self.clock() - began)
 
-    def _leave_line(self, waiter: Waiter) -> None:
+    def _leave_line(self, loan: WebsocketConnection) -> None:
         """End a wait in vain, and let nobody miss what was meant for it."""
-        future = waiter.future
-        # Cancelled in the very tick in which it was served: on to the next.
-        if future.done() and not future.cancelled() and future.exception() is None:
-            self._pass_on(future.result())
-        if waiter in self.line:  # perhaps an idle one was kept for it
-            self.line.leave(waiter)
+        if loan._link is not None:  # cancelled in the very tick in which it was served
+            self._pass_on(loan._link)
+        if loan in self.line:  # perhaps an idle one was kept for it
+            self.line.leave(loan)
             self.route()
 
-    def _check_may_wait(self, timeout: float | None) -> None:
-        """Raise unless waiting is allowed, or needless: a connection is to come anyway."""
-        if timeout != 0 and self.options.max_waiting is None:
+    def _pass_on(self, link: Link) -> None:
+        """Take back what a loan was served and could not take: it has not been used."""
+        link.loan = None
+        if link.state is BUSY:
+            link.owner = None
+            link.uses -= 1
+            why = self._why_returned(link)
+            if why is not None:
+                link.close(why)
+            else:
+                self._check_in(link, "cancelled waiter")
+
+    def _check_may_wait(self, loan: WebsocketConnection) -> None:
+        """Raise unless waiting is allowed, or needless: a link is to come anyway."""
+        is_patient, most = loan._timeout != 0, self.options.max_waiting
+        if is_patient and most is None:
             return
-        expected = self._expected()
-        if len(self.line) < expected:
-            return
-        if timeout == 0:
+        waiting = len(self.line)
+        if not is_patient and not self.capacity.may_wait(waiting, is_patient=False):
             raise self._exhausted()
-        most = self.options.max_waiting
-        if most is not None and len(self.line) - expected >= most:
+        if most is not None and waiting - self.capacity.coming >= most:
             raise ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {self!r}")
 
     def _exhausted(self) -> ConnectionPoolExhaustedError:
@@ -205,50 +189,21 @@ class Router:
             f"All connections are in use and acquire_timeout is 0: {self!r}"
         )
 
-    def _expected(self) -> int:
-        """Return how many connections are to come without any borrower's doing.
-
-        What is being dialled, kept alive, checked or buried, room for a dial, and an idle one that
-        has to be checked, or to make room, first: each lets one caller wait for it. After a
-        resize() the surplus is closed when it is back from its errand, and serves nobody.
-        """
-        coming = len(self.queues.connecting) + len(self.queues.idle)
-        return coming + max(0, len(self.errands) - self.surplus)
-
-    def _time_out(self, waiter: Waiter, timeout: float) -> None:
-        if not waiter.future.done():
+    def _time_out(self, loan: WebsocketConnection) -> None:
+        if not loan._waiter.done():
             self.stats.timeouts += 1
+            seconds = loan._timeout
+            assert seconds is not None
             error: WebsocketError
-            error = ConnectionPoolTimeoutError(f"No connection within {timeout} s: {self!r}")
-            permits = self._gate.permits
+            error = ConnectionPoolTimeoutError(f"No connection within {seconds} s: {self!r}")
+            permits = self.supply.gate.permits
             if permits is not None and permits.waiting:
-                error = permits.full(timeout)
-            error.__cause__ = waiter.failure or self._gate.failure
-            self.line.fail(waiter, error)
+                error = permits.full(seconds)
+            error.__cause__ = loan._failure or self.supply.gate.failure
+            self.line.fail(loan, error)
             self.route()
 
-    def _pass_on(self, connection: WebsocketConnection) -> None:
-        """Take back what a waiter was given and could not take: it has not been used."""
-        connection.end_loan()
-        if connection.state is State.BUSY:
-            connection.uses -= 1
-            why = self._why_retire(connection)
-            if why is not None:
-                connection.finish(why)
-            else:
-                self._check_in(connection, "cancelled waiter")
-
     # Routing.
-
-    @property
-    def room(self) -> int:
-        """How many more connections there may be; below 0 after a resize()."""
-        return self.options.max_connections - len(self.queues)
-
-    @property
-    def surplus(self) -> int:
-        """How many connections too many there are after a resize(), those being closed apart."""
-        return -self.room - len(self.queues.closed)
 
     def route(self) -> None:
         """Serve those who wait, oldest first, and begin the dials that are missing."""
@@ -256,454 +211,358 @@ class Router:
             return  # what a routing step sets off, the step under way takes into account
         self._is_routing = True
         try:
-            waiters, idle = self.line.waiters, self.queues.idle
-            while waiters and idle and self._serve_one():
+            waiting, idle = self.line.loans, self.queues.idle
+            while waiting and idle and self._serve_one():
                 pass
-            if waiters and (room := self.room) > 0:
-                wanted = len(waiters) - len(self.queues.connecting)
-                for _ in range(min(wanted - self.errands.promised(self.line), room)):
-                    self._begin_dial()
+            if waiting and (room := self.capacity.room) > 0:
+                wanted = len(waiting) - len(self.queues.connecting)
+                self.supply.dial(min(wanted - self.errands.promised(self.line), room))
         finally:
             self._is_routing = False
 
     def _serve_one(self) -> bool:
-        """Make one step for those who wait with an idle connection; False if there is none."""
+        """Make one step for those who wait with an idle link; False if there is none."""
         queues, line = self.queues, self.line
-        waiter = line.oldest()
-        if waiter is not None and waiter.wants_new:
+        loan = line.oldest()
+        if loan is not None and loan._wants_new:
             if self._is_room_wanted():
                 self._make_room(1)
                 return True
-            waiter = line.oldest_for_used()
-        if waiter is None:
+            loan = line.oldest_for_used()
+        if loan is None:
             return False
-        connection = self.next_idle()
-        if waiter.future.done():
+        link = self.next_idle()
+        if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
-        if connection is None:
+        if link is None:
             if not queues.idle:
                 return False
-            if len(self.errands.checks) >= len(line) and not self.errands.is_suspicious:
+            if self.errands.checks >= len(line) and not self.errands.is_suspicious:
                 return False
-            self._check(next(reversed(queues.idle)))
+            self.errands.begin(next(reversed(queues.idle)), "check")
             return True
-        self._give(waiter, connection)
+        self._serve(loan, link)
         return True
 
-    def _give(self, waiter: Waiter, connection: WebsocketConnection) -> None:
-        self.lend(connection, waiter.borrower)
-        self.line.give(waiter, connection)
+    def _serve(self, loan: WebsocketConnection, link: Link) -> None:
+        self.lend(link, loan)
+        self.line.serve(loan)
 
     def _is_room_wanted(self) -> bool:
-        """Whether an idle one must go, at the limit, for the oldest waiter: that one wants a new
+        """Whether an idle one must go, at the limit, for the oldest in the line: that wants a new
         one, and too few dials and goodbyes are under way."""
         oldest = self.line.oldest()
-        if oldest is None or not oldest.wants_new or self.room > 0:
+        if oldest is None or not oldest._wants_new or self.capacity.room > 0:
             return False
         return len(self.queues.connecting) + len(self.queues.closed) < self.line.leading_new()
 
-    def _hand_over(self, connection: WebsocketConnection, waiter: Waiter | None) -> None:
-        """Lend this very connection, which has just become idle, if that is still possible."""
-        if waiter is not None:
-            self.attend(connection)
-            if connection.is_flooding and connection.uses:
+    def _hand_over(self, link: Link, loan: WebsocketConnection | None) -> None:
+        """Lend this very link, which has just become idle, if that is still possible."""
+        if loan is not None:
+            self.attend(link)
+            if link.is_flooding and link.uses:
                 return  # its end is not in sight: next_idle() closes it
-            is_here = connection in self.queues.idle
-            if is_here and waiter in self.line and not waiter.future.done():
-                self._give(waiter, connection)
+            if link in self.queues.idle and loan in self.line and not loan._waiter.done():
+                self._serve(loan, link)
 
-    def next_idle(self) -> WebsocketConnection | None:
-        """Return the idle connection to lend next: the last one in, so that a pool can shrink.
+    def next_idle(self) -> Link | None:
+        """Return the idle link to lend next: the last one in, so that a pool can shrink.
 
         Those that turn out to be lost, or too old, are closed on the way. None, too, when that
         one, and so all that are idle for longer, must be checked first.
         """
         idle = self.queues.idle
         while idle:
-            connection = next(reversed(idle))
-            if connection.is_flooding or connection.inbox or connection.look():
-                was_flooding = connection.is_flooding
-                self.attend(connection)
-                if was_flooding or connection.is_flooding:  # the rest would reach the borrower
-                    connection.finish(CloseReason.DRAIN)
-                if connection.state is not State.IDLE:
+            link = next(reversed(idle))
+            wire = link.wire
+            assert wire is not None
+            if link.is_flooding or wire.inbox or wire.has_unread():
+                was_flooding = link.is_flooding
+                self.attend(link)
+                if was_flooding or link.is_flooding:  # the rest would reach the borrower
+                    link.close(CloseReason.DRAIN)
+                if link.state is not State.IDLE:
                     continue
-            now = connection.clock()
-            if now < connection.retire_at and now - connection.idle_since < self.errands.hot:
-                return connection  # as nearly always
-            if (why := self.too_old(connection, now)) is not None:
-                connection.finish(why)
+            now = link.clock()
+            if self.retiring.is_young(link, now):
+                return link  # as nearly always
+            if (why := self.why_idle(link, now)) is not None:
+                link.close(why)
             else:
-                return None if self.errands.is_check_due(connection, now) else connection
+                return None if self.retiring.is_check_due(link, now) else link
         return None
 
-    def attend(self, connection: WebsocketConnection, most: int | None = None) -> bool:
-        """Deal with what has arrived on a connection that nobody reads; False if nothing had.
+    def attend(self, link: Link, most: int | None = None) -> bool:
+        """Deal with what has arrived on a link that nobody reads; False if nothing had.
 
         If it is idle, with no more than `most` messages of that.
         """
-        if not connection.has_news():
-            connection.is_flooding = False
+        if not link.has_news:
+            link.is_flooding = False
             return False
-        if connection.state is State.IDLE:
-            self._dispose_of_unread(connection, most)
-        elif connection.state is not State.CLOSED:
-            connection.attend()
-        return connection.state is State.IDLE
+        if link.state is State.IDLE:
+            self._dispose_of_unread(link, most)
+        elif link.state is not State.CLOSED and link.wire is not None:
+            link.wire.attend()
+        return link.state is State.IDLE
 
-    def _dispose_of_unread(self, connection: WebsocketConnection, most: int | None = None) -> None:
-        connection.is_flooding = connection.is_flooded()
+    def _dispose_of_unread(self, link: Link, most: int | None = None) -> None:
+        link.is_flooding = link.wire is not None and link.wire.is_flooded
         try:
-            for message in itertools.islice(connection.unread(), most):
-                dispose(connection, message, self.options, self.stats)
+            for message in itertools.islice(link.unread(), most):
+                dispose(link, message, self.options, self.stats)
         except Discard as discard:
-            connection.finish(discard.why, cause=discard.__cause__)
+            link.close(discard.why, cause=discard.__cause__)
 
-    def too_old(self, connection: WebsocketConnection, now: float) -> CloseReason | None:
-        """Return why an idle connection is to be closed, if it is."""
-        if now >= connection.retire_at:
-            return connection.retire_why
-        if now - connection.idle_since > self.options.idle_timeout:
-            if self.total_connections > self.options.min_connections:
-                return CloseReason.IDLE
-        return None
-
-    # What the pool borrows itself.
-
-    def _check(self, connection: WebsocketConnection) -> None:
-        self.errands.begin_check(connection)
-        self._borrow(connection, "check", partial(check, connection, self.options, self.stats))
-
-    def keep_alive(self, connection: WebsocketConnection) -> None:
-        self.errands.keepalives.add(connection)
-        work = partial(keep_alive, connection, self.options, self.stats)
-        self._borrow(connection, "keepalive", work)
-
-    def _borrow(
-        self, connection: WebsocketConnection, why: str, errand: Callable[[], Awaitable[None]]
-    ) -> None:
-        states.checkout(connection, why)
-        connection.task = self.spawn(
-            own(weakref.ref(self), connection, errand),
-            partial(give_up, connection, State.BUSY, CloseReason.ERROR),
-        )
-
-    def _back_from_errand(self, connection: WebsocketConnection, why: str) -> None:
-        """Let a connection be idle again, at its place among those that are idle for as long."""
-        idle = self.queues.idle
-        newest = next(reversed(idle), None)
-        self.events.publish("ConnectionChecked", connection.id, why, connection.seconds_in_state)
-        states.checkin(connection, why)
-        if newest is not None and newest.idle_since > connection.idle_since:
-            idle.move_to_end(connection, last=False)
-
-    def _suspect_the_rest(self) -> None:
-        """After a check without an answer, ask all others of its age, and dial meanwhile."""
-        now = self.clock()
-        for connection in list(self.queues.idle):
-            if self.errands.is_check_due(connection, now):
-                self._check(connection)
-        self.errands.is_suspicious = True
+    def why_idle(self, link: Link, now: float) -> CloseReason | None:
+        """Return why an idle link is to be closed, if it is."""
+        is_spare = self.capacity.open > self.options.min_connections
+        return self.retiring.why_idle(link, now, is_spare=is_spare)
 
     # Giving back.
 
     def give_back(
-        self,
-        connection: WebsocketConnection,
-        is_failed: bool = False,
-        force_remove: bool = False,
+        self, loan: WebsocketConnection, *, is_failed: bool = False, force_remove: bool = False
     ) -> None:
-        """End a loan and send the connection on: to the idle ones, the drain or the grave."""
-        if connection.queues is not self.queues or not connection.lease:
-            logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
+        """End a loan and send its link on: to the idle ones, the drain or the grave."""
+        link = loan._link
+        if link is None or link.loan is not loan or link.queues is not self.queues:
+            logger.warning("%r is not lent by this pool; releasing it does nothing", loan)
             return
         if self.events.listeners:
-            self.events.publish("ConnectionCheckedIn", connection.id, connection.seconds_lent)
-        is_in_use, last = connection.end_loan()
+            self.events.checked_in(link)
+        wire = link.wire
+        assert wire is not None
+        is_in_use, last = wire.is_in_use, loan._last_read
+        loan._is_cut_off = link.state is not BUSY
+        link.loan = None
         # Without a send nothing can be under way, however the borrower left.
-        is_failed = is_failed and connection.has_sent
+        is_failed = is_failed and loan._has_sent
         why: CloseReason | None = None
         cause: BaseException | None = None
-        if connection.state is not BUSY:
+        if link.state is not BUSY:
             pass  # lost, or closed by the borrower
-        elif force_remove:
-            why = CloseReason.USER
-        elif is_in_use:
-            why = CloseReason.ERROR
-        elif (why := self._why_retire(connection)) is None:
-            if is_failed or self.options.may_drain:
-                try:
-                    if self._begin_drain(connection, last, is_failed=is_failed):
-                        return
-                except Discard as discard:
-                    why, cause = discard.why, discard.__cause__
-        if connection.inbox or connection.look():
-            self._dispose_of_unread(connection)
-            if connection.is_flooding:
+        else:
+            link.owner = None
+            if force_remove:
+                why = CloseReason.USER
+            elif is_in_use:
+                why = CloseReason.ERROR
+            elif (why := self._why_returned(link)) is None:
+                if is_failed or self.options.may_drain:
+                    try:
+                        if self._begin_drain(link, loan, last, is_failed=is_failed):
+                            return
+                    except Discard as discard:
+                        why, cause = discard.why, discard.__cause__
+        if wire.inbox or wire.has_unread():
+            self._dispose_of_unread(link)
+            if link.is_flooding:
                 why = why or CloseReason.DRAIN
         if why is not None:
-            connection.finish(why, cause=cause)
-        elif connection.state is BUSY:
-            self._check_in(connection, "release")
+            link.close(why, cause=cause)
+        elif link.state is BUSY:
+            self._check_in(link, "release")
 
-    def _why_retire(self, connection: WebsocketConnection) -> CloseReason | None:
-        options = self.options
+    def _why_returned(self, link: Link) -> CloseReason | None:
         if self.is_closing:
             return CloseReason.POOL
-        if connection.generation != self.generation:
-            return CloseReason.EXPIRED
-        if connection.retire_at < NEVER and connection.clock() >= connection.retire_at:
-            return connection.retire_why
-        if options.max_uses is not None and connection.uses >= options.max_uses:
-            return CloseReason.USES
-        if len(self.queues.all) > options.max_connections and self.surplus > 0:
+        why = self.retiring.why_returned(link, link.clock())
+        if why is None and self.capacity.room < 0 and self.capacity.surplus > 0:
             return CloseReason.ROOM
-        return None
+        return why
 
-    def _check_in(self, connection: WebsocketConnection, why: str) -> None:
-        states.checkin(connection, why)
-        connection.idle_since = connection.moves[-1][1]
-        if self.line.waiters:
+    def _check_in(self, link: Link, why: str) -> None:
+        states.checkin(link, why)
+        link.idle_since = link.moves[-1][1]
+        if self.line.loans:
             self.route()
 
     def _begin_drain(
-        self, connection: WebsocketConnection, last: str | bytes | None, *, is_failed: bool
+        self,
+        link: Link,
+        loan: WebsocketConnection,
+        last: str | bytes | None,
+        *,
+        is_failed: bool,
     ) -> bool:
         """Drain what may not be clean; False if it is, and Discard if that cannot be known."""
         options = self.options
-        is_clean = last is not None and is_last(connection, last, options)
+        is_clean = last is not None and is_last(link, last, options)
         if not is_clean:
-            is_clean = not (is_failed or options.needs_check(has_sent=connection.has_sent))
+            is_clean = not (is_failed or options.needs_check(has_sent=loan._has_sent))
         if is_clean and options.on_release is None:
             return False
         if options.on_release is None and not options.can_drain(is_failed):
             raise Discard(CloseReason.ERROR)
-        states.drain(connection, "release")
-        self.events.publish("ConnectionDrainStarted", connection.id)
-        pending = PendingConnection(connection, options.drain_timeout, options.drain_condition)
-        connection.pending = pending
-        work = partial(drain, pending, options, self.stats, is_failed=is_failed, is_clean=is_clean)
-        connection.task = pending.drain_task = self.spawn(
-            own(weakref.ref(self), connection, work),
-            partial(give_up, connection, State.DRAINING, CloseReason.DRAIN),
+        states.drain(link, "release")
+        self.events.drain_started(link)
+        pending = PendingConnection(view_of(link), options.drain_timeout, options.drain_condition)
+        link.owner = pending
+        cleaning = partial(
+            drain, pending, link, options, self.stats, is_failed=is_failed, is_clean=is_clean
+        )
+        link.task = pending.drain_task = self.tasks.spawn(
+            work(link, cleaning, self._returned_weakly),
+            partial(close_if_still, link, State.DRAINING, CloseReason.DRAIN),
         )
         return True
 
-    def regain(self, connection: WebsocketConnection, discard: Discard | None) -> None:
-        """A drain or an errand has ended, well or badly."""
-        if connection.state is State.CLOSED:
+    def _returned(self, link: Link, discard: Discard | None) -> None:
+        """Take back a link from a drain or an errand that has ended, well or badly."""
+        if link.state is State.CLOSED:
             return
-        connection.pending = connection.task = None
-        was_checked = connection in self.errands.checks
-        self.errands.end(connection)
-        why = discard.why if discard is not None else self._why_retire(connection)
+        owner, link.owner, link.task = link.owner, None, None
+        was_checked = isinstance(owner, Errand) and owner.why == "check"
+        why = discard.why if discard is not None else self._why_returned(link)
         if why is not None:
             if was_checked and why is CloseReason.STALE:
                 self._suspect_the_rest()
-            connection.finish(why, cause=discard.__cause__ if discard else None)
+            link.close(why, cause=discard.__cause__ if discard else None)
             return
-        if connection.state is State.DRAINING:
-            self.events.publish("ConnectionDrained", connection.id, connection.seconds_in_state)
-            states.drained(connection, "clean")
-            connection.idle_since = connection.clock()
-        elif was_checked:
-            self.errands.is_suspicious = False
-            self._back_from_errand(connection, "check")
-            if not self._is_room_wanted():
-                self._hand_over(connection, self.line.oldest_for_used())
+        if not isinstance(owner, Errand):
+            self.events.drained(link)
+            states.drained(link, "clean")
+            link.idle_since = link.clock()
         else:
-            self._back_from_errand(connection, "keepalive")
+            self.errands.end(owner)
+            if was_checked:
+                if not self._is_room_wanted():
+                    self._hand_over(link, self.line.oldest_for_used())
             # One that is kept alive whenever the upkeep looks would live for ever.
-            if (why := self.too_old(connection, connection.clock())) is not None:
-                connection.finish(why)
+            elif (why := self.why_idle(link, link.clock())) is not None:
+                link.close(why)
         self.route()
 
-    # Dialling.
+    def _suspect_the_rest(self) -> None:
+        """After a check without an answer, ask all others of its age, and dial meanwhile."""
+        now = self.clock()
+        for link in list(self.queues.idle):
+            if self.retiring.is_check_due(link, now):
+                self.errands.begin(link, "check")
+        self.errands.is_suspicious = True
 
-    def refill(self) -> None:
-        """Begin the dials that `min_connections` is short of."""
-        have = self.total_connections + len(self.queues.connecting)
-        for _ in range(min(self.options.min_connections - have, self.room)):
-            self._begin_dial()
-
-    def _begin_dial(self) -> None:
-        connection = WebsocketConnection(
-            next(self._ids), self.queues, self.loop, self._on_close, self.generation
-        )
-        connection.arrival = self.line.arrive()
-        self.queues.add(connection)
-        self.stats.dials += 1
-        self.events.publish("ConnectionCreated", connection.id)
-        connection.task = self.spawn(
-            open_socket(weakref.ref(self), connection, self.options, self._session, self._gate),
-            partial(give_up, connection, State.CONNECTING, CloseReason.DIAL),
-        )
-
-    def dialled(
-        self, connection: WebsocketConnection, failure: ConnectionUnavailableError | None
-    ) -> None:
-        """The dial has ended, well or badly."""
-        connection.task = None
-        if connection.state is not State.CONNECTING:
+    def _dialled(self, dial: Dial, failure: ConnectionUnavailableError | None) -> None:
+        """Take over from a dial that has ended, well or badly."""
+        link = dial.link
+        link.task = None
+        if link.owner is not dial:
             return
         if failure is not None:
-            self.stats.failures[failure.kind] += 1
-            self._gate.failure = failure
-            if not self._fail_waiters(failure, connection):
-                is_full = failure.kind == "quota"  # as a fleet's normally is
-                logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
-            connection.finish(CloseReason.DIAL, cause=failure)
-            self._call_off_dials()
+            self.supply.failed(dial, failure)
             return
-        now = connection.opened = connection.idle_since = connection.clock()
-        if self.options.max_lifetime is not None:
-            early = JITTER * connection.jitter
-            connection.retire_at = now + self.options.max_lifetime * (1 - early)
-        self.stats.dial_seconds += connection.dial_seconds
-        states.connected(connection, "dialled")
-        self.events.publish("ConnectionReady", connection.id, connection.dial_seconds)
-        if connection.generation != self.generation:
-            connection.finish(CloseReason.EXPIRED)
+        self.supply.succeeded(dial)
+        if link.generation != self.retiring.generation:
+            link.close(CloseReason.EXPIRED)
             return
-        self._hand_over(connection, self.line.oldest())
+        self._hand_over(link, self.line.oldest())
         self.route()
-        self._make_room(self.surplus)
-
-    def _fail_waiters(
-        self, failure: ConnectionUnavailableError, connection: WebsocketConnection
-    ) -> bool:
-        """End those who waited when this dial began, unless a borrower may still help them."""
-        is_anybody = False
-        errands = len(self.errands) - max(0, self.surplus)
-        for place, waiter in enumerate(self.line):
-            if waiter.arrival > connection.arrival:
-                continue
-            is_anybody = True
-            waiter.failure = failure
-            # What comes back from an errand will do for those who may not wait for a borrower.
-            may_come = place < errands
-            if waiter.is_patient:  # what a quota has not given yet, it may still give
-                may_come = self.total_connections > 0 or failure.kind == "quota"
-            if not may_come:
-                twin = copy.copy(failure)  # each has a traceback of its own
-                twin.__cause__ = failure.__cause__
-                self.line.fail(waiter, twin)
-        return is_anybody
-
-    def _call_off_dials(self) -> None:
-        """After a failure, give up the dials that have not begun and that nobody waits for."""
-        connecting = self.queues.connecting
-        surplus = len(connecting) - len(self.line) - self.options.min_connections
-        for connection in reversed(list(connecting)):
-            if surplus > 0 and not self._gate.is_at_work(connection):
-                surplus -= 1
-                connection.finish(CloseReason.DIAL)
+        self._make_room(self.capacity.surplus)
 
     # Closing.
 
-    def bury(self, connection: WebsocketConnection) -> None:
-        """Say goodbye to a connection that has just entered the state closed."""
-        self.errands.end(connection)
-        self.show_rest(connection)
-        move, now, why = connection.moves[-1]
+    def _closed(self, link: Link) -> None:
+        """Say goodbye to a link that has just entered the state closed."""
+        self._show_rest(link)
+        move, now, why = link.moves[-1]
         self.stats.closes[str(why)] += 1
-        code, reason = connection.close_code, connection.close_reason
         if why in LOSSES:
             logger.info(
                 "lost #%d: %s; it was %s for %.1f s, is %.1f s old and was lent %d times",
-                *(connection.id, connection.how_closed(), move.source),
-                *(connection.seconds_before, now - connection.born, connection.uses),
+                *(link.id, link.how_closed(), move.source),
+                *(link.seconds_before, now - link.born, link.uses),
             )
-        self.events.publish(
-            "ConnectionClosed", connection.id, move.source, why, code, reason, now - connection.born
-        )
-        returned = self._all_returned
+        self.events.closed(link)
+        returned = self._all_returned_waiter
         if returned is not None and not self.queues.busy and not returned.done():
             returned.set_result(None)
-        if why is CloseReason.SERVER and self._gate.lost(connection):
-            failure = self._gate.failure = ConnectionUnavailableError(
-                "The server closes connections right after the handshake, with code "
-                f"{connection.close_code} {connection.close_reason!r}",
-                attempts=self._gate.streak,
-            )
-            if self._gate.streak >= self.options.max_retries:
-                self._fail_waiters(failure, connection)
-        task, connection.task = connection.task, None
-        if task is asyncio.current_task() or WebsocketConnection.in_hook() is connection:
+        if why is CloseReason.SERVER:
+            self.supply.lost(link)
+        task, link.task = link.task, None
+        if task is asyncio.current_task():
             task = None  # it ends by itself, and cannot be waited for here
         elif task is not None:
             task.cancel()
         # A mute peer will not answer the goodbye either.
-        patience = 0.0 if why is CloseReason.STALE else self.options.close_timeout
-        self.spawn(
-            say_goodbye(weakref.ref(self), connection, task, patience),
-            partial(cut_off, weakref.ref(self), connection),
-        )
+        timeout = 0.0 if why is CloseReason.STALE else self.options.close_timeout
+        goodbye = link.owner = Goodbye(link, self._show_rest_weakly, self._route_weakly)
+        self.tasks.spawn(goodbye.say(task, timeout), goodbye.abort)
         self.route()
-        if self.room < 0:  # after a resize() its place serves nobody any more
+        if self.capacity.room < 0:  # after a resize() its place serves nobody any more
             self._turn_away()
 
     def _turn_away(self) -> None:
         """End the wait of those who may not wait for a borrower, and now would."""
-        for waiter in list(self.line)[max(0, self._expected()) :]:
-            if not waiter.is_patient:
-                self.line.fail(waiter, self._exhausted())
+        for loan in list(self.line)[max(0, self.capacity.coming) :]:
+            if loan._timeout == 0:
+                self.line.fail(loan, self._exhausted())
 
-    def show_rest(self, connection: WebsocketConnection) -> None:
-        """Show what a closed connection had received, and nobody has read."""
-        if not connection.lease:  # else its borrower may still read what came before the close
-            dispose_of_rest(connection, self.options, self.stats)
+    def _show_rest(self, link: Link) -> None:
+        """Show what a closed link had received, and nobody has read."""
+        if link.loan is None:  # else its borrower may still read what came before the close
+            dispose_of_rest(link, self.options, self.stats)
 
     def retire_unpermitted(self) -> None:
         """Let go what has lost its lease of the quota: what is idle now, the rest afterwards."""
-        for connection in list(self.queues.all):
-            if connection.permit is not None and connection.permit.is_lost:
-                connection.retire_at, connection.retire_why = float("-inf"), CloseReason.QUOTA
-                if connection.state is State.IDLE:
-                    connection.finish(CloseReason.QUOTA)
+        for link in list(self.queues.all):
+            if link.permit is not None and link.permit.is_lost:
+                link.retire_at, link.retire_why = float("-inf"), CloseReason.QUOTA
+                if link.state is State.IDLE:
+                    link.close(CloseReason.QUOTA)
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
-        self.generation += 1
-        self.events.publish("PoolCleared")
-        for connection in list(self.queues.idle):
-            if connection.state is State.IDLE:  # the goodbyes run a user's callable
-                connection.finish(CloseReason.EXPIRED)
-        self.refill()
+        self.retiring.generation += 1
+        self.events.pool_cleared()
+        for link in list(self.queues.idle):
+            if link.state is State.IDLE:  # the goodbyes run a user's callable
+                link.close(CloseReason.EXPIRED)
+        self.supply.refill()
 
     def resize(self, max_connections: int) -> None:
         """Change the limit; who may wait only for what is no longer to come waits no more."""
         self.options.max_connections = max_connections
-        self._make_room(self.surplus)
+        self._make_room(self.capacity.surplus)
         self.route()
         self._turn_away()
 
     def _make_room(self, count: int) -> None:
-        """Close this many idle connections, the longest idle first."""
+        """Close this many idle links, the longest idle first."""
         idle = self.queues.idle
-        for connection in heapq.nsmallest(count, idle, key=lambda idle: idle.idle_since):
-            if connection in idle:
-                connection.finish(CloseReason.ROOM)
+        for link in heapq.nsmallest(count, idle, key=lambda idle: idle.idle_since):
+            if link in idle:
+                link.close(CloseReason.ROOM)
 
     def close(self) -> None:
         """Refuse everybody from now on, and close what nobody has borrowed."""
         self.is_closing = True
-        for waiter in self.line:
-            self.line.fail(waiter, ConnectionPoolUnavailableError("The pool was closed"))
-        for connection in self.queues:
-            if not connection.lease:
-                connection.finish(CloseReason.POOL)
+        for loan in self.line:
+            self.line.fail(loan, ConnectionPoolUnavailableError("The pool was closed"))
+        for link in self.queues:
+            if link.loan is None:
+                link.close(CloseReason.POOL)
 
     async def finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         """Wait for the borrowers, close the rest, and return when no task is left but `spared`."""
         if self.queues.busy and timeout != 0:
-            self._all_returned = self.loop.create_future()
-            await asyncio.wait({self._all_returned}, timeout=timeout)
+            self._all_returned_waiter = self.tasks.loop.create_future()
+            await asyncio.wait({self._all_returned_waiter}, timeout=timeout)
         if self.queues.busy:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
-        for connection in self.queues:
-            connection.finish(CloseReason.POOL)
-        permits = self._gate.permits
+        for link in self.queues:
+            link.close(CloseReason.POOL)
+        permits = self.supply.gate.permits
         releases = permits.releases if permits is not None else set()
-        while left := (self._tasks | releases) - {spared}:
+        while left := {*self.tasks, *releases} - {spared}:
             await asyncio.wait(left)
+
+
+def _or_abort(closed: Callable[[Link], bool]) -> Callable[[Link], None]:
+    """Return what a link calls when it closes; without its pool it is cut off."""
+
+    def on_close(link: Link) -> None:
+        if not closed(link):
+            link.abort()
+            link.free()
+
+    return on_close

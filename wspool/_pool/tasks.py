@@ -1,127 +1,146 @@
-"""The pool's tasks: what must wait for the network, done for a router that is held weakly.
+"""The pool's tasks: what must wait for the network.
 
-A task here does one thing, a dial, a drain, an errand or a goodbye, and then tells its router; if
-that is gone, because the pool was dropped, it cuts the socket off.
+A task does one thing, a dial, a drain, an errand or a goodbye, and then calls back. It holds
+nothing that holds the pool: the callbacks are weak, so that a pool that was dropped is collected,
+and a task that finds its pool gone cuts the socket off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, ParamSpec
 
-import aiohttp
-
-from wspool._connection.errors import ConnectionUnavailableError
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.link import Link
 from wspool._connection.states import CloseReason, State
-from wspool._pool.dialing import Gate, dial
 from wspool._pool.draining import Discard
-from wspool._pool.options import Options
-
-if TYPE_CHECKING:
-    from wspool._pool.routing import Router
 
 logger = logging.getLogger("wspool")
 
-
-def bury_weakly(router: Router) -> Callable[[WebsocketConnection], None]:
-    """Return `router.bury` for a connection to call, without keeping the router alive."""
-    bury = weakref.WeakMethod(router.bury)
-
-    def on_close(connection: WebsocketConnection) -> None:
-        method = bury()
-        if method is not None:
-            method(connection)
-            return
-        connection.abort()
-        connection.leave()
-
-    return on_close
+P = ParamSpec("P")
 
 
-async def open_socket(
-    ref: weakref.ref[Router],
-    connection: WebsocketConnection,
-    options: Options,
-    session: aiohttp.ClientSession,
-    gate: Gate,
-) -> None:
-    failure: ConnectionUnavailableError | None = None
-    try:
-        await dial(connection, options, session, gate)
-    except ConnectionUnavailableError as error:
-        failure = error
-    except Exception:
-        # A fault of this package's: it must not cost a place, and those who wait, as well.
-        logger.exception("the dial of #%d broke down", connection.id)
-        failure = ConnectionUnavailableError("The dial broke down; the log says where")
-    router = ref()
-    if router is not None:
-        router.dialled(connection, failure)
-    else:
-        connection.abort()
+def weakly(method: Callable[P, object]) -> Callable[P, bool]:
+    """Return a callable that calls a bound method without keeping its object alive.
+
+    What it returns is whether the object was still there.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> bool:
+        alive = reference()
+        if alive is None:
+            return False
+        alive(*args, **kwargs)
+        return True
+
+    return call
 
 
-async def own(
-    ref: weakref.ref[Router], connection: WebsocketConnection, work: Callable[[], Awaitable[None]]
-) -> None:
+class Tasks:
+    """The tasks of one pool, which keeps them from being collected."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop  # from the pool's start on
+        self._running: set[asyncio.Task[None]] = set()
+        # Tasks run in the context of the pool's construction, not of whoever acquired first.
+        self._context = contextvars.copy_context()
+
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        if_cancelled: Callable[[], object] | None = None,
+    ) -> asyncio.Task[None]:
+        """Run a coroutine.
+
+        `if_cancelled` clears up after a task that was cancelled, and it too works where the task
+        was cancelled before its first step, as at the end of `asyncio.run`.
+
+        Made directly: an eager task factory would run it in the middle of a routing step.
+        """
+        task = asyncio.Task(coroutine, loop=self.loop, context=self._context.copy())
+        running = self._running
+        running.add(task)
+
+        def has_ended(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            if if_cancelled is not None and task.cancelled():
+                if_cancelled()
+
+        task.add_done_callback(has_ended)
+        return task
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._running
+
+    def __iter__(self) -> Iterator[asyncio.Task[None]]:
+        return iter(list(self._running))
+
+
+def close_if_still(link: Link, state: State, why: CloseReason) -> None:
+    """The dial, the drain or the errand was cancelled by somebody who has not closed the link."""
+    if link.state is state:
+        link.close(why)
+
+
+Then = Callable[[Link, Discard | None], bool]
+"""Is told how the work on a link has ended; False: there is nobody any more to be told."""
+
+
+async def work(link: Link, working: Callable[[], Awaitable[None]], then: Then) -> None:
     """Do the work of a state that the pool owns, a drain or an errand."""
     discard: Discard | None = None
     try:
-        await work()
+        await working()
     except Discard as error:
         discard = error
     except Exception:
         # A fault of this package's, or a borrower that still reads: no reason to lose a place.
-        logger.exception("the errand or the drain of #%d broke down", connection.id)
+        logger.exception("the errand or the drain of #%d broke down", link.id)
         discard = Discard(CloseReason.ERROR)
-    router = ref()
-    if router is not None:
-        router.regain(connection, discard)
-    else:
-        connection.abort()
+    if not then(link, discard):
+        link.abort()
 
 
-async def say_goodbye(
-    ref: weakref.ref[Router],
-    connection: WebsocketConnection,
-    task: asyncio.Task[None] | None,
-    timeout: float,
-) -> None:
-    """Close the socket, once the task that owned it has ended, and give its place free."""
-    try:
-        if task is not None:
-            await asyncio.wait({task}, timeout=timeout)
-            if (router := ref()) is not None:
-                router.show_rest(connection)  # what had woken the task that was cancelled
-                del router
-        await connection.hang_up(timeout)
-    except Exception:
-        # A fault of this package's: it must not cost a place as well.
-        logger.exception("the goodbye of #%d broke down", connection.id)
-        cut_off(ref, connection)
-    else:
-        _leave(ref, connection)
+class Goodbye:
+    """The owner of a closed link, until its socket is gone."""
 
+    __slots__ = ("_on_gone", "_on_quiet", "link")
 
-def _leave(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
-    connection.leave()
-    router = ref()
-    if router is not None:
-        router.route()
+    def __init__(
+        self, link: Link, on_quiet: Callable[[Link], bool], on_gone: Callable[[], bool]
+    ) -> None:
+        self.link = link
+        # Called when nobody reads any more, and when the place is free.
+        self._on_quiet = on_quiet
+        self._on_gone = on_gone
 
+    async def say(self, task: asyncio.Task[None] | None, timeout: float) -> None:
+        """Close the socket, once the task that owned the link has ended, and free its place."""
+        link = self.link
+        try:
+            if task is not None:
+                await asyncio.wait({task}, timeout=timeout)
+                self._on_quiet(link)
+            await link.close_wire(timeout)
+        except Exception:
+            # A fault of this package's: it must not cost a place as well.
+            logger.exception("the goodbye of #%d broke down", link.id)
+            self.abort()
+        else:
+            self._free()
 
-def give_up(connection: WebsocketConnection, state: State, why: CloseReason) -> None:
-    """The dial or the drain was cancelled by somebody who has not closed the connection."""
-    if connection.state is state:
-        connection.finish(why)
+    def abort(self) -> None:
+        """Cut the socket off; the place is kept all the same until that is gone."""
+        self.link.abort()
+        self.link.when_gone(self._free)
 
-
-def cut_off(ref: weakref.ref[Router], connection: WebsocketConnection) -> None:
-    """The goodbye was cancelled: the place is kept all the same until the socket is gone."""
-    connection.abort()
-    connection.when_gone(partial(_leave, ref, connection))
+    def _free(self) -> None:
+        self.link.free()
+        self._on_gone()

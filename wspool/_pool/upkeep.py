@@ -11,26 +11,26 @@ import weakref
 from time import perf_counter
 from typing import Final
 
-from wspool._connection.callsites import at_work_in, borrowed_at, task_name
-from wspool._connection.link import WebsocketConnection
+from wspool._connection.callsites import at_work_in, line_of, task_name
+from wspool._connection.link import Link
 from wspool._pool.routing import Router
 
 logger = logging.getLogger("wspool")
 
-PERIOD: Final = 0.25
-"""Seconds between two looks at a connection that nobody reads."""
+SWEEP_SECONDS: Final = 0.25
+"""Between two looks at a link that nobody reads."""
 
-TURN: Final = 0.002
-"""Seconds for which connections are looked at and read before the event loop gets its turn."""
+TURN_SECONDS: Final = 0.002
+"""For which links are looked at and read before the event loop gets its turn."""
 
-BATCH: Final = 100
-"""Messages of one connection that are disposed of at a time: under a millisecond.
+MAX_MESSAGES: Final = 100
+"""Of one link that are disposed of at a time: under a millisecond.
 
 A server that packs tiny messages fills a single read of 256 KiB with tens of thousands.
 """
 
-ROUNDS: Final = 1000
-"""Ticks in a row in which a connection that keeps receiving is read, before the next sweep."""
+MAX_ROUNDS: Final = 1000
+"""Ticks in a row in which a link that keeps receiving is read, before the next sweep."""
 
 
 def period(cleanup_interval: float, heartbeat: float | None) -> float:
@@ -38,14 +38,14 @@ def period(cleanup_interval: float, heartbeat: float | None) -> float:
 
     aiohttp waits for half the heartbeat for a pong, and before 3.14 sees it only when it is read.
     """
-    return min(PERIOD, cleanup_interval, heartbeat / 4 if heartbeat else PERIOD)
+    return min(SWEEP_SECONDS, cleanup_interval, heartbeat / 4 if heartbeat else SWEEP_SECONDS)
 
 
 def begin(router: Router) -> asyncio.Task[None]:
     """Begin the upkeep of a router, which the task holds weakly."""
     options = router.options
     interval = period(options.cleanup_interval, options.connect_options.get("heartbeat"))
-    return router.spawn(upkeep(weakref.ref(router), interval))
+    return router.tasks.spawn(upkeep(weakref.ref(router), interval))
 
 
 async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
@@ -55,7 +55,7 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
     while True:
         await asyncio.sleep(interval)
         receiving = await _sweep(ref)
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             if not receiving:
                 break
             # Two ticks: in the first, this task comes before the transport that reads again.
@@ -75,32 +75,30 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
         del router
 
 
-async def _sweep(ref: weakref.ref[Router]) -> list[WebsocketConnection]:
-    """Look at every connection once; return those that had received something unasked."""
+async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
+    """Look at every link once; return those that had received something unasked."""
     router = ref()
     if router is None:
         return []
-    connections = list(router.queues)
+    links = list(router.queues)
     del router
-    return await _attend(ref, connections)
+    return await _attend(ref, links)
 
 
-async def _attend(
-    ref: weakref.ref[Router], connections: list[WebsocketConnection]
-) -> list[WebsocketConnection]:
+async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
     receiving = []
     began = perf_counter()
-    for connection in connections:
-        if perf_counter() - began > TURN:
+    for link in links:
+        if perf_counter() - began > TURN_SECONDS:
             await asyncio.sleep(0)
             began = perf_counter()
-        if not (connection.is_flooding or connection.has_news()):
+        if not (link.is_flooding or link.has_news):
             continue  # as nearly always: the rest would be a third of a sweep
         router = ref()
         if router is None:
             return []
-        if router.attend(connection, BATCH):
-            receiving.append(connection)
+        if router.attend(link, MAX_MESSAGES):
+            receiving.append(link)
         del router
     return receiving
 
@@ -110,9 +108,9 @@ def _keep_alive(router: Router) -> None:
     if router.options.keepalive_interval is None:
         return
     now = router.clock()
-    for connection in list(router.queues.idle):
-        if router.errands.is_keepalive_due(connection, now):
-            router.keep_alive(connection)
+    for link in list(router.queues.idle):
+        if router.retiring.is_keepalive_due(link, now):
+            router.errands.begin(link, "keepalive")
 
 
 def _warn_of_leaks(router: Router) -> None:
@@ -120,23 +118,22 @@ def _warn_of_leaks(router: Router) -> None:
     threshold = router.options.leak_threshold
     if threshold is None:
         return
-    for connection in list(router.queues.busy):
-        if connection.is_overdue(threshold) and connection.overdue_lease != connection.lease:
-            connection.overdue_lease = connection.lease
-            borrower = connection.borrower
-            assert borrower is not None
+    for link in list(router.queues.busy):
+        if link.is_overdue(threshold) and not link.loan._is_named:
+            link.loan._is_named = True
+            callsite = link.loan._callsite
             logger.warning(
                 "#%d has been lent for %.1f s (leak_threshold is %s s): borrowed by the task %r "
                 "at %s, which is now at %s",
-                *(connection.id, connection.seconds_lent, threshold, task_name(borrower)),
-                *(borrowed_at(borrower), at_work_in(borrower) or "its end"),
+                *(link.id, link.seconds_lent, threshold, task_name(callsite)),
+                *(line_of(callsite), at_work_in(callsite) or "its end"),
             )
 
 
 def tidy(router: Router) -> None:
     """Close what is past its lifetime or has been idle for too long, and refill."""
     now = router.clock()
-    for connection in list(router.queues.idle):
-        if (why := router.too_old(connection, now)) is not None:
-            connection.finish(why)
-    router.refill()
+    for link in list(router.queues.idle):
+        if (why := router.why_idle(link, now)) is not None:
+            link.close(why)
+    router.supply.refill()

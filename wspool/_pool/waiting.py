@@ -1,9 +1,8 @@
-"""The line of those who wait for a connection: futures of our own, served in order of arrival.
+"""The line: the loans that wait for a link, served in order of arrival.
 
 asyncio's Semaphore, Condition and `wait_for` have each lost a wake-up or a result when a waiter
-was cancelled (python/cpython gh-90155, gh-112202, gh-86296). Here a waiter is in the line or it
-is not, its future is done or it is not, and whoever is cancelled after he was given something
-passes it on.
+was cancelled (python/cpython gh-90155, gh-112202, gh-86296). Here a loan is in the line or it is
+not, its future is done or it is not, and one that is cancelled after it was served is passed on.
 """
 
 from __future__ import annotations
@@ -12,109 +11,78 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from wspool._connection.callsites import Borrower
-from wspool._connection.link import WebsocketConnection
-
-
-class Waiter:
-    """One `acquire` that waits. `arrival` orders waiters and dials in time."""
-
-    __slots__ = ("arrival", "borrower", "failure", "future", "is_patient", "since", "wants_new")
-
-    def __init__(
-        self,
-        future: asyncio.Future[WebsocketConnection],
-        arrival: int,
-        since: float,
-        borrower: Borrower,
-        *,
-        wants_new: bool,
-        is_patient: bool,
-    ) -> None:
-        self.future = future
-        self.arrival = arrival
-        # The loop's time at its arrival.
-        self.since = since
-        self.borrower = borrower
-        # acquire_new(): only a connection that nobody has used will do.
-        self.wants_new = wants_new
-        # Whether it may wait for a borrower to give something back, or only for a dial.
-        self.is_patient = is_patient
-        # The last failed dial that it outlived.
-        self.failure: BaseException | None = None
+from wspool._connection.loan import WebsocketConnection
 
 
 class Line:
-    """The waiters, oldest first."""
+    """The loans that wait, oldest first."""
 
-    __slots__ = ("_arrivals", "waiters")
+    __slots__ = ("_arrivals", "loans")
 
     def __init__(self) -> None:
-        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.loans: OrderedDict[WebsocketConnection, None] = OrderedDict()
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self.waiters)
+        return len(self.loans)
 
-    def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self.waiters
+    def __contains__(self, loan: WebsocketConnection) -> bool:
+        return loan in self.loans
 
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self.waiters))
+    def __iter__(self) -> Iterator[WebsocketConnection]:
+        return iter(list(self.loans))
 
     def arrive(self) -> int:
         """Return the number of an arrival; also that of a dial, so that the two can be compared."""
         self._arrivals += 1
         return self._arrivals
 
-    def join(self, borrower: Borrower, *, wants_new: bool, is_patient: bool) -> Waiter:
+    def join(self, loan: WebsocketConnection) -> asyncio.Future[None]:
+        """Take a loan in; return what is done when it is served, or has failed."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[WebsocketConnection] = loop.create_future()
-        waiter = Waiter(
-            future,
-            self.arrive(),
-            loop.time(),
-            borrower,
-            wants_new=wants_new,
-            is_patient=is_patient,
-        )
-        self.waiters[waiter] = None
-        return waiter
+        loan._waiter = loop.create_future()
+        loan._arrival = self.arrive()
+        loan._since = loop.time()
+        loan._failure = None
+        self.loans[loan] = None
+        return loan._waiter
 
-    def leave(self, waiter: Waiter) -> None:
-        """Take a waiter out, if it is still in."""
-        self.waiters.pop(waiter, None)
+    def leave(self, loan: WebsocketConnection) -> None:
+        """Take a loan out, if it is still in."""
+        self.loans.pop(loan, None)
 
-    def oldest(self) -> Waiter | None:
-        """Return the oldest waiter; one that was cancelled in this very tick leaves instead."""
-        while self.waiters:
-            waiter = next(iter(self.waiters))
-            if not waiter.future.done():
-                return waiter
-            self.leave(waiter)
+    def oldest(self) -> WebsocketConnection | None:
+        """Return the oldest loan; one that was cancelled in this very tick leaves instead."""
+        while self.loans:
+            loan = next(iter(self.loans))
+            if not loan._waiter.done():
+                return loan
+            self.leave(loan)
         return None
 
-    def oldest_for_used(self) -> Waiter | None:
-        """Return the oldest waiter that takes a used connection."""
+    def oldest_for_used(self) -> WebsocketConnection | None:
+        """Return the oldest loan that takes a used connection."""
         oldest = self.oldest()
-        if oldest is None or not oldest.wants_new:
+        if oldest is None or not oldest._wants_new:
             return oldest
-        return next((w for w in self if not w.wants_new and not w.future.done()), None)
+        return next((one for one in self if not (one._wants_new or one._waiter.done())), None)
 
     def leading_new(self) -> int:
-        """Return how many want a new connection and are before all who take a used one."""
+        """Return how many want a new connection and are before all that take a used one."""
         count = 0
-        for waiter in self.waiters:
-            if not waiter.wants_new:
+        for loan in self.loans:
+            if not loan._wants_new:
                 break
-            count += not waiter.future.done()
+            count += not loan._waiter.done()
         return count
 
-    def give(self, waiter: Waiter, connection: WebsocketConnection) -> None:
-        self.leave(waiter)
-        waiter.future.set_result(connection)
+    def serve(self, loan: WebsocketConnection) -> None:
+        """Wake up a loan that has got its link."""
+        self.leave(loan)
+        loan._waiter.set_result(None)
 
-    def fail(self, waiter: Waiter, error: BaseException) -> None:
-        self.leave(waiter)
-        if not waiter.future.done():
-            waiter.future.set_exception(error)
+    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+        """End a loan's wait with an error."""
+        self.leave(loan)
+        if not loan._waiter.done():
+            loan._waiter.set_exception(error)

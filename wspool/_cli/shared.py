@@ -1,0 +1,81 @@
+"""What the commands share: errors in one line, words for numbers, and the picture of the states."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from wspool._connection.states import State
+
+MEANINGS: Final = {
+    State.CONNECTING: "a handshake is under way",
+    State.IDLE: "open, and ready to be borrowed",
+    State.BUSY: "lent to a borrower",
+    State.DRAINING: "given back early; its late reply is read first",
+    State.CLOSED: "saying goodbye, until the socket is gone",
+}
+
+
+class Trouble(Exception):
+    """The command cannot go on; the text says why in one line, without secrets."""
+
+
+def header(text: str) -> tuple[str, str]:
+    """Return a header of the command line as name and value."""
+    name, _, value = text.partition(":")
+    name, value = name.strip(), value.strip()
+    if not (re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) and value and value.isprintable()):
+        raise argparse.ArgumentTypeError("not a header; use 'Name: value'")
+    return name, value
+
+
+def status_name(status: int) -> str:
+    """Name an HTTP status in our words: the server's phrase may say anything."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def printable(text: object) -> str:
+    """Return a text of somebody else's without what is no character to be seen."""
+    return " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace()).split())
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    """Return the time that this share of them stays below."""
+    return sorted(times)[int(share * len(times))] if times else math.nan
+
+
+Figure = tuple[str, str, str]
+"""A name, a number, and what there is to say of it."""
+
+
+def line(title: str, counts: Mapping[str, int], figures: list[Figure]) -> str:
+    """Return the count of each state and the figures, for where there is no terminal."""
+    states = "  ".join(f"{state} {n}" for state, n in counts.items())
+    return f"{title}  {states} | {'  '.join(f'{name} {number}' for name, number, _ in figures)}"
+
+
+def table(
+    counts: Mapping[str, int], figures: list[Figure], *, scale: int = 10, **options: Any
+) -> Any:
+    """Return the same as a table for rich, with bars that are full at a count of `scale`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("state", **options)
+    table.add_column("now", justify="right", min_width=6)
+    table.add_column("", min_width=10, style="green")
+    table.add_column("meaning", min_width=46, style="dim")
+    for state, meaning in MEANINGS.items():
+        bar = "█" * math.ceil(10 * min(counts[state], scale) / scale)
+        table.add_row(state, str(counts[state]), bar, meaning)
+    table.add_section()
+    for name, number, meaning in figures:
+        table.add_row(name, number, "", Text(meaning))
+    return table

@@ -1,0 +1,458 @@
+"""The loan: one borrow, from the call to its end, and what the borrower has in hand.
+
+It is one object. `get_connection()` returns it, it stands in the line while it waits, it owns the
+link while it is lent, and when it is over it has no right to anything any more: a task that
+outlives its block can neither read nor disturb the next borrower's messages.
+
+The right to the wire is `link.owner is self`. `link.loan is self` says that the loan is not over:
+the two differ when the link was closed under it, and then what came before may still be read.
+
+Hooks get a loan of the pool's own, good while the hook runs. Whoever only looks gets a view: the
+same class, and never an owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import weakref
+from collections.abc import Awaitable, Callable
+from time import time
+from types import FrameType
+from typing import Any, Protocol, Self
+
+import aiohttp
+
+from wspool._connection.callsites import Callsite, line_of
+from wspool._connection.errors import ConnectionBusyError, ConnectionClosedError, WebsocketError
+from wspool._connection.link import Link, Transition
+from wspool._connection.states import CLOSED, CloseReason, State
+from wspool._connection.wire import BINARY, TEXT, Wire, encoded
+
+
+class LoanRouter(Protocol):
+    """What a loan needs of the routing."""
+
+    async def wait(self, loan: WebsocketConnection) -> None:
+        """Return when the loan was served."""
+
+    def give_back(self, loan: WebsocketConnection, *, is_failed: bool) -> None:
+        """End the loan."""
+
+
+class Lender(Protocol):
+    """The pool, as a loan knows it; it is not dropped while it has borrowers."""
+
+    @property
+    def _router(self) -> LoanRouter: ...
+
+    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+        """Check who borrows, and serve the loan if that needs no wait."""
+
+
+class WebsocketConnection:
+    """One loan of a WebSocket to the server.
+
+    What is a property here may be read at any time, also when the loan is over. To send, to
+    receive, to ping and to close is the right of whoever has borrowed it, until it is given back:
+    afterwards that is a ConnectionBusyError, or a ConnectionClosedError if the connection was lost
+    before.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_arrival",
+        "_callsite",
+        "_failure",
+        "_has_sent",
+        "_is_cut_off",
+        "_is_named",
+        "_last_message",
+        "_lender",
+        "_link",
+        "_since",
+        "_timeout",
+        "_uses",
+        "_waiter",
+        "_wants_new",
+    )
+
+    def __init__(
+        self,
+        lender: Lender | None,
+        link: Link | None = None,
+        *,
+        timeout: float | None = None,
+        wants_new: bool = False,
+    ) -> None:
+        # None: of the pool's own, or a view.
+        self._lender = lender
+        # None until it is served.
+        self._link = link
+        # Seconds for which it may wait; only a connection that nobody has used will do.
+        self._timeout = timeout
+        self._wants_new = wants_new
+        # Who borrows, and where in the code.
+        self._callsite: Callsite | None = None
+        # While it stands in the line: what wakes it up, its number and the loop's time when it
+        # arrived, the last failed dial that it outlived.
+        self._waiter: asyncio.Future[None]
+        self._arrival: int
+        self._since: float
+        self._failure: BaseException | None
+        # Whether the link was closed before the loan was over.
+        self._is_cut_off = False
+        # Whether a warning has named it as taking too long.
+        self._is_named = False
+        # Which use of the link it is.
+        self._uses = 0
+        # Whether something was sent in this loan, so that a reply may be under way.
+        self._has_sent = False
+        # What recv returned last, unless something was sent after it.
+        self._last_message: str | bytes | None = None
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_") or name[:2] == "__"]
+
+    # What there is to see.
+
+    @property
+    def id(self) -> int:
+        """Counts the pool's connections from 1. A later loan of the same connection has it too."""
+        return self._served().id
+
+    @property
+    def uri(self) -> str:
+        """That of the last dial attempt, secrets included."""
+        return self._served().uri
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the last dial attempt, secrets included."""
+        return self._served().headers
+
+    @property
+    def state(self) -> State:
+        """Where in its life the connection is."""
+        return self._served().state
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages can be exchanged, as far as the event loop has heard."""
+        return self._served().is_connected
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is lent, or the pool itself uses it for a check or a keepalive."""
+        return self._served().state is State.BUSY
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it was given back and is being cleaned."""
+        return self._served().state is State.DRAINING
+
+    @property
+    def created_at(self) -> float:
+        """When its dial was decided on, in Unix seconds."""
+        return self._served().created_at
+
+    @property
+    def last_activity(self) -> float:
+        """When a message was last sent or received, in Unix seconds; before that, `created_at`.
+
+        Of several messages that came together, that of the last.
+        """
+        link = self._served()
+        return max(link.created_at, link.wire.last_activity if link.wire is not None else 0.0)
+
+    @property
+    def uses(self) -> int:
+        """Loans of the connection so far, the present one included."""
+        return self._served().uses
+
+    @property
+    def reused(self) -> bool:
+        """Whether somebody else has used this connection before this loan."""
+        return (self._uses or self._served().uses) > 1
+
+    @property
+    def borrowed_at(self) -> str | None:
+        """Where the loan was taken, as `file:line`; None if nobody has borrowed it."""
+        callsite = self._callsite
+        if callsite is not None:
+            return line_of(callsite)
+        loan = self._served().loan
+        return loan.borrowed_at if loan is not None and loan is not self else None
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds that the last ping's round trip took, the pool's own included, or None."""
+        wire = self._served().wire
+        return wire.rtt if wire is not None else None
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that the server chose, or None."""
+        wire = self._served().wire
+        return wire.websocket.protocol if wire is not None else None
+
+    @property
+    def history(self) -> tuple[Transition, ...]:
+        """The last 16 transitions, oldest first."""
+        return self._served().history
+
+    @property
+    def close_code(self) -> int | None:
+        """Code of the CLOSE frame; 1006: there was none, 1005: it had no code. None while open."""
+        return self._served().close_code
+
+    @property
+    def close_reason(self) -> str:
+        """Text of the CLOSE frame."""
+        return self._served().close_reason
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The error that closed it, if one did."""
+        return self._served().cause
+
+    @property
+    def context(self) -> Any:
+        """Whatever you set, for as long as the connection lives: later loans have it too.
+
+        None at first. Only the present borrower, or a hook, may set it.
+        """
+        return self._served().context
+
+    @context.setter
+    def context(self, context: Any) -> None:
+        link = self._served()
+        if link.owner is not self and link.loan is not self:
+            raise self._refusal("set the context")
+        link.context = context
+
+    @property
+    def websocket(self) -> aiohttp.ClientWebSocketResponse:
+        """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
+        link = self._served()
+        if link.owner is not self and link.loan is not self:
+            raise self._refusal("use the WebSocket")
+        assert link.wire is not None
+        # What is done with it cannot be seen, so take it that something is sent.
+        self._has_sent = True
+        self._last_message = None
+        return link.wire.expose()
+
+    def __repr__(self) -> str:
+        link = self._link
+        if link is None:
+            return "<WebsocketConnection, not yet lent>"
+        over = " (this loan is over)" if self._callsite is not None and self._is_over else ""
+        return f"<WebsocketConnection {link.shown()}{over}>"
+
+    def _served(self) -> Link:
+        if self._link is None:
+            raise ConnectionBusyError("This loan has no connection yet: use `async with`")
+        return self._link
+
+    # What a borrower does.
+
+    async def __aenter__(self) -> Self:
+        lender = self._lender
+        assert lender is not None
+        if not lender._lend_at_once(self, sys._getframe(1)):
+            await lender._router.wait(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        link, lender = self._link, self._lender
+        assert link is not None
+        assert lender is not None
+        if link.loan is self:  # else it was ended inside the block
+            lender._router.give_back(self, is_failed=kind is not None)
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a text or a binary message.
+
+        Raises ConnectionClosedError when the connection is lost (the message may or may not have
+        arrived), ConnectionBusyError when it is not the caller's, TypeError for anything else
+        than str and bytes, UnicodeEncodeError for a str that is no text.
+        """
+        wire = self._wire("send")
+        payload, kind = encoded(message)
+        self._has_sent = True
+        self._last_message = None
+        try:
+            await wire.send(payload, kind)
+        except (OSError, aiohttp.ClientError) as error:
+            raise self._served().closed_error() from error
+
+    async def recv(self) -> str | bytes:
+        """Return the next message, in the order of arrival.
+
+        A recv that is cancelled or timed out has taken nothing. Raises ConnectionClosedError
+        once the messages that came before the close have been read, ConnectionBusyError when the
+        connection is not the caller's or another task is in recv.
+        """
+        link = self._served()
+        wire = link.wire
+        if wire is None or (link.owner is not self and link.loan is not self):
+            raise self._refusal("recv")
+        frames = wire.frames
+        if frames and not (wire.is_receiving or wire.is_reading or wire.inbox):
+            # As `at_hand`, without its calls: a stream takes half the time.
+            frame, size = frames[0]
+            if (kind := frame.type) is TEXT or kind is BINARY:
+                await wire.next_frame()  # does not wait
+                wire.received_messages += 1
+                wire.received_bytes += size
+                data: str | bytes = frame.data
+                self._last_message = data
+                if not frames:  # a tenth of a stream's time, otherwise
+                    wire.last_activity = time()
+                return data
+        if wire.is_receiving:
+            raise ConnectionBusyError(
+                f"Another task is in recv on connection #{link.id}; one at a time may wait for "
+                "messages"
+            )
+        message = wire.at_hand()
+        if message is None:
+            wire.is_receiving = True
+            try:
+                message = await link.next_message(self)
+            finally:
+                wire.is_receiving = False
+        if message is None:
+            raise self._refusal("recv")
+        self._last_message = message
+        wire.last_activity = time()
+        return message
+
+    async def ping(self) -> float:
+        """Send a ping, wait for its pong and return the round trip in seconds.
+
+        It may run beside a `recv` and beside other pings; messages that arrive meanwhile are
+        kept for `recv`, however many. A pong settles all earlier pings: a server may answer only
+        the latest (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
+        Raises ConnectionClosedError and ConnectionBusyError as `send` does.
+        """
+        self._wire("ping")
+        seconds = await self._served().ping(self)
+        if seconds is None:
+            raise self._refusal("ping")
+        return seconds
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection for good and return when its socket is gone.
+
+        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer.
+        Closed already, it sends nothing, and raises nothing. A later `release` is silent.
+        """
+        link = self._served()
+        if link.state is not CLOSED:
+            if link.owner is not self:
+                raise self._refusal("close")
+            if self._callsite is None:
+                link.task = None  # the hook's, which may wait for this, and ends by itself
+            link.close(CloseReason.USER, code=code, reason=reason)
+        await link.wait_gone()
+
+    async def send_json(self, value: Any) -> None:
+        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
+        await self.send(json.dumps(value))
+
+    async def recv_json(self) -> Any:
+        """Return the next message, parsed as JSON.
+
+        Raises what `recv` raises, and ValueError for a message that is not JSON: it is taken.
+        """
+        return json.loads(await self.recv())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        """Return the next message, until the server closes normally (1000 or 1001)."""
+        try:
+            return await self.recv()
+        except ConnectionClosedError as error:
+            link = self._served()
+            is_by_server = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
+            if is_by_server and error.code in (1000, 1001):
+                raise StopAsyncIteration from None
+            raise
+
+    # The right to the wire.
+
+    def _wire(self, doing: str) -> Wire:
+        """Return the wire, if it is this loan's to use, and works."""
+        link = self._link
+        if link is None or link.owner is not self:
+            raise self._refusal(doing)
+        wire = link.wire
+        assert wire is not None
+        if wire.is_lost:
+            raise link.closed_error()
+        return wire
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether it was given back."""
+        return self._served().loan is not self
+
+    def _put_back(self, message: str | bytes) -> None:
+        """Let the next recv return this message: the one that had taken it was given up."""
+        wire = self._served().wire
+        if wire is not None and not self._is_over:
+            wire.put_back(message)
+
+    @property
+    def _last_read(self) -> str | bytes | None:
+        """What recv returned last, if nothing was sent and nothing has arrived since."""
+        wire = self._served().wire
+        return None if wire is None or wire.inbox else self._last_message
+
+    def _refusal(self, doing: str) -> WebsocketError:
+        """Return why this loan cannot do that now."""
+        link = self._served()
+        if link.owner is self or link.loan is self:
+            return link.closed_error()  # the right is there, and nothing more to be had
+        if self._callsite is None:
+            if link.state is CLOSED:
+                return link.closed_error()
+            return ConnectionBusyError(
+                f"Cannot {doing} on connection #{link.id}: it is {link.state} and not lent to you; "
+                "acquire it from the pool first"
+            )
+        if self._is_cut_off:
+            return link.closed_error()
+        return ConnectionBusyError(
+            f"Cannot {doing}: this loan of connection #{link.id}, lent at {self.borrowed_at}, is "
+            "over; acquire a connection from the pool"
+        )
+
+
+async def lend_to_hook(
+    link: Link, hook: Callable[[WebsocketConnection], Awaitable[object]]
+) -> WebsocketConnection:
+    """Let a hook of the user's own the link while it runs; return the loan that it had."""
+    owner = link.owner
+    loan = WebsocketConnection(None, link)
+    link.owner = loan
+    try:
+        await hook(loan)
+    finally:
+        if link.owner is loan:
+            link.owner = owner
+    return loan
+
+
+def view_of(link: Link) -> WebsocketConnection:
+    """Return how a link is shown to whoever has no right to it: one object, while it is held."""
+    view: WebsocketConnection | None = link.view() if link.view is not None else None
+    if view is None:
+        view = WebsocketConnection(None, link)
+        link.view = weakref.ref(view)
+    return view

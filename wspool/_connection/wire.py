@@ -1,0 +1,340 @@
+"""The wire: one WebSocket of one dial attempt, what is read from it, written to it, and its loss.
+
+A wire knows neither pool nor loan, and not in which state the connection is that it belongs to:
+whoever calls it has looked whether it may. It calls `on_lost` once, when nothing more can be read
+or written.
+
+One routine takes a frame off the WebSocket, `read`. Whoever waits for a message, sends a ping,
+drains or attends goes through it, and never two at a time: the second waits for its turn and looks
+again after each frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from time import perf_counter, time
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import WSMsgType
+
+from wspool._connection import aiohttp_internals
+
+MAX_INBOX_BYTES: Final = 512 * 1024
+"""Bytes kept for an owner that is not in `recv`; at this size reading stops.
+
+A message counts with 128 bytes more than its length, as in aiohttp's own queue, whose limit this
+is, so that a flood of tiny ones is bounded too.
+"""
+_MESSAGE_OVERHEAD_BYTES: Final = 128
+
+MAX_PINGS: Final = 1024
+"""Unanswered pings that are remembered; a pong for an older one is not recognised."""
+
+TEXT: Final = WSMsgType.TEXT
+BINARY: Final = WSMsgType.BINARY
+
+OnLost = Callable[[int, str, BaseException | None], object]
+"""Is told the close code, the reason, and the error, if there was one."""
+
+
+def encoded(message: str | bytes) -> tuple[bytes, WSMsgType]:
+    """Return the payload and the kind of a message's frame, before anything is sent or counted.
+
+    Raises TypeError for what is neither str nor bytes, UnicodeEncodeError for what is no text.
+    """
+    if isinstance(message, str):
+        return message.encode(), TEXT
+    if isinstance(message, bytes):
+        return message, BINARY
+    if isinstance(message, (bytearray, memoryview)):
+        return bytes(message), BINARY
+    raise TypeError(f"send() takes str or bytes, not {type(message).__name__}")
+
+
+def size_of(message: str | bytes) -> int:
+    """Return the bytes of a message's payload."""
+    if isinstance(message, str) and not message.isascii():
+        return len(message.encode())
+    return len(message)
+
+
+class Ping:
+    """A ping under way: when it was sent, and when a pong answered it, by perf_counter."""
+
+    __slots__ = ("answered", "sent")
+
+    def __init__(self, sent: float) -> None:
+        self.sent = sent
+        self.answered: float | None = None
+
+
+class Wire:
+    """One WebSocket, from its handshake to its end."""
+
+    __slots__ = (
+        "_inbox_bytes",
+        "_is_closing",
+        "_is_exposed",
+        "_loop",
+        "_on_lost",
+        "_payloads",
+        "_pings",
+        "_turns",
+        "frames",
+        "has_unread",
+        "inbox",
+        "is_lost",
+        "is_reading",
+        "is_receiving",
+        "last_activity",
+        "next_frame",
+        "received_bytes",
+        "received_messages",
+        "rtt",
+        "sent_bytes",
+        "sent_messages",
+        "transport",
+        "unfinished_sends",
+        "websocket",
+    )
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, on_lost: OnLost) -> None:
+        self.websocket = websocket
+        self.transport = aiohttp_internals.Transport(websocket)
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+
+        # Whether the event loop has read something that is not in the inbox: the cheap look.
+        self.has_unread = aiohttp_internals.unread_test(websocket)
+        # aiohttp's own queue of it, and what takes its first; empty while somebody else may read.
+        self.frames: Sequence[tuple[aiohttp.WSMessage, int]]
+        self.frames, self.next_frame = aiohttp_internals.frames_of(websocket)
+        # Messages read while nobody was in recv, in order. An empty deque takes 760 bytes.
+        self.inbox: deque[str | bytes] | None = None
+        self._inbox_bytes = 0
+
+        # Nothing more can be read or written.
+        self.is_lost = False
+        # Whether a task is in `read`, and whether one is in the owner's `recv`; who waits to read.
+        self.is_reading = False
+        self.is_receiving = False
+        self._turns: list[asyncio.Future[None]] = []
+        # Whether a borrower may be reading the WebSocket directly.
+        self._is_exposed = False
+        # From the closing handshake on, that alone reads.
+        self._is_closing = False
+        # Sends that have begun and did not end well; above 0, one may still leave later.
+        self.unfinished_sends = 0
+        self._pings: dict[bytes, Ping] = {}
+        self._payloads = itertools.count(1)
+
+        # The last ping's round trip in seconds.
+        self.rtt: float | None = None
+        # When a message was last sent or received by an owner, in Unix seconds; before that, 0.
+        self.last_activity = 0.0
+        # Messages, and the bytes of their payload.
+        self.sent_messages = self.sent_bytes = 0
+        self.received_messages = self.received_bytes = 0
+
+    def expose(self) -> aiohttp.ClientWebSocketResponse:
+        """Return the WebSocket for somebody to use it directly."""
+        self._is_exposed = True
+        self.frames = ()
+        return self.websocket
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a task is in recv or ping, or a large compressed send may still leave."""
+        if self.is_reading or self.is_receiving:
+            return True
+        if self._is_exposed and aiohttp_internals.is_being_read(self.websocket):
+            return True  # directly
+        # An uncompressed frame is written at once; only compressing may happen later.
+        return self.unfinished_sends > 0 and bool(self.websocket.compress)
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether more is unread than aiohttp's queue holds, so that the rest is still coming."""
+        return aiohttp_internals.is_flooded(self.websocket)
+
+    # Writing.
+
+    async def send(self, payload: bytes, kind: WSMsgType) -> None:
+        """Send an encoded message. Raises OSError or aiohttp.ClientError if the wire is lost."""
+        self.unfinished_sends += 1
+        try:
+            await self.websocket.send_frame(payload, kind)
+        except (OSError, aiohttp.ClientError) as error:
+            self.lose(1006, "", error)
+            raise
+        self.unfinished_sends -= 1
+        self.sent_messages += 1
+        self.sent_bytes += len(payload)
+        self.last_activity = time()
+
+    async def send_ping(self) -> Ping:
+        """Send a ping and do not wait for its pong; whoever reads settles it."""
+        payload = next(self._payloads).to_bytes(8, "big")
+        ping = self._pings[payload] = Ping(perf_counter())
+        while len(self._pings) > MAX_PINGS:
+            self._pings.pop(next(iter(self._pings)))
+        await self._write(self.websocket.ping(payload))
+        return ping
+
+    async def _write(self, writing: Awaitable[None]) -> None:
+        """Send a control frame; a transport that is gone means a lost wire."""
+        try:
+            await writing
+        except (OSError, aiohttp.ClientError) as error:
+            self.lose(1006, "", error)
+
+    # Reading.
+
+    async def read(self) -> str | bytes | None:
+        """Take one frame off the WebSocket. A message is returned; None: it was something else."""
+        self.is_reading = True
+        try:
+            frame = await self.websocket.receive()
+            kind = frame.type
+            if kind is TEXT or kind is BINARY:
+                return self._count(frame.data)
+            if kind is WSMsgType.PING:
+                await self._write(self.websocket.pong(frame.data))
+            elif kind is WSMsgType.PONG:
+                self._settle(bytes(frame.data))
+            elif kind is WSMsgType.CLOSE:
+                self.lose(frame.data or 1005, frame.extra or "")
+            elif kind is WSMsgType.ERROR:
+                code = getattr(frame.data, "code", None)
+                self.lose(int(code or 1006), str(frame.data), frame.data)
+            else:
+                self.lose(1006, "", self.websocket.exception())
+        except (OSError, aiohttp.ClientError) as error:
+            self.lose(1006, "", error)
+        finally:
+            self.is_reading = False
+            self.wake()
+        return None
+
+    def _count(self, message: str | bytes) -> str | bytes:
+        self.received_messages += 1
+        self.received_bytes += size_of(message)
+        return message
+
+    def _settle(self, payload: bytes) -> None:
+        """Settle the ping of this pong and all earlier ones; other payloads are not ours."""
+        if payload in self._pings:
+            now = perf_counter()  # uvloop's clock has milliseconds only
+            for earlier in list(self._pings):
+                ping = self._pings.pop(earlier)
+                ping.answered = now
+                if earlier == payload:
+                    self.rtt = now - ping.sent
+                    return
+
+    async def turn(self) -> None:
+        """Wait until the present reader has dealt with a frame, or left."""
+        turn = self._loop.create_future()
+        self._turns.append(turn)
+        await turn
+
+    def wake(self) -> None:
+        """Let all who wait for their turn look again."""
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            if not turn.done():
+                turn.set_result(None)
+
+    def at_hand(self) -> str | bytes | None:
+        """Return the next message if the event loop has read it."""
+        return self._take() if self.inbox else self._next_read()
+
+    def _next_read(self) -> str | bytes | None:
+        """Take the next message off aiohttp's queue, if it is one, and nobody reads."""
+        if self.is_reading or self._is_closing:
+            return None
+        frame = aiohttp_internals.take_message(self.websocket)
+        return self._count(frame.data) if frame is not None else None
+
+    def unread(self) -> Iterator[str | bytes]:
+        """Give the messages that the event loop has already read; pings are answered, and so on.
+
+        Nothing is given while a task is reading: that one will see them.
+        """
+        while self.inbox:
+            yield self._take()
+        yield from self._arrived()
+
+    def _arrived(self) -> Iterator[str | bytes]:
+        while not (self.is_reading or self.is_lost or self._is_closing) and self.has_unread():
+            if self._is_exposed and aiohttp_internals.is_being_read(self.websocket):
+                return  # by a borrower that uses the WebSocket directly
+            message: object = self._next_read()
+            if message is None:
+                message = aiohttp_internals.step(self.read())
+            if message is aiohttp_internals.WOULD_BLOCK:
+                return
+            if message is not None:
+                yield message  # type: ignore[misc]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something was read that nobody has looked at."""
+        return bool(self.inbox or self.has_unread())
+
+    def attend(self) -> None:
+        """Read for an owner that is not in recv, up to the size of the inbox."""
+        if self._inbox_bytes < MAX_INBOX_BYTES:
+            for message in self._arrived():
+                self.keep(message)
+                if self._inbox_bytes >= MAX_INBOX_BYTES:
+                    return
+        elif self.websocket.closed and not self.is_reading:
+            # A heartbeat has failed: aiohttp gives out nothing more, read or not.
+            self.lose(1006, "", self.websocket.exception())
+
+    def keep(self, message: str | bytes) -> None:
+        """Put a message into the inbox."""
+        if self.inbox is None:
+            self.inbox = deque()
+        self.inbox.append(message)
+        self._inbox_bytes += len(message) + _MESSAGE_OVERHEAD_BYTES
+
+    def _take(self) -> str | bytes:
+        assert self.inbox is not None
+        message = self.inbox.popleft()
+        if not self.inbox:
+            self.inbox = None
+        self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD_BYTES
+        return message
+
+    def put_back(self, message: str | bytes) -> None:
+        """Let this message be the next that is given: whoever had taken it was given up."""
+        self.keep(message)
+        assert self.inbox is not None
+        self.inbox.rotate(1)
+
+    # The end.
+
+    def lose(self, code: int, reason: str, cause: Any = None) -> None:
+        """The server has closed, or the transport is gone."""
+        if not self.is_lost:
+            self.is_lost = True
+            self.wake()
+            self._on_lost(code, reason, cause)
+
+    async def close(self, timeout: float, code: int, reason: str) -> None:
+        """Close with a CLOSE frame and return when the transport is gone, after `timeout` by force.
+
+        Without a peer that answers, and even after the session was closed, a transport whose bytes
+        are not taken would stay open for ever: it is aborted.
+        """
+        if not self.is_lost:
+            aiohttp_internals.expect_close(self.websocket)
+        self._is_closing = True
+        self.frames = ()
+        await self.transport.close(self.websocket, timeout, code, reason)

@@ -1,0 +1,71 @@
+"""Capacity: how many links there may be, and what somebody who waits may hope for.
+
+All of it is lengths of queues and one limit. This file knows neither loop nor network, and decides
+nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from wspool._connection.queues import Queues
+
+
+class Limits(Protocol):
+    """The settings that count here."""
+
+    max_connections: int
+
+
+class Capacity:
+    """What one pool has room for."""
+
+    def __init__(self, queues: Queues[Any], limits: Limits) -> None:
+        self._queues = queues
+        self._limits = limits
+
+    @property
+    def open(self) -> int:
+        """The links that are open: idle, busy and draining."""
+        queues = self._queues
+        return len(queues.idle) + len(queues.busy) + len(queues.draining)
+
+    @property
+    def room(self) -> int:
+        """How many more links there may be; below 0 after a `resize()`."""
+        return self._limits.max_connections - len(self._queues)
+
+    @property
+    def surplus(self) -> int:
+        """How many links too many there are after a `resize()`, those being closed apart."""
+        return -self.room - len(self._queues.closed)
+
+    @property
+    def errands(self) -> int:
+        """How many links the pool has borrowed itself: busy, and no loan's."""
+        return sum(link.loan is None for link in self._queues.busy)
+
+    @property
+    def held(self) -> int:
+        """How many links come back only when a borrower, or a drain, lets go of them."""
+        queues = self._queues
+        return len(queues.busy) - self.errands + len(queues.draining)
+
+    @property
+    def coming(self) -> int:
+        """How many links can be had without a borrower's doing.
+
+        Those that are being dialled, kept alive, checked or closed, room for a dial, and an idle
+        one that has to be checked first, or to make room: each lets one caller wait for it.
+        """
+        queues = self._queues
+        unheld = self._limits.max_connections - self.held
+        return max(unheld, len(queues.connecting) + len(queues.idle))
+
+    def may_wait(self, place: int, *, is_patient: bool) -> bool:
+        """Return whether somebody with so many before it in the line waits for something.
+
+        `is_patient`: also for what a borrower has.
+        """
+        coming = self.coming
+        return place < coming or (is_patient and coming + self.held > 0)

@@ -6,6 +6,7 @@ so Sphinx's source directory is the repository, and its links are the same ones 
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -65,6 +67,21 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
             lines[at] += ":"
 
 
+def read_all_files() -> None:
+    """Let autodoc find what is said of attributes, and their order, in the files that define them.
+
+    It looks for them in the module that a public class names as its own, which is `wspool`.
+    """
+    whole = ModuleAnalyzer.for_module("wspool")
+    whole.analyze()
+    for module in pkgutil.walk_packages(wspool.__path__, "wspool."):
+        part = ModuleAnalyzer.for_module(module.name)
+        part.analyze()
+        for found in ("annotations", "attr_docs", "tagorder"):
+            getattr(whole, found).update(getattr(part, found))
+
+
 def setup(app: Sphinx) -> None:
+    read_all_files()
     app.add_lexer("mermaid", TextLexer)  # shown as text; GitHub draws it
     app.connect("autodoc-process-docstring", mend)

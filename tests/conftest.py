@@ -9,11 +9,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
 import pytest
 
+from tests.support.inside import router_of
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Server
 
@@ -92,7 +93,7 @@ async def fair_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return ready
 
     monkeypatch.setattr(loop._selector, "select", select_and_count)
-    # Of the class, where the pool looks: `wspool._connection.link.clock_of`.
+    # Of the class, where the pool looks: `clock_of`.
     monkeypatch.setattr(type(loop), "time", lambda _: waited + time.process_time())
 
 
@@ -103,12 +104,20 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def make_pool(server: Server) -> AsyncIterator[MakePool]:
+def waits() -> Sequence[float] | None:
+    """What the gates of the test's pools wait after failures, in seconds; None: what users have."""
+    return None
+
+
+@pytest.fixture
+async def make_pool(server: Server, waits: Sequence[float] | None) -> AsyncIterator[MakePool]:
     """Make pools to the test's server that are closed when the test ends."""
     pools: list[WebsocketConnectionPool] = []
 
     def make(**options: Any) -> WebsocketConnectionPool:
         pool = WebsocketConnectionPool(**{"uri": server.uri, "close_timeout": 1.0} | options)
+        if waits is not None:
+            router_of(pool).waits = waits
         pools.append(pool)
         return pool
 

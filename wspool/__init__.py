@@ -1,8 +1,10 @@
 """A pool of reusable WebSocket client connections for asyncio, built on aiohttp."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wspool._connection import errors as _errors
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+sys.modules[f"{__name__}.errors"] = _errors  # errors that were pickled look for their classes there
 
 __all__ = [
     "BlockingWebsocketConnection",

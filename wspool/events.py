@@ -114,7 +114,7 @@ class ConnectionCheckOutStarted(Event):
 
 @_event
 class ConnectionCheckOutFailed(Event):
-    """He got no connection, `duration` seconds later. `reason` is a `CheckOutFailure`."""
+    """A check-out got no connection, `duration` seconds later. `reason` is a `CheckOutFailure`."""
 
     reason: str
     duration: float

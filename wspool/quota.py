@@ -15,6 +15,8 @@ from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from wspool._connection.exporting import exported
+
 MARGIN: Final = 0.1
 """Share by which dials are further apart than `dials_per_second` asks for.
 
@@ -32,6 +34,7 @@ def interval_of(dials_per_second: float | None) -> float:
     return (1 + MARGIN) / dials_per_second
 
 
+@exported
 class Quota(Protocol):
     """Who says whether there may be one more socket; the argument `quota` of a pool.
 
@@ -123,6 +126,7 @@ class LeaseQueue:
             given.set_result(None)
 
 
+@exported
 class LocalQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all pools of one event loop.
 

@@ -25,14 +25,18 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import wspool
 from tests.explore.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
+from tests.support.inside import link_of
 from wspool import (
     CloseReason,
+    ConnectionBusyError,
+    ConnectionClosedError,
     LocalQuota,
     State,
     WebsocketConnection,
     WebsocketConnectionPool,
     WebsocketError,
 )
+from wspool._connection.link import Link
 
 T = TypeVar("T")
 Task = asyncio.Task[Any]
@@ -169,20 +173,20 @@ class World:
         # Who is to be cancelled after which yield, and whether late.
         self._plans: dict[Task, tuple[int, bool]] = {}
         self.on_yield: Callable[[Task], None] = self._follow_plan
-        # The present loan of each connection, and the step in which it began.
-        self._lent: dict[WebsocketConnection, tuple[int, int]] = {}
+        # The present loan of each link, and the step in which it began.
+        self._lent: dict[Link, tuple[WebsocketConnection | None, int]] = {}
         # The most places that may be taken: above max_connections only just after a resize.
-        self._most = self.pool.router.options.max_connections
+        self._most = self.pool._router.options.max_connections
         # Whether a check was not answered, and none has been since.
         self._is_suspicious = False
         self._has_errands = bool(options.keys() & {"check_after_idle", "keepalive_interval"})
-        # The connections that the pool has borrowed itself, and how often it has, by what for.
-        self._errands: dict[WebsocketConnection, str] = {}
+        # The links that the pool has borrowed itself, and how often it has, by what for.
+        self._errands: dict[Link, str] = {}
         self.errands: Counter[str] = Counter()
         # What nobody had asked for and nobody has seen, by the step in which it arrived.
-        self._unseen: dict[int, WebsocketConnection] = {}
+        self._unseen: dict[int, Link] = {}
         self.network.on_stray = self._note_stray
-        # Tasks that `on_drained` has begun, until it may do no more.
+        # Tasks that `on_drained` or a borrower has begun, until they may do no more.
         self.guests: list[Task] = []
         self._is_ending = False
         loop.set_exception_handler(self._on_trouble)
@@ -213,7 +217,7 @@ class World:
             self.cancel(task)
 
     def _after(self, task: Task | None, callback: object) -> None:
-        counts = tuple(self.pool.router.queues.counts().values())
+        counts = tuple(self.pool._router.queues.counts().values())
         if task is None:
             name = getattr(callback, "__qualname__", type(callback).__name__)
             self.trace.append((name, self.loop.now, counts))
@@ -227,21 +231,23 @@ class World:
 
     def _check(self) -> None:
         """What holds after each step."""
-        queues = self.pool.router.queues
-        limit = self.pool.router.options.max_connections
+        queues = self.pool._router.queues
+        limit = self.pool._router.options.max_connections
         for state in State:
-            for connection in queues[state]:
-                if connection.state is not state:
-                    raise Violation(f"{connection!r} is in the queue {state}")
-                if connection.lease and state not in (State.BUSY, State.CLOSED):
-                    raise Violation(f"{connection!r} is lent")
-        for connection in queues.busy:
-            if self._lent.get(connection, (0, 0))[0] != connection.lease:
-                self._lent[connection] = (connection.lease, self.loop.steps)
-                if connection.lease and not self._is_checked(connection):
-                    raise Violation(f"{connection!r} is lent unchecked")
-            if not connection.lease and (connection.task is None or is_over(connection.task)):
-                raise Violation(f"{connection!r} belongs to nobody")
+            for link in queues[state]:
+                if link.state is not state:
+                    raise Violation(f"{link!r} is in the queue {state}")
+                if link.loan is not None and state not in (State.BUSY, State.CLOSED):
+                    raise Violation(f"{link!r} is lent")
+                if (link.owner is None) != (state is State.IDLE):
+                    raise Violation(f"{link!r} belongs to {link.owner!r}")
+        for link in queues.busy:
+            if link not in self._lent or self._lent[link][0] is not link.loan:
+                self._lent[link] = (link.loan, self.loop.steps)
+                if link.loan is not None and not self._is_checked(link):
+                    raise Violation(f"{link!r} is lent unchecked")
+            if link.loan is None and (link.task is None or is_over(link.task)):
+                raise Violation(f"{link!r} belongs to nobody")
         if self._has_errands:
             self._watch_errands()
         self._most = max(limit, min(self._most, len(queues)))
@@ -257,15 +263,15 @@ class World:
         if self.loop.now > HORIZON:
             raise Violation(f"somebody waits for ever: {self.pool!r}")
 
-        if len(self.pool.router.line) and not self.pool.is_closed:
+        if len(self.pool._router.line) and not self.pool.is_closed:
             self._check_line()
 
     def _check_line(self) -> None:
         """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
-        router = self.pool.router
+        router = self.pool._router
         queues, limit = router.queues, router.options.max_connections
-        waiting = [waiter for waiter in router.line if not waiter.future.done()]
-        for_used = sum(not waiter.wants_new for waiter in waiting)
+        waiting = [loan for loan in router.line if not loan._waiter.done()]
+        for_used = sum(not loan._wants_new for loan in waiting)
         checks = list(self._errands.values()).count("check")
         if for_used and queues.idle:
             if self._overdue(next(reversed(queues.idle))) < 0 or checks < for_used:
@@ -274,52 +280,52 @@ class World:
         if len(queues) < limit and len(waiting) > len(queues.connecting) + hopes:
             raise Violation(f"somebody waits beside room for a dial: {self.pool!r}")
         # What neither a borrower nor a drain holds comes by itself.
-        lent = sum(bool(connection.lease) for connection in queues.busy)
+        lent = sum(link.loan is not None for link in queues.busy)
         own = limit - lent - len(queues.draining)
-        for waiter in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
-            if not waiter.is_patient:
+        for loan in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
+            if loan._timeout == 0:
                 raise Violation(f"timeout=0 waits for a borrower: {self.pool!r}")
 
     def _watch_errands(self) -> None:
         """Note the errands that have begun and ended, and what the checks say of the server."""
-        router, before = self.pool.router, self._errands
+        router, before = self.pool._router, self._errands
         self._errands = {
-            connection: connection.moves[-1][2]
-            for connection in router.queues.busy
-            if not connection.lease
+            link: link.moves[-1][2] for link in router.queues.busy if link.loan is None
         }
-        if self._errands.keys() != router.errands.checks | router.errands.keepalives:
+        if len(self._errands) != router.capacity.errands:
             raise Violation(f"errands are counted that are over: {self.pool!r}")
-        for connection, errand in self._errands.items():
-            self.errands[errand] += connection not in before
-        for connection, errand in before.items():
-            if errand == "check" and connection not in self._errands:
-                if connection.state is not State.CLOSED:
+        for link, errand in self._errands.items():
+            self.errands[errand] += link not in before
+        for link, errand in before.items():
+            if errand == "check" and link not in self._errands:
+                if link.state is not State.CLOSED:
                     self._is_suspicious = False
-                elif connection.moves[-1][2] == CloseReason.STALE:
+                elif link.moves[-1][2] == CloseReason.STALE:
                     self._is_suspicious = True
         if "check" not in self._errands.values():
             self._is_suspicious = False
 
-    def _overdue(self, connection: WebsocketConnection) -> float:
+    def _overdue(self, link: Link) -> float:
         """Return for how many seconds a check has been due; below 0, in how many it will be."""
-        after = self.pool.router.options.check_after_idle
-        since = max(connection.idle_since, connection.checked_at)
+        after = self.pool._router.options.check_after_idle
+        since = max(link.idle_since, link.checked_at)
         return self.loop.now - since - after if after is not None else -math.inf
 
-    def _is_checked(self, connection: WebsocketConnection) -> bool:
+    def _is_checked(self, link: Link) -> bool:
         """Whether it was not idle for so long that it must answer first; or it did."""
-        if connection.checked_at > connection.idle_since:
-            socket = cast(Any, connection._websocket)._response
-            return bool(socket.ponged_at >= connection.idle_since)
-        return self._overdue(connection) <= 0
+        if link.checked_at > link.idle_since:
+            assert link.wire is not None
+            socket = cast(Any, link.wire.websocket)._response
+            return bool(socket.ponged_at >= link.idle_since)
+        return self._overdue(link) <= 0
 
     def _note_stray(self, socket: Socket) -> None:
         """What arrives while the pool owns a connection, and before it is lost, is shown."""
-        queues = self.pool.router.queues
-        for connection in (*queues.idle, *queues.busy, *queues.draining):
-            if connection._websocket is socket.client and not connection.lease:
-                self._unseen[self.loop.steps] = connection
+        queues = self.pool._router.queues
+        for link in (*queues.idle, *queues.busy, *queues.draining):
+            if link.wire is not None and link.wire.websocket is socket.client:
+                if link.loan is None:
+                    self._unseen[self.loop.steps] = link
 
     # What borrowers do.
 
@@ -332,8 +338,8 @@ class World:
 
     async def ask(self, connection: WebsocketConnection, question: str) -> None:
         """Ask and read the answer; a message that is not for this borrower is a violation."""
-        lease, lent_at = self._lent.get(connection, (0, 0))
-        if lease != connection.lease:
+        loan, lent_at = self._lent.get(link_of(connection), (None, 0))
+        if loan is not connection:
             lent_at = self.loop.steps
         await connection.send(question)
         while True:
@@ -359,6 +365,8 @@ class World:
                 async with get(timeout=timeout) as connection, asyncio.timeout(patience):
                     await self.ask(connection, name)
                     await asyncio.sleep(self.network.delay())
+                if loop.chance(0.3):
+                    self.guests.append(loop.create_task(self.outlive(connection)))
                 return
             began = loop.now
             try:
@@ -375,6 +383,18 @@ class World:
                 await pool.release(connection, force_remove=is_dropped)
         except (WebsocketError, TimeoutError):
             pass  # told what went wrong, as promised
+
+    async def outlive(self, connection: WebsocketConnection) -> None:
+        """As a task that was left behind by a loan, go on speaking and reading."""
+        await asyncio.sleep(self.loop.choose((0.0, 0.01, 0.3)))
+        try:
+            if self.loop.chance(0.5):
+                await connection.send("too late")
+            else:
+                await connection.recv()
+        except (ConnectionBusyError, ConnectionClosedError):
+            return
+        raise Violation(f"a loan that is over still speaks or reads: {connection!r}")
 
     async def greet(self, connection: WebsocketConnection) -> None:
         """As a hook, say hello and read the answer."""
@@ -446,16 +466,16 @@ class World:
         self.network.temper = CALM
         pool = self.pool
         if not pool.is_closed:
-            seize = [self._seize() for _ in range(pool.router.options.max_connections)]
+            seize = [self._seize() for _ in range(pool._router.options.max_connections)]
             for connection in await asyncio.gather(*seize):
                 await pool.release(connection)
         await pool.close_all()
         for guest in self.guests:
             guest.result()
-        if self.pool.router.options.on_drained is not None and self._unseen:
+        if self.pool._router.options.on_drained is not None and self._unseen:
             raise Violation(f"nobody saw {self._unseen}")
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left or self.network.open or len(pool.router.queues) or pool.waiters:
+        if left or self.network.open or len(pool._router.queues) or pool.waiters:
             raise Violation(f"{left} and {self.network.open} are left of {pool!r}")
         if self.quota is not None and (self.quota._held or self.quota._waiting):
             raise Violation(f"leases are left: {self.quota!r}")
@@ -477,9 +497,9 @@ class World:
             self.loop.run_until_complete(main)
         except BaseException:
             self.loop.before_step, self.loop.after_step = lambda _: None, lambda _, __: None
-            self.pool.router.is_closing = True
-            for connection in self.pool.connections:
-                connection.end_loan()
+            self.pool._router.is_closing = True
+            for link in self.pool._router.queues:
+                link.loan = None
             while tasks := asyncio.all_tasks(self.loop):
                 for task in tasks:
                     task.cancel()

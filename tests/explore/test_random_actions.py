@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from tests.explore.schedules import SCHEDULES
+from tests.support.inside import link_of
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -33,7 +34,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool._connection.callsites import Borrower
+from wspool._connection.link import Link
 from wspool.testing import Peer, Server
 
 TICKS = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 40])
@@ -105,7 +106,7 @@ class Story(RuleBasedStateMachine):
         # Peers that read nothing any more, and so do not even see that the client is gone.
         self.mute: list[Peer] = []
         # Which loan each request belongs to.
-        self.asked: dict[str, tuple[WebsocketConnection, int]] = {}
+        self.asked: dict[str, WebsocketConnection] = {}
         # The most sockets that there may be: above max_connections only just after a resize.
         self.most_sockets = 0
         self.drain = ""
@@ -147,18 +148,18 @@ class Story(RuleBasedStateMachine):
             **DRAINS[self.drain],
         )
         self.most_sockets = self.max_connections
-        lend = self.pool.router.lend
+        lend = self.pool._router.lend
 
-        def checked_lend(connection: WebsocketConnection, borrower: Borrower) -> None:
-            lend(connection, borrower)
-            assert not connection.has_news(), "something is unread at the checkout"
-            assert not list(connection.unread()), "the inbox is full at the checkout"
+        def checked_lend(link: Link, loan: WebsocketConnection) -> None:
+            lend(link, loan)
+            assert not link.has_news, "something is unread at the checkout"
+            assert not list(link.unread()), "the inbox is full at the checkout"
 
-        self.pool.router.lend = checked_lend  # type: ignore[method-assign]
+        self.pool._router.lend = checked_lend  # type: ignore[method-assign]
 
     @property
     def max_connections(self) -> int:
-        return self.pool.router.options.max_connections
+        return self.pool._router.options.max_connections
 
     async def serve(self, peer: Peer) -> None:
         """Answer each request, one after the other, in the way that it asks for."""
@@ -293,10 +294,9 @@ class Story(RuleBasedStateMachine):
 
     @rule(which=WHICH, force_remove=st.booleans())
     def release_twice(self, which: int, force_remove: bool) -> None:
-        connections = [connection for connection in self.returned if not connection.lease]
-        if not connections:
+        if not self.returned:
             return
-        connection = connections[which % len(connections)]
+        connection = self.returned[which % len(self.returned)]
 
         async def release() -> None:
             before = (connection.state, repr(self.pool))
@@ -323,15 +323,14 @@ class Story(RuleBasedStateMachine):
         """Send a request, and find that what comes back belongs to it."""
         if mode == "trail" and self.drain in ("none", "until"):
             mode = "reply"  # these do not promise to survive it
-        loan = (connection, connection.lease)
         request = str(len(self.asked))
-        self.asked[request] = loan
+        self.asked[request] = connection
         await connection.send(f"{request} {mode}")
         while True:
             kind, belongs_to = str(await connection.recv()).split()
             if kind == "stray":
                 continue
-            assert self.asked[belongs_to] == loan, f"{kind} of {belongs_to} came to {request}"
+            assert self.asked[belongs_to] is connection, f"{kind} of {belongs_to} came to {request}"
             if kind == "last" and belongs_to == request:
                 return
 
@@ -339,7 +338,7 @@ class Story(RuleBasedStateMachine):
         """Send a request whose reply takes its time, and do not wait for it."""
         if self.drain in ("until", "fence"):  # the others do not promise to survive it
             request = str(len(self.asked))
-            self.asked[request] = (connection, connection.lease)
+            self.asked[request] = connection
             await connection.send(f"{request} slow")
 
     @rule(which=WHICH, ticks=TICKS)
@@ -489,24 +488,26 @@ class Story(RuleBasedStateMachine):
     def check(self) -> None:
         self.collect()
         assert not self.troubles
-        router = self.pool.router
+        router = self.pool._router
         queues = router.queues
-        connections = list(queues)
-        assert len(connections) == len(set(connections))
+        links = list(queues)
+        assert len(links) == len(set(links))
         for state in State:
-            assert all(connection.state is state for connection in queues[state])
-        errands = router.errands.checks | router.errands.keepalives
-        assert {connection for connection in queues.busy if not connection.lease} == errands
+            assert all(link.state is state for link in queues[state])
+            assert all((link.owner is None) == (state is State.IDLE) for link in queues[state])
+        lent = [link for link in queues.busy if link.loan is not None]
+        assert all(link.owner is link.loan for link in lent)
+        assert len(queues.busy) - len(lent) == router.capacity.errands
         for connection in self.borrowed:
-            assert (connection.state is State.BUSY) == (connection in queues.busy)
-        self.most_sockets = max(self.max_connections, min(self.most_sockets, len(connections)))
-        assert len(connections) <= self.most_sockets
+            assert (connection.state is State.BUSY) == (link_of(connection) in queues.busy)
+        self.most_sockets = max(self.max_connections, min(self.most_sockets, len(links)))
+        assert len(links) <= self.most_sockets
         assert self.sockets() <= self.most_sockets
         if not self.pool.is_closed:
-            waiting = [waiter for waiter in router.line if not waiter.future.done()]
-            checks = len(router.errands.checks)
-            assert router.room <= 0 or len(waiting) <= len(queues.connecting) + checks
-            assert not queues.idle or checks >= sum(not waiter.wants_new for waiter in waiting)
+            waiting = [loan for loan in router.line if not loan._waiter.done()]
+            checks = router.errands.checks
+            assert router.capacity.room <= 0 or len(waiting) <= len(queues.connecting) + checks
+            assert not queues.idle or checks >= sum(not loan._wants_new for loan in waiting)
 
     def teardown(self) -> None:
         try:
@@ -535,7 +536,7 @@ class Story(RuleBasedStateMachine):
         ]
         self.until(lambda: all(task.done() for task in everything), "all has been acquired")
         self.borrowed = [task.result() for task in everything]
-        assert len(set(self.borrowed)) == self.max_connections
+        assert len({connection.id for connection in self.borrowed}) == self.max_connections
         for connection in self.borrowed:
             self.exchanges[connection] = self.task(self.talk(connection, "reply"))
         self.until(lambda: all(t.done() for t in self.exchanges.values()), "all have talked")

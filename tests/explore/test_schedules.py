@@ -19,9 +19,8 @@ import pytest
 
 from tests.explore.schedules import SCHEDULES, Outcome, Violation, explore
 from wspool import quota
-from wspool._connection import aiohttp_internals as wire
-from wspool._connection.link import WebsocketConnection
-from wspool._pool import errands, routing, waiting
+from wspool._connection import aiohttp_internals, link, loan
+from wspool._pool import attending, capacity, errands, routing, supply, waiting
 
 FACTORY = getattr(asyncio, "eager_task_factory", None)
 
@@ -39,64 +38,71 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         1,
-        "a connection given to a waiter that was cancelled in the same tick is lost",
+        "a link that was served to a loan that was cancelled in the same tick is lost",
         routing.Router._leave_line,
-        "self._pass_on(future.result())",
+        "self._pass_on(loan._link)",
         "pass",
     ),
     Fault(
         2,
         "a cancellation at the hand-over is swallowed",
         routing.Router.wait,
-        "self._leave_line(waiter)",
-        "return waiter.future.result()",
+        "self._leave_line(loan)",
+        "if loan._link is not None:\n                return\n            self._leave_line(loan)",
     ),
     Fault(
         4,
-        "a cancelled waiter is still served",
+        "a cancelled loan is still served",
         waiting.Line.oldest,
-        "if not waiter.future.done():",
+        "if not loan._waiter.done():",
         "if True:",
     ),
     Fault(
         7,
-        "the slot of a failed dial is not freed",
-        routing.Router.dialled,
-        "connection.finish(CloseReason.DIAL, cause=failure)",
+        "the place of a failed dial is not freed",
+        supply.Supply.failed,
+        "dial.link.close(CloseReason.DIAL, cause=failure)",
         "pass",
     ),
     Fault(
         10,
         "a place is free before its socket is gone",
-        wire.Socket.hang_up,
+        aiohttp_internals.Transport.close,
         "await self.wait_gone()",
         "pass",
     ),
     Fault(
         14,
         "nobody looks at what arrived before a checkout",
-        routing.Router.next_idle,
-        "connection.inbox or connection.look()",
+        attending.Attending.next_idle,
+        "wire.inbox or wire.has_unread()",
         "False",
     ),
     Fault(
         15,
         "the late reply to a cancelled borrower is read by the next",
         routing.Router.give_back,
-        "is_failed = is_failed and connection.has_sent",
+        "is_failed = is_failed and loan._has_sent",
         "is_failed = False",
     ),
     Fault(
+        15,
+        "a loan that is over still speaks and reads",
+        loan.WebsocketConnection._wire,
+        "link.owner is not self",
+        "link.owner is None",
+    ),
+    Fault(
         1,
-        "a checked connection whose waiter was cancelled is lost",
-        routing.Router.regain,
-        'self._back_from_errand(connection, "check")',
-        'if self.line: self._back_from_errand(connection, "check")',
+        "a checked link whose waiter was cancelled is lost",
+        routing.Router._returned,
+        "self.errands.end(owner)",
+        "self.errands.end(owner) if self.line else None",
     ),
     Fault(
         14,
-        "a connection that did not answer its check is lent",
-        errands.check,
+        "a link that did not answer its check is lent",
+        errands.Errand._check,
         "raise Discard(CloseReason.STALE) from None",
         "pass",
     ),
@@ -104,36 +110,36 @@ FAULTS = [
         8,
         "a check counts as promising though its server is mute",
         errands.Errands.promised,
-        "or self.is_suspicious",
+        "self.is_suspicious or",
         "",
     ),
     Fault(
         11,
-        "a keepalive that is over still counts as a connection to come",
-        errands.Errands.end,
-        "self.keepalives.discard(connection)",
-        "pass",
+        "an errand counts as a loan",
+        vars(capacity.Capacity)["errands"].fget,
+        "link.loan is None",
+        "False",
     ),
     Fault(
         26,
         "the time limit of a keepalive is not kept",
-        errands.keep_alive,
+        errands.Errand.run,
         "asyncio.timeout(options.connection_timeout)",
         "asyncio.timeout(None)",
     ),
     Fault(
         1,
         "a lease of the quota given to a dial that was cancelled in the same tick is lost",
-        quota.Line.acquire,
+        quota.LeaseQueue.acquire,
         "self.release(lease)",
         "pass",
     ),
     Fault(
         10,
         "a lease is given back before its socket is gone",
-        WebsocketConnection.detach,
-        "await self.hang_up(timeout)",
-        "self._return_permit(); await self.hang_up(timeout)",
+        link.Link.drop_wire,
+        "await self.close_wire(timeout)",
+        "self._return_permit(); await self.close_wire(timeout)",
     ),
 ]
 
@@ -216,5 +222,6 @@ def _compiled(fault: Fault) -> Callable[..., Any]:
     code = compile(source.replace(fault.right, fault.wrong), "<fault>", "exec", flags=flags)
     namespace: dict[str, Any] = {}
     exec(code, fault.function.__globals__, namespace)
-    function: Callable[..., Any] = namespace[fault.function.__name__]
+    compiled = namespace[fault.function.__name__]
+    function: Callable[..., Any] = getattr(compiled, "fget", compiled)  # of a property
     return function

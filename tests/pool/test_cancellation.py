@@ -34,12 +34,12 @@ async def nothing(world: World) -> None:
 
 
 async def one_idle(world: World) -> None:
-    world.pool.router.give_back(await world.pool.acquire())
+    world.pool._router.give_back(await world.pool.acquire())
 
 
 async def all_idle(world: World) -> None:
     for connection in [await world.pool.acquire() for _ in range(2)]:
-        world.pool.router.give_back(connection)
+        world.pool._router.give_back(connection)
 
 
 async def one_used(world: World) -> None:
@@ -50,7 +50,7 @@ async def all_lent(world: World) -> None:
     """All connections are lent, and will come back one after the other."""
     for when in (0.05, 0.15):
         connection = await world.pool.acquire()
-        world.loop.call_later(when, world.pool.router.give_back, connection)
+        world.loop.call_later(when, world.pool._router.give_back, connection)
 
 
 async def everything(world: World) -> None:
@@ -85,8 +85,8 @@ async def being_checked(world: World) -> None:
 
 async def being_kept_alive(world: World) -> None:
     await all_idle(world)
-    for connection in list(world.pool.router.queues.idle):
-        world.pool.router.keep_alive(connection)
+    for link in list(world.pool._router.queues.idle):
+        world.pool._router.errands.begin(link, "keepalive")
     await asyncio.sleep(0.001)
 
 
@@ -115,16 +115,16 @@ def refused(*failures: Exception) -> Act:
 
 
 async def acquire(world: World) -> None:
-    world.pool.router.give_back(await world.pool.acquire())
+    world.pool._router.give_back(await world.pool.acquire())
 
 
 async def acquire_new(world: World) -> None:
-    world.pool.router.give_back(await world.pool.acquire_new())
+    world.pool._router.give_back(await world.pool.acquire_new())
 
 
 async def release(world: World, *, force_remove: bool = False) -> None:
-    (connection,) = world.pool.router.queues.busy
-    await world.pool.release(connection, force_remove=force_remove)
+    (link,) = world.pool._router.queues.busy
+    await world.pool.release(link.loan, force_remove=force_remove)
 
 
 async def remove(world: World) -> None:
@@ -219,7 +219,7 @@ async def strays(world: World) -> None:
 
 async def log_in(connection: WebsocketConnection) -> None:
     """Fail the first time."""
-    is_first = connection.rtt is None
+    is_first, connection.context = connection.context is None, "was here"
     await connection.ping()
     if is_first:
         raise ConnectionClosedError("on purpose")
@@ -326,13 +326,13 @@ OPERATIONS = list(dict.fromkeys(case.operation for case in CASES))
 Points = set[tuple[str, int]]
 """Places in the core at which a task was cancelled: file and line."""
 
-THREADS = {"blocking.py", "introspection.py"}
+THREADS = {"blocking.py", "portal.py"}
 """Files of the core whose awaits belong to no task of the pool's."""
 
 NO_POINTS = {
     "async with asyncio.timeout": "entering and leaving it waits for nothing",
     "await pending.mark_completed()": "it sets a flag, and waits for nothing",
-    "await self._next_frame()": "it takes what is there, and waits for nothing",
+    "await wire.next_frame()": "it takes what is there, and waits for nothing",
 }
 """What looks like a place to be cancelled at, and why it is none."""
 
@@ -340,7 +340,7 @@ NO_POINTS = {
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The upkeep takes a breath after each connection."""
-    monkeypatch.setattr(upkeep, "TURN", -1.0)
+    monkeypatch.setattr(upkeep, "TURN_SECONDS", -1.0)
 
 
 def run(case: Case, k: int, *, is_caller: bool, is_late: bool, points: Points) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from wspool._connection.exporting import exported
 
+
+@exported
 class WebsocketError(RuntimeError):
     """The base of all errors of this package. Without a message it carries its default one."""
 
@@ -17,12 +20,14 @@ class WebsocketError(RuntimeError):
         super().__init__(self.message)
 
 
+@exported
 class ConnectionPoolExhaustedError(WebsocketError):
     """All connections are in use, and the caller may not wait (any longer) for one."""
 
     default_message = "All connections of the pool are in use"
 
 
+@exported
 class ConnectionPoolTimeoutError(ConnectionPoolExhaustedError, TimeoutError):
     """No connection could be had within the caller's timeout; the message has the pool's counts.
 
@@ -32,12 +37,14 @@ class ConnectionPoolTimeoutError(ConnectionPoolExhaustedError, TimeoutError):
     default_message = "No connection within the timeout"
 
 
+@exported
 class ConnectionPoolUnavailableError(WebsocketError):
     """The pool is closed."""
 
     default_message = "The pool is closed"
 
 
+@exported
 class ConnectionUnavailableError(WebsocketError):
     """A dial failed for good. `__cause__` is the last failure, without secrets.
 
@@ -70,6 +77,7 @@ class ConnectionUnavailableError(WebsocketError):
         self.retry_after = retry_after
 
 
+@exported
 class ConnectionClosedError(WebsocketError):
     """The connection is closed. `code` and `reason` are those of the CLOSE frame.
 
@@ -89,18 +97,21 @@ class ConnectionClosedError(WebsocketError):
         self.reason = reason
 
 
+@exported
 class ConnectionBusyError(WebsocketError):
     """The right to send and to receive belongs to somebody else just now."""
 
     default_message = "The connection is in use by another owner"
 
 
+@exported
 class ConnectionDrainTimeoutError(WebsocketError):
     """A drain did not end within `drain_timeout`; kept as the `cause` of the connection's close."""
 
     default_message = "The connection was still receiving data at the end of drain_timeout"
 
 
+@exported
 class IllegalTransitionError(WebsocketError):
     """A trigger that the state machine does not allow in this state. Nothing has moved."""
 

@@ -20,9 +20,10 @@ import aiohttp
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionClosedError
+from wspool._connection.exporting import exported
 from wspool._connection.queues import Queues
 from wspool._connection.scrubbing import scrub_text, scrub_uri, secrets_of
-from wspool._connection.states import BUSY, CLOSED, HISTORY, CloseReason, Moved, State
+from wspool._connection.states import BUSY, CLOSED, MAX_HISTORY, CloseReason, Moved, State
 from wspool._connection.wire import Ping, Wire
 
 NEVER: Final = float("inf")
@@ -39,6 +40,7 @@ class Permit(Protocol):
         """Tell the quota that the socket is gone."""
 
 
+@exported
 class Transition(NamedTuple):
     """One entry of a connection's history.
 
@@ -86,6 +88,7 @@ class Link:
         "kept_alive_at",
         "loan",
         "moves",
+        "named_use",
         "on_close",
         "opened_at",
         "owner",
@@ -116,7 +119,7 @@ class Link:
         # What the state machine moves: see states.py. This is the birth.
         self.state = State.CONNECTING
         self.queues = queues
-        self.moves: deque[Moved] = deque(maxlen=HISTORY)
+        self.moves: deque[Moved] = deque(maxlen=MAX_HISTORY)
         self.clock = clock_of(loop)
         self.born = loop.time()
         self.created_at = time()
@@ -159,8 +162,8 @@ class Link:
         # The number of `expire_connections()` calls before its birth.
         self.generation = generation
 
-        # Loans so far, the present one included.
-        self.uses = 0
+        # Loans so far, the present one included; the one that a warning has named as overdue.
+        self.uses = self.named_use = 0
         # Messages that no borrower has read.
         self.drained_messages = 0
         # At the last look more was unread than aiohttp's queue holds: the rest is still coming.

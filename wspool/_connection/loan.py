@@ -26,6 +26,7 @@ import aiohttp
 
 from wspool._connection.callsites import Callsite, line_of
 from wspool._connection.errors import ConnectionBusyError, ConnectionClosedError, WebsocketError
+from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.states import CLOSED, CloseReason, State
 from wspool._connection.wire import BINARY, TEXT, Wire, encoded
@@ -51,6 +52,7 @@ class Lender(Protocol):
         """Check who borrows, and serve the loan if that needs no wait."""
 
 
+@exported
 class WebsocketConnection:
     """One loan of a WebSocket to the server.
 
@@ -67,7 +69,6 @@ class WebsocketConnection:
         "_failure",
         "_has_sent",
         "_is_cut_off",
-        "_is_named",
         "_last_message",
         "_lender",
         "_link",
@@ -81,10 +82,9 @@ class WebsocketConnection:
     def __init__(
         self,
         lender: Lender | None,
-        link: Link | None = None,
-        *,
         timeout: float | None = None,
         wants_new: bool = False,
+        link: Link | None = None,
     ) -> None:
         # None: of the pool's own, or a view.
         self._lender = lender
@@ -101,12 +101,10 @@ class WebsocketConnection:
         self._arrival: int
         self._since: float
         self._failure: BaseException | None
-        # Whether the link was closed before the loan was over.
-        self._is_cut_off = False
-        # Whether a warning has named it as taking too long.
-        self._is_named = False
-        # Which use of the link it is.
-        self._uses = 0
+        # Whether the link was closed by the time that the loan was over; unset where it was not.
+        self._is_cut_off: bool
+        # Once it is served: which use of the link it is.
+        self._uses: int
         # Whether something was sent in this loan, so that a reply may be under way.
         self._has_sent = False
         # What recv returned last, unless something was sent after it.
@@ -174,7 +172,8 @@ class WebsocketConnection:
     @property
     def reused(self) -> bool:
         """Whether somebody else has used this connection before this loan."""
-        return (self._uses or self._served().uses) > 1
+        uses = self._served().uses if self._callsite is None else self._uses
+        return uses > 1
 
     @property
     def borrowed_at(self) -> str | None:
@@ -408,9 +407,8 @@ class WebsocketConnection:
         if wire is not None and not self._is_over:
             wire.put_back(message)
 
-    @property
     def _last_read(self) -> str | bytes | None:
-        """What recv returned last, if nothing was sent and nothing has arrived since."""
+        """Return what recv returned last, if nothing was sent and nothing has arrived since."""
         wire = self._served().wire
         return None if wire is None or wire.inbox else self._last_message
 
@@ -426,7 +424,7 @@ class WebsocketConnection:
                 f"Cannot {doing} on connection #{link.id}: it is {link.state} and not lent to you; "
                 "acquire it from the pool first"
             )
-        if self._is_cut_off:
+        if getattr(self, "_is_cut_off", False):
             return link.closed_error()
         return ConnectionBusyError(
             f"Cannot {doing}: this loan of connection #{link.id}, lent at {self.borrowed_at}, is "
@@ -439,7 +437,7 @@ async def lend_to_hook(
 ) -> WebsocketConnection:
     """Let a hook of the user's own the link while it runs; return the loan that it had."""
     owner = link.owner
-    loan = WebsocketConnection(None, link)
+    loan = WebsocketConnection(None, link=link)
     link.owner = loan
     try:
         await hook(loan)
@@ -453,6 +451,6 @@ def view_of(link: Link) -> WebsocketConnection:
     """Return how a link is shown to whoever has no right to it: one object, while it is held."""
     view: WebsocketConnection | None = link.view() if link.view is not None else None
     if view is None:
-        view = WebsocketConnection(None, link)
+        view = WebsocketConnection(None, link=link)
         link.view = weakref.ref(view)
     return view

@@ -1,9 +1,9 @@
 """The states of a connection, and the only moves between them.
 
-Everything that affects a transition is in this file, and this file does not know what a
-connection, a pool or a socket is: it moves any object that has a `state`, the `queues` it is kept
-in, a list of `moves` and a `clock`; an `id` and the time it was `born` are for the log. It imports
-neither asyncio nor aiohttp.
+Everything that affects a transition is in this file, and this file does not know what a link, a
+pool or a socket is: it moves any object that has a `state`, the `queues` it is kept in, a list of
+`moves` and a `clock`; an `id` and the time it was `born` are for the log. It imports neither
+asyncio nor aiohttp.
 
 <!-- diagram -->
 stateDiagram-v2
@@ -18,30 +18,34 @@ stateDiagram-v2
     draining --> closed: close
 <!-- /diagram -->
 
-Who owns the wire, that is, who may send and receive:
+Who owns the link, that is, who has the right to its wire and may send and receive:
 
 - connecting: the dial, with its handshake, its retries and the `on_connect` hook;
-- idle: nobody sends, and the pool reads what arrives unasked;
-- busy: the borrower, who is a user or, for a keepalive or a check, the pool itself;
+- idle: nobody; the pool reads what arrives unasked;
+- busy: a loan, which is a borrower's, or an errand, a check or a keepalive, for which the pool
+  itself has borrowed the link;
 - draining: the drain, with the `on_release` hook first;
-- closed: the goodbye, until the socket is gone. Then the connection is in no queue at all.
+- closed: the goodbye. Closed means that nobody else may use the link from now on, and not that its
+  socket is gone: until then it keeps its place. Afterwards the link is in no queue at all.
 
 The rules:
 
 1. The table below is the graph. The legal moves, the diagram above, the README's and
    `pool.state_diagram()` all come from it.
-2. A connection is born with a state. After that its `state` is assigned in one place in the
-   package: in `_Move.trigger`, below.
+2. A link is born with a state. After that its `state` is assigned in one place in the package: in
+   `_Move.trigger`, below.
 3. A transition is synchronous. Leaving one queue and entering the next happens with no `await`
-   between, so no task ever sees a connection in two queues or in none: that is the lock.
+   between, so no task ever sees a link in two queues or in none: that is the lock.
 4. An illegal trigger raises an error that names the trigger and the state, and nothing has moved.
-5. The second half of the lock is not here: after every await, whoever owned a state must look
-   whether he still does. A connection can be closed under anybody, and the loser ends silently.
+5. The second half of the lock is not here. A link can be closed under its owner, so after every
+   await whoever owned it must look whether it still does, and a loser ends silently. The form in
+   which that can be checked is `link.owner is self`: a link has one owner at most, each transition
+   into a state sets it, and whoever finds another there has lost the link.
 
-The machine is one, shared by all connections, with no model attached: `transitions` would give
-each model bound methods, 5 KB and 8 µs apiece. Its stock `Event.trigger` costs 7 to 13 µs a
-transition and logs two INFO records; the event here looks the move up in a dict: 0.2 to 0.5 µs,
-the queues included.
+The machine is one, shared by all links, with no model attached: `transitions` would give each
+model bound methods, 5 KB and 8 µs apiece. Its stock `Event.trigger` costs 7 to 13 µs a transition
+and logs two INFO records; the event here looks the move up in a dict: 0.2 to 0.5 µs, the queues
+included.
 """
 
 from __future__ import annotations
@@ -55,10 +59,12 @@ from typing import Any, Final, NamedTuple, Protocol
 from transitions import Event, Machine, Transition
 
 from wspool._connection.errors import IllegalTransitionError
+from wspool._connection.exporting import exported
 
 logger = logging.getLogger("wspool")
 
 
+@exported
 class State(StrEnum):
     """Where a connection is in its life."""
 
@@ -74,6 +80,7 @@ CLOSED: Final = State.CLOSED
 """The two that a loan looks at: on Python 3.11 reading an enum's attribute takes 0.17 µs."""
 
 
+@exported
 class CloseReason(StrEnum):
     """Why a connection was closed; the `why` of its last transition."""
 
@@ -106,8 +113,8 @@ TRANSITIONS: list[list[str]] = [
 ]
 
 
-HISTORY: Final = 16
-"""Transitions that a connection remembers."""
+MAX_HISTORY: Final = 16
+"""Transitions that a link remembers."""
 
 
 class Move(NamedTuple):
@@ -119,7 +126,7 @@ class Move(NamedTuple):
 
 
 Moved = tuple[Move, float, str]
-"""One line of a connection's history: which move, when (its clock's seconds), and why."""
+"""One entry of a link's history: which move, when (its clock's seconds), and why."""
 
 
 class Stateful(Protocol):

@@ -78,7 +78,6 @@ class Wire:
     __slots__ = (
         "_inbox_bytes",
         "_is_closing",
-        "_is_exposed",
         "_loop",
         "_on_lost",
         "_payloads",
@@ -87,6 +86,7 @@ class Wire:
         "frames",
         "has_unread",
         "inbox",
+        "is_exposed",
         "is_lost",
         "is_reading",
         "is_receiving",
@@ -124,7 +124,7 @@ class Wire:
         self.is_receiving = False
         self._turns: list[asyncio.Future[None]] = []
         # Whether a borrower may be reading the WebSocket directly.
-        self._is_exposed = False
+        self.is_exposed = False
         # From the closing handshake on, that alone reads.
         self._is_closing = False
         # Sends that have begun and did not end well; above 0, one may still leave later.
@@ -142,7 +142,7 @@ class Wire:
 
     def expose(self) -> aiohttp.ClientWebSocketResponse:
         """Return the WebSocket for somebody to use it directly."""
-        self._is_exposed = True
+        self.is_exposed = True
         self.frames = ()
         return self.websocket
 
@@ -151,7 +151,7 @@ class Wire:
         """Whether a task is in recv or ping, or a large compressed send may still leave."""
         if self.is_reading or self.is_receiving:
             return True
-        if self._is_exposed and aiohttp_internals.is_being_read(self.websocket):
+        if self.is_exposed and aiohttp_internals.is_being_read(self.websocket):
             return True  # directly
         # An uncompressed frame is written at once; only compressing may happen later.
         return self.unfinished_sends > 0 and bool(self.websocket.compress)
@@ -271,7 +271,7 @@ class Wire:
 
     def _arrived(self) -> Iterator[str | bytes]:
         while not (self.is_reading or self.is_lost or self._is_closing) and self.has_unread():
-            if self._is_exposed and aiohttp_internals.is_being_read(self.websocket):
+            if self.is_exposed and aiohttp_internals.is_being_read(self.websocket):
                 return  # by a borrower that uses the WebSocket directly
             message: object = self._next_read()
             if message is None:

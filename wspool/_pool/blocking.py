@@ -21,13 +21,14 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
+from wspool._connection.exporting import exported
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._pool.introspection import PoolSnapshot
 from wspool._pool.listeners import Listener
-from wspool._pool.options import Headers, Uri, check_timeout
-from wspool._pool.pool import DEFAULT, WebsocketConnectionPool
+from wspool._pool.options import DEFAULT, Headers, Uri, check_timeout
+from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
 from wspool._pool.stats import Stats
 
@@ -53,6 +54,7 @@ class _Same:
 _same: Final[Callable[[], Any]] = _Same
 
 
+@exported
 class BlockingWebsocketConnection:
     """One loan of a WebSocket to the server: a `WebsocketConnection` without `await`.
 
@@ -176,6 +178,7 @@ def _with_arguments_of(
     return decorate
 
 
+@exported
 class BlockingWebsocketConnectionPool:
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
@@ -308,7 +311,7 @@ class BlockingWebsocketConnectionPool:
         pool = self.pool
 
         async def borrow() -> BlockingWebsocketConnection:
-            loan = WebsocketConnection(pool, timeout=timeout, wants_new=wants_new)
+            loan = WebsocketConnection(pool, timeout, wants_new)
             if not pool._lend_at_once(loan, frame):
                 await pool._router.wait(loan)
             return BlockingWebsocketConnection(self, loan)

@@ -33,12 +33,13 @@ class Capacity:
     @property
     def room(self) -> int:
         """How many more links there may be; below 0 after a `resize()`."""
-        return self._limits.max_connections - len(self._queues)
+        return self._limits.max_connections - len(self._queues.all)
 
     @property
     def surplus(self) -> int:
         """How many links too many there are after a `resize()`, those being closed apart."""
-        return -self.room - len(self._queues.closed)
+        queues = self._queues
+        return len(queues.all) - len(queues.closed) - self._limits.max_connections
 
     @property
     def errands(self) -> int:

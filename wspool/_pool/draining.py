@@ -10,20 +10,26 @@ import asyncio
 import itertools
 import logging
 import math
+from functools import partial
 from time import time
 
+from wspool._connection import states
 from wspool._connection.errors import ConnectionDrainTimeoutError
+from wspool._connection.exporting import exported
 from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection, lend_to_hook, view_of
 from wspool._connection.states import CloseReason, State
+from wspool._pool.listeners import Events
 from wspool._pool.options import DrainConditionCallback, Hook, Options
 from wspool._pool.stats import Stats
+from wspool._pool.tasks import Discard, Tasks, Then, close_if_still, work
 
 logger = logging.getLogger("wspool")
 
 _ids = itertools.count(1)
 
 
+@exported
 class PendingConnection:
     """A connection that is being drained, as the pool's book-keeping shows it.
 
@@ -63,13 +69,6 @@ class PendingConnection:
     def __repr__(self) -> str:
         done = "completed" if self._is_completed else "pending"
         return f"<PendingConnection {self.pending_id} {done} of {self.connection!r}>"
-
-
-class Discard(Exception):
-    """The link cannot be used again. `__cause__` is the reason, if there is one."""
-
-    def __init__(self, why: CloseReason) -> None:
-        self.why = why
 
 
 def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
@@ -116,6 +115,43 @@ def is_last(link: Link, message: str | bytes, options: Options) -> bool:
         raise Discard(CloseReason.ERROR) from error
 
 
+class Draining:
+    """The drains of one pool."""
+
+    def __init__(
+        self, options: Options, stats: Stats, events: Events, tasks: Tasks, then: Then
+    ) -> None:
+        self._options, self._stats, self._events = options, stats, events
+        self._tasks = tasks
+        self._then = then
+
+    def begin(self, link: Link, loan: WebsocketConnection, *, is_failed: bool) -> bool:
+        """Drain what may not be clean; False if it is, and Discard if that cannot be known.
+
+        `is_failed`: the loan was left by an exception, with a reply under way.
+        """
+        options, last = self._options, loan._last_read()
+        is_clean = last is not None and is_last(link, last, options)
+        if not is_clean:
+            is_clean = not (is_failed or options.needs_check(has_sent=loan._has_sent))
+        if is_clean and options.on_release is None:
+            return False
+        if options.on_release is None and not options.can_drain(is_failed):
+            raise Discard(CloseReason.ERROR)
+        states.drain(link, "release")
+        self._events.drain_started(link)
+        pending = PendingConnection(view_of(link), options.drain_timeout, options.drain_condition)
+        link.owner = pending
+        cleaning = partial(
+            drain, pending, link, options, self._stats, is_failed=is_failed, is_clean=is_clean
+        )
+        link.task = pending.drain_task = self._tasks.spawn(
+            work(link, cleaning, self._then),
+            partial(close_if_still, link, State.DRAINING, CloseReason.DRAIN),
+        )
+        return True
+
+
 async def drain(
     pending: PendingConnection,
     link: Link,
@@ -135,7 +171,7 @@ async def drain(
         async with asyncio.timeout_at(end) as timer:
             if options.on_release is not None:
                 hooked = await run_hook(link, options.on_release, "on_release")
-                last = hooked._last_read  # it may have read to the end
+                last = hooked._last_read()  # it may have read to the end
                 is_clean = is_clean and not options.needs_check(has_sent=hooked._has_sent)
                 is_clean = is_clean or (last is not None and is_last(link, last, options))
             if not is_clean and not options.can_drain(is_failed):

@@ -15,11 +15,11 @@ from wspool._connection import states
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
-from wspool._pool.draining import Discard, dispose, run_hook
+from wspool._pool.draining import dispose, run_hook
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import Tasks, Then, close_if_still, work
+from wspool._pool.tasks import Discard, Tasks, Then, close_if_still, work
 from wspool._pool.waiting import Line
 
 CHECK_SECONDS: Final = 0.5

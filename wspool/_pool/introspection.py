@@ -12,6 +12,7 @@ from time import time
 from typing import Any, Final, Protocol
 
 from wspool._connection.callsites import Callsite, at_work_in, line_of, task_name
+from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_uri
@@ -23,6 +24,7 @@ MAX_WAITERS: Final = 100
 """Those in a picture, of however many; the oldest."""
 
 
+@exported
 @dataclass(frozen=True)
 class BorrowerSnapshot:
     """Who has a connection or waits for one.
@@ -36,6 +38,7 @@ class BorrowerSnapshot:
     at: str | None
 
 
+@exported
 @dataclass(frozen=True)
 class ConnectionSnapshot:
     """One connection. Durations are in seconds, the times of transitions in Unix seconds.
@@ -66,6 +69,7 @@ class ConnectionSnapshot:
     history: tuple[Transition, ...]
 
 
+@exported
 @dataclass(frozen=True)
 class WaiterSnapshot:
     """Somebody who waits in `acquire`, or, with `wants_new`, in `acquire_new`.
@@ -78,6 +82,7 @@ class WaiterSnapshot:
     borrower: BorrowerSnapshot
 
 
+@exported
 @dataclass(frozen=True)
 class PoolSnapshot:
     """The pool at one moment: counts for each state, limits, and every connection.

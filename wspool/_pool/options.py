@@ -10,7 +10,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 from yarl import URL
@@ -18,6 +18,9 @@ from yarl import URL
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import scrub_uri
 from wspool.quota import Quota
+
+DEFAULT: Final = cast(float, object())
+"""Stands for `acquire_timeout` where a call is given no timeout of its own."""
 
 DrainConditionCallback = Callable[[str | bytes], bool]
 """Is asked of each message that is drained: False gives the connection up."""

@@ -14,17 +14,19 @@ import threading
 import warnings
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
+from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.listeners import Events, Listener
 from wspool._pool.options import (
+    DEFAULT,
     DrainConditionCallback,
     Headers,
     Hook,
@@ -41,12 +43,10 @@ from wspool.quota import Quota
 if TYPE_CHECKING:
     from wspool._pool.introspection import PoolSnapshot
 
-DEFAULT: Final = cast(float, object())
-"""Stands for `acquire_timeout` where a call is given no timeout of its own."""
-
 _names = itertools.count(1)
 
 
+@exported
 class WebsocketConnectionPool:
     """A pool of reusable WebSocket client connections to one URI, for one event loop.
 
@@ -299,7 +299,7 @@ class WebsocketConnectionPool:
         when the dial failed, or waited for the `quota` until then, ConnectionPoolUnavailableError
         when the pool is closed.
         """
-        loan = WebsocketConnection(self, timeout=timeout)
+        loan = WebsocketConnection(self, timeout)
         if not self._lend_at_once(loan, sys._getframe(1)):
             await self._router.wait(loan)
         return loan
@@ -310,7 +310,7 @@ class WebsocketConnectionPool:
         At the limit the longest-idle connection, or else the next that is returned, is closed to
         make room.
         """
-        loan = WebsocketConnection(self, timeout=timeout, wants_new=True)
+        loan = WebsocketConnection(self, timeout, True)
         self._lend_at_once(loan, sys._getframe(1))
         await self._router.wait(loan)
         return loan
@@ -322,11 +322,11 @@ class WebsocketConnectionPool:
         drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
         the errors are those of `acquire`.
         """
-        return WebsocketConnection(self, timeout=timeout)
+        return WebsocketConnection(self, timeout)
 
     def get_new_connection(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
         """Return the same as `get_connection`, around `acquire_new`."""
-        return WebsocketConnection(self, timeout=timeout, wants_new=True)
+        return WebsocketConnection(self, timeout, True)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
         """Give a connection back; with `force_remove` it is closed.
@@ -349,9 +349,7 @@ class WebsocketConnectionPool:
             raise ConnectionBusyError(
                 f"{loan!r} was borrowed once; call get_connection() for each `async with`"
             )
-        if loan._timeout is DEFAULT:
-            loan._timeout = router.options.acquire_timeout
-        else:
+        if loan._timeout is not DEFAULT:
             check_timeout(loan._timeout)
         if router.events.listeners:
             router.events.check_out_started()

@@ -6,6 +6,7 @@ closes the link.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from wspool._connection.states import CloseReason
@@ -20,6 +21,7 @@ all have theirs at once."""
 class Aging(Protocol):
     """What the rules look at."""
 
+    clock: Callable[[], float]
     jitter: float
     generation: int
     uses: int
@@ -58,11 +60,11 @@ class Retiring:
         if self._limits.max_lifetime is not None:
             link.retire_at = now + self._limits.max_lifetime * (1 - JITTER * link.jitter)
 
-    def why_returned(self, link: Aging, now: float) -> CloseReason | None:
+    def why_returned(self, link: Aging) -> CloseReason | None:
         """Return why a link goes that was given back, if it does."""
         if link.generation != self.generation:
             return CloseReason.EXPIRED
-        if now >= link.retire_at:
+        if link.retire_at < NEVER and link.clock() >= link.retire_at:
             return link.retire_why
         max_uses = self._limits.max_uses
         if max_uses is not None and link.uses >= max_uses:
@@ -76,10 +78,6 @@ class Retiring:
         if is_spare and now - link.idle_since > self._limits.idle_timeout:
             return CloseReason.IDLE
         return None
-
-    def is_young(self, link: Aging, now: float) -> bool:
-        """Return whether nothing can be due: the quick look before a loan."""
-        return now < link.retire_at and now - link.idle_since < self.young_seconds
 
     def is_check_due(self, link: Aging, now: float) -> bool:
         """Return whether an idle link must answer a ping before anybody gets it."""

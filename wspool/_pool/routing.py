@@ -8,12 +8,8 @@ synchronous. What must wait for the network runs in a task (`tasks.py`), which t
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Sequence
 
 import aiohttp
 
@@ -26,35 +22,25 @@ from wspool._connection.errors import (
     WebsocketError,
 )
 from wspool._connection.link import Link, clock_of
-from wspool._connection.loan import WebsocketConnection, view_of
+from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
+from wspool._pool.attending import Attending
 from wspool._pool.capacity import Capacity
-from wspool._pool.dialing import Dial, Gate
-from wspool._pool.draining import (
-    Discard,
-    PendingConnection,
-    dispose,
-    dispose_of_rest,
-    drain,
-    is_last,
-)
+from wspool._pool.closing import Closing
+from wspool._pool.dialing import WAITS_SECONDS, Dial, Gate
+from wspool._pool.draining import Draining
 from wspool._pool.errands import Errand, Errands
 from wspool._pool.listeners import Events
-from wspool._pool.options import Options
+from wspool._pool.options import DEFAULT, Options
 from wspool._pool.permits import Permits
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.supply import Supply
-from wspool._pool.tasks import Goodbye, Tasks, close_if_still, weakly, work
+from wspool._pool.tasks import Discard, Tasks, weakly
 from wspool._pool.waiting import Line
 
 logger = logging.getLogger("wspool")
-
-LOSSES: Final = frozenset(
-    {CloseReason.SERVER, CloseReason.STALE, CloseReason.ERROR, CloseReason.DRAIN}
-)
-"""Why a link goes that nobody meant to close."""
 
 
 class Router:
@@ -70,8 +56,12 @@ class Router:
         self.tasks = Tasks()
         self.capacity = Capacity(self.queues, options)
         self.retiring = Retiring(options)
-        self.errands = Errands(
-            options, self.stats, events, self.queues, self.tasks, weakly(self._returned)
+        self.attending = Attending(options, self.stats, self.queues, self.capacity, self.retiring)
+        then = weakly(self._returned)
+        self.errands = Errands(options, self.stats, events, self.queues, self.tasks, then)
+        self.draining = Draining(options, self.stats, events, self.tasks, then)
+        self.closing = Closing(
+            options, self.stats, events, self.queues, self.tasks, weakly(self.route)
         )
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity),
@@ -80,11 +70,8 @@ class Router:
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         self._is_routing = False
-        self._all_returned_waiter: asyncio.Future[None] | None = None
-        # What a goodbye and a drain call; one for all, since a weak method takes half a KiB.
-        self._route_weakly = weakly(self.route)
-        self._show_rest_weakly = weakly(self._show_rest)
-        self._returned_weakly = weakly(self._returned)
+        # How long the gate waits after failures, in seconds.
+        self.waits: Sequence[float] = WAITS_SECONDS
         # From start() on.
         self.clock: Callable[[], float]
 
@@ -94,7 +81,7 @@ class Router:
         self.clock = clock_of(loop)
         if options.quota is not None:
             permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
-        self.supply.start(session, Gate(options.max_connecting, loop.time, permits))
+        self.supply.start(session, Gate(options.max_connecting, loop.time, permits, self.waits))
 
     def __repr__(self) -> str:
         counts = " ".join(f"{state}={count}" for state, count in self.queues.counts().items())
@@ -104,11 +91,13 @@ class Router:
 
     def lend_idle(self, loan: WebsocketConnection) -> bool:
         """Serve a loan at once, if an idle link can be lent at once."""
-        link = self.next_idle()
+        link = self.attending.next_idle()
         if link is None:
             return False
         self.lend(link, loan)
-        self._count_loan(link, 0.0)
+        self.stats.borrows += 1
+        if self.events.listeners:
+            self.events.checked_out(link, 0.0)
         return True
 
     def lend(self, link: Link, loan: WebsocketConnection) -> None:
@@ -126,6 +115,8 @@ class Router:
 
     async def wait(self, loan: WebsocketConnection) -> None:
         """Return when the loan was served."""
+        if loan._timeout is DEFAULT:
+            loan._timeout = self.options.acquire_timeout
         began = self.clock()
         alarm: asyncio.TimerHandle | None = None
         waiter: asyncio.Future[None] | None = None
@@ -226,12 +217,12 @@ class Router:
         loan = line.oldest()
         if loan is not None and loan._wants_new:
             if self._is_room_wanted():
-                self._make_room(1)
+                self.closing.make_room(1)
                 return True
             loan = line.oldest_for_used()
         if loan is None:
             return False
-        link = self.next_idle()
+        link = self.attending.next_idle()
         if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
         if link is None:
@@ -259,65 +250,11 @@ class Router:
     def _hand_over(self, link: Link, loan: WebsocketConnection | None) -> None:
         """Lend this very link, which has just become idle, if that is still possible."""
         if loan is not None:
-            self.attend(link)
+            self.attending.attend(link)
             if link.is_flooding and link.uses:
                 return  # its end is not in sight: next_idle() closes it
             if link in self.queues.idle and loan in self.line and not loan._waiter.done():
                 self._serve(loan, link)
-
-    def next_idle(self) -> Link | None:
-        """Return the idle link to lend next: the last one in, so that a pool can shrink.
-
-        Those that turn out to be lost, or too old, are closed on the way. None, too, when that
-        one, and so all that are idle for longer, must be checked first.
-        """
-        idle = self.queues.idle
-        while idle:
-            link = next(reversed(idle))
-            wire = link.wire
-            assert wire is not None
-            if link.is_flooding or wire.inbox or wire.has_unread():
-                was_flooding = link.is_flooding
-                self.attend(link)
-                if was_flooding or link.is_flooding:  # the rest would reach the borrower
-                    link.close(CloseReason.DRAIN)
-                if link.state is not State.IDLE:
-                    continue
-            now = link.clock()
-            if self.retiring.is_young(link, now):
-                return link  # as nearly always
-            if (why := self.why_idle(link, now)) is not None:
-                link.close(why)
-            else:
-                return None if self.retiring.is_check_due(link, now) else link
-        return None
-
-    def attend(self, link: Link, most: int | None = None) -> bool:
-        """Deal with what has arrived on a link that nobody reads; False if nothing had.
-
-        If it is idle, with no more than `most` messages of that.
-        """
-        if not link.has_news:
-            link.is_flooding = False
-            return False
-        if link.state is State.IDLE:
-            self._dispose_of_unread(link, most)
-        elif link.state is not State.CLOSED and link.wire is not None:
-            link.wire.attend()
-        return link.state is State.IDLE
-
-    def _dispose_of_unread(self, link: Link, most: int | None = None) -> None:
-        link.is_flooding = link.wire is not None and link.wire.is_flooded
-        try:
-            for message in itertools.islice(link.unread(), most):
-                dispose(link, message, self.options, self.stats)
-        except Discard as discard:
-            link.close(discard.why, cause=discard.__cause__)
-
-    def why_idle(self, link: Link, now: float) -> CloseReason | None:
-        """Return why an idle link is to be closed, if it is."""
-        is_spare = self.capacity.open > self.options.min_connections
-        return self.retiring.why_idle(link, now, is_spare=is_spare)
 
     # Giving back.
 
@@ -333,8 +270,9 @@ class Router:
             self.events.checked_in(link)
         wire = link.wire
         assert wire is not None
-        is_in_use, last = wire.is_in_use, loan._last_read
-        loan._is_cut_off = link.state is not BUSY
+        is_in_use = wire.is_reading or wire.is_receiving
+        if wire.is_exposed or wire.unfinished_sends:
+            is_in_use = wire.is_in_use
         link.loan = None
         # Without a send nothing can be under way, however the borrower left.
         is_failed = is_failed and loan._has_sent
@@ -351,25 +289,27 @@ class Router:
             elif (why := self._why_returned(link)) is None:
                 if is_failed or self.options.may_drain:
                     try:
-                        if self._begin_drain(link, loan, last, is_failed=is_failed):
+                        if self.draining.begin(link, loan, is_failed=is_failed):
                             return
                     except Discard as discard:
                         why, cause = discard.why, discard.__cause__
         if wire.inbox or wire.has_unread():
-            self._dispose_of_unread(link)
+            self.attending.dispose(link)
             if link.is_flooding:
                 why = why or CloseReason.DRAIN
         if why is not None:
             link.close(why, cause=cause)
         elif link.state is BUSY:
             self._check_in(link, "release")
+            return
+        loan._is_cut_off = True
 
     def _why_returned(self, link: Link) -> CloseReason | None:
         if self.is_closing:
             return CloseReason.POOL
-        why = self.retiring.why_returned(link, link.clock())
-        if why is None and self.capacity.room < 0 and self.capacity.surplus > 0:
-            return CloseReason.ROOM
+        why = self.retiring.why_returned(link)
+        if why is None and len(self.queues.all) > self.options.max_connections:
+            return CloseReason.ROOM if self.capacity.surplus > 0 else None
         return why
 
     def _check_in(self, link: Link, why: str) -> None:
@@ -377,36 +317,6 @@ class Router:
         link.idle_since = link.moves[-1][1]
         if self.line.loans:
             self.route()
-
-    def _begin_drain(
-        self,
-        link: Link,
-        loan: WebsocketConnection,
-        last: str | bytes | None,
-        *,
-        is_failed: bool,
-    ) -> bool:
-        """Drain what may not be clean; False if it is, and Discard if that cannot be known."""
-        options = self.options
-        is_clean = last is not None and is_last(link, last, options)
-        if not is_clean:
-            is_clean = not (is_failed or options.needs_check(has_sent=loan._has_sent))
-        if is_clean and options.on_release is None:
-            return False
-        if options.on_release is None and not options.can_drain(is_failed):
-            raise Discard(CloseReason.ERROR)
-        states.drain(link, "release")
-        self.events.drain_started(link)
-        pending = PendingConnection(view_of(link), options.drain_timeout, options.drain_condition)
-        link.owner = pending
-        cleaning = partial(
-            drain, pending, link, options, self.stats, is_failed=is_failed, is_clean=is_clean
-        )
-        link.task = pending.drain_task = self.tasks.spawn(
-            work(link, cleaning, self._returned_weakly),
-            partial(close_if_still, link, State.DRAINING, CloseReason.DRAIN),
-        )
-        return True
 
     def _returned(self, link: Link, discard: Discard | None) -> None:
         """Take back a link from a drain or an errand that has ended, well or badly."""
@@ -430,7 +340,7 @@ class Router:
                 if not self._is_room_wanted():
                     self._hand_over(link, self.line.oldest_for_used())
             # One that is kept alive whenever the upkeep looks would live for ever.
-            elif (why := self.why_idle(link, link.clock())) is not None:
+            elif (why := self.attending.why_idle(link, link.clock())) is not None:
                 link.close(why)
         self.route()
 
@@ -457,36 +367,15 @@ class Router:
             return
         self._hand_over(link, self.line.oldest())
         self.route()
-        self._make_room(self.capacity.surplus)
+        self.closing.make_room(self.capacity.surplus)
 
     # Closing.
 
     def _closed(self, link: Link) -> None:
-        """Say goodbye to a link that has just entered the state closed."""
-        self._show_rest(link)
-        move, now, why = link.moves[-1]
-        self.stats.closes[str(why)] += 1
-        if why in LOSSES:
-            logger.info(
-                "lost #%d: %s; it was %s for %.1f s, is %.1f s old and was lent %d times",
-                *(link.id, link.how_closed(), move.source),
-                *(link.seconds_before, now - link.born, link.uses),
-            )
-        self.events.closed(link)
-        returned = self._all_returned_waiter
-        if returned is not None and not self.queues.busy and not returned.done():
-            returned.set_result(None)
-        if why is CloseReason.SERVER:
+        """Deal with a link that has just entered the state closed."""
+        self.closing.begin(link)
+        if link.moves[-1][2] is CloseReason.SERVER:
             self.supply.lost(link)
-        task, link.task = link.task, None
-        if task is asyncio.current_task():
-            task = None  # it ends by itself, and cannot be waited for here
-        elif task is not None:
-            task.cancel()
-        # A mute peer will not answer the goodbye either.
-        timeout = 0.0 if why is CloseReason.STALE else self.options.close_timeout
-        goodbye = link.owner = Goodbye(link, self._show_rest_weakly, self._route_weakly)
-        self.tasks.spawn(goodbye.say(task, timeout), goodbye.abort)
         self.route()
         if self.capacity.room < 0:  # after a resize() its place serves nobody any more
             self._turn_away()
@@ -496,19 +385,6 @@ class Router:
         for loan in list(self.line)[max(0, self.capacity.coming) :]:
             if loan._timeout == 0:
                 self.line.fail(loan, self._exhausted())
-
-    def _show_rest(self, link: Link) -> None:
-        """Show what a closed link had received, and nobody has read."""
-        if link.loan is None:  # else its borrower may still read what came before the close
-            dispose_of_rest(link, self.options, self.stats)
-
-    def retire_unpermitted(self) -> None:
-        """Let go what has lost its lease of the quota: what is idle now, the rest afterwards."""
-        for link in list(self.queues.all):
-            if link.permit is not None and link.permit.is_lost:
-                link.retire_at, link.retire_why = float("-inf"), CloseReason.QUOTA
-                if link.state is State.IDLE:
-                    link.close(CloseReason.QUOTA)
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
@@ -522,16 +398,9 @@ class Router:
     def resize(self, max_connections: int) -> None:
         """Change the limit; who may wait only for what is no longer to come waits no more."""
         self.options.max_connections = max_connections
-        self._make_room(self.capacity.surplus)
+        self.closing.make_room(self.capacity.surplus)
         self.route()
         self._turn_away()
-
-    def _make_room(self, count: int) -> None:
-        """Close this many idle links, the longest idle first."""
-        idle = self.queues.idle
-        for link in heapq.nsmallest(count, idle, key=lambda idle: idle.idle_since):
-            if link in idle:
-                link.close(CloseReason.ROOM)
 
     def close(self) -> None:
         """Refuse everybody from now on, and close what nobody has borrowed."""
@@ -545,8 +414,7 @@ class Router:
     async def finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         """Wait for the borrowers, close the rest, and return when no task is left but `spared`."""
         if self.queues.busy and timeout != 0:
-            self._all_returned_waiter = self.tasks.loop.create_future()
-            await asyncio.wait({self._all_returned_waiter}, timeout=timeout)
+            await self.closing.wait_returned(timeout)
         if self.queues.busy:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
         for link in self.queues:

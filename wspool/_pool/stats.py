@@ -6,7 +6,10 @@ from collections import Counter
 from copy import copy
 from typing import Any, Self
 
+from wspool._connection.exporting import exported
 
+
+@exported
 class Stats:
     """Cumulative numbers: loans, acquires that waited, timeouts, dials, drained messages.
 

@@ -16,7 +16,6 @@ from typing import Any, ParamSpec
 
 from wspool._connection.link import Link
 from wspool._connection.states import CloseReason, State
-from wspool._pool.draining import Discard
 
 logger = logging.getLogger("wspool")
 
@@ -83,6 +82,13 @@ class Tasks:
         return iter(list(self._running))
 
 
+class Discard(Exception):
+    """The link cannot be used again. `__cause__` is the reason, if there is one."""
+
+    def __init__(self, why: CloseReason) -> None:
+        self.why = why
+
+
 def close_if_still(link: Link, state: State, why: CloseReason) -> None:
     """The dial, the drain or the errand was cancelled by somebody who has not closed the link."""
     if link.state is state:
@@ -106,41 +112,3 @@ async def work(link: Link, working: Callable[[], Awaitable[None]], then: Then) -
         discard = Discard(CloseReason.ERROR)
     if not then(link, discard):
         link.abort()
-
-
-class Goodbye:
-    """The owner of a closed link, until its socket is gone."""
-
-    __slots__ = ("_on_gone", "_on_quiet", "link")
-
-    def __init__(
-        self, link: Link, on_quiet: Callable[[Link], bool], on_gone: Callable[[], bool]
-    ) -> None:
-        self.link = link
-        # Called when nobody reads any more, and when the place is free.
-        self._on_quiet = on_quiet
-        self._on_gone = on_gone
-
-    async def say(self, task: asyncio.Task[None] | None, timeout: float) -> None:
-        """Close the socket, once the task that owned the link has ended, and free its place."""
-        link = self.link
-        try:
-            if task is not None:
-                await asyncio.wait({task}, timeout=timeout)
-                self._on_quiet(link)
-            await link.close_wire(timeout)
-        except Exception:
-            # A fault of this package's: it must not cost a place as well.
-            logger.exception("the goodbye of #%d broke down", link.id)
-            self.abort()
-        else:
-            self._free()
-
-    def abort(self) -> None:
-        """Cut the socket off; the place is kept all the same until that is gone."""
-        self.link.abort()
-        self.link.when_gone(self._free)
-
-    def _free(self) -> None:
-        self.link.free()
-        self._on_gone()

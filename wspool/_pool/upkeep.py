@@ -66,7 +66,7 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
         if router is None or router.is_closing:
             return
         if router.options.quota is not None:
-            router.retire_unpermitted()
+            router.closing.retire_unpermitted()
         _keep_alive(router)
         _warn_of_leaks(router)
         if clock() - tidied >= router.options.cleanup_interval:
@@ -97,7 +97,7 @@ async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
         router = ref()
         if router is None:
             return []
-        if router.attend(link, MAX_MESSAGES):
+        if router.attending.attend(link, MAX_MESSAGES):
             receiving.append(link)
         del router
     return receiving
@@ -119,8 +119,8 @@ def _warn_of_leaks(router: Router) -> None:
     if threshold is None:
         return
     for link in list(router.queues.busy):
-        if link.is_overdue(threshold) and not link.loan._is_named:
-            link.loan._is_named = True
+        if link.is_overdue(threshold) and link.named_use != link.uses:
+            link.named_use = link.uses
             callsite = link.loan._callsite
             logger.warning(
                 "#%d has been lent for %.1f s (leak_threshold is %s s): borrowed by the task %r "
@@ -134,6 +134,6 @@ def tidy(router: Router) -> None:
     """Close what is past its lifetime or has been idle for too long, and refill."""
     now = router.clock()
     for link in list(router.queues.idle):
-        if (why := router.why_idle(link, now)) is not None:
+        if (why := router.attending.why_idle(link, now)) is not None:
             link.close(why)
     router.supply.refill()

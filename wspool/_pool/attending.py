@@ -1,0 +1,90 @@
+"""Attending: what arrives on a link that nobody reads, and which idle link is lent next.
+
+aiohttp answers a ping, and notices a close, only while somebody reads. For an idle link that is
+this file's business: whatever its server says is disposed of. For one that is lent, or drained,
+while its owner is not in `recv`, messages are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from wspool._connection.link import Link
+from wspool._connection.queues import Queues
+from wspool._connection.states import CloseReason, State
+from wspool._pool.capacity import Capacity
+from wspool._pool.draining import dispose
+from wspool._pool.options import Options
+from wspool._pool.retiring import Retiring
+from wspool._pool.stats import Stats
+from wspool._pool.tasks import Discard
+
+
+class Attending:
+    """The look at the links of one pool."""
+
+    def __init__(
+        self,
+        options: Options,
+        stats: Stats,
+        queues: Queues[Link],
+        capacity: Capacity,
+        retiring: Retiring,
+    ) -> None:
+        self._options, self._stats = options, stats
+        self._idle, self._capacity, self._retiring = queues.idle, capacity, retiring
+
+    def next_idle(self) -> Link | None:
+        """Return the idle link to lend next: the last one in, so that a pool can shrink.
+
+        Those that turn out to be lost, or too old, are closed on the way. None, too, when that
+        one, and so all that are idle for longer, must be checked first.
+        """
+        idle = self._idle
+        while idle:
+            link = next(reversed(idle))
+            wire = link.wire
+            assert wire is not None
+            if link.is_flooding or wire.inbox or wire.has_unread():
+                was_flooding = link.is_flooding
+                self.attend(link)
+                if was_flooding or link.is_flooding:  # the rest would reach the borrower
+                    link.close(CloseReason.DRAIN)
+                if link.state is not State.IDLE:
+                    continue
+            now = link.clock()
+            if now < link.retire_at and now - link.idle_since < self._retiring.young_seconds:
+                return link  # as nearly always
+            if (why := self.why_idle(link, now)) is not None:
+                link.close(why)
+            else:
+                return None if self._retiring.is_check_due(link, now) else link
+        return None
+
+    def why_idle(self, link: Link, now: float) -> CloseReason | None:
+        """Return why an idle link is to be closed, if it is."""
+        is_spare = self._capacity.open > self._options.min_connections
+        return self._retiring.why_idle(link, now, is_spare=is_spare)
+
+    def attend(self, link: Link, most: int | None = None) -> bool:
+        """Deal with what has arrived on a link that nobody reads; False if nothing had.
+
+        If it is idle, with no more than `most` messages of that.
+        """
+        if not link.has_news:
+            link.is_flooding = False
+            return False
+        if link.state is State.IDLE:
+            self.dispose(link, most)
+        elif link.state is not State.CLOSED and link.wire is not None:
+            link.wire.attend()
+        return link.state is State.IDLE
+
+    def dispose(self, link: Link, most: int | None = None) -> None:
+        """Deal with what no borrower will read; a link whose message is refused is closed."""
+        link.is_flooding = link.wire is not None and link.wire.is_flooded
+        try:
+            for message in itertools.islice(link.unread(), most):
+                dispose(link, message, self._options, self._stats)
+        except Discard as discard:
+            link.close(discard.why, cause=discard.__cause__)

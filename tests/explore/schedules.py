@@ -277,6 +277,13 @@ class World:
             if self._overdue(next(reversed(queues.idle))) < 0 or checks < for_used:
                 raise Violation(f"somebody waits beside an idle one: {self.pool!r}")
         hopes = 0 if self._is_suspicious else min(checks, for_used)
+        # While nothing is open, no dial begins for a loan whose hope is at work.
+        begun = [link.number for link in queues.connecting if link.number]
+        if not router.capacity.open:
+            hopes += sum(
+                loan._horizon is not None and loan._horizon >= min(begun, default=math.inf)
+                for loan in waiting
+            )
         if len(queues) < limit and len(waiting) > len(queues.connecting) + hopes:
             raise Violation(f"somebody waits beside room for a dial: {self.pool!r}")
         # What neither a borrower nor a drain holds comes by itself.

@@ -41,7 +41,7 @@ from wspool._cli.tapping import (
     tracing,
 )
 from wspool._connection.scrubbing import scrub_uri
-from wspool._pool.dialing import EARLY_SECONDS
+from wspool._pool.gate import EARLY_SECONDS
 
 PINGS: Final = 3
 """Pings on each connection."""

@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import aiohttp
+from yarl import URL
 
 T = TypeVar("T")
 
@@ -119,6 +120,35 @@ def expect_close(websocket: aiohttp.ClientWebSocketResponse) -> None:
     and drops the socket at once, while the server still counts it.
     """
     cast(Any, websocket)._close_code = None
+
+
+class _Unredirected:
+    """A session that follows no redirect: a handshake's headers would go to whatever it names."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        return self._session.request(*args, allow_redirects=False, **options)
+
+
+async def connect(
+    session: aiohttp.ClientSession, uri: str | URL, **options: Any
+) -> aiohttp.ClientWebSocketResponse:
+    """Make a handshake, as `session.ws_connect` does but for redirects: they are refusals.
+
+    A session whose `ws_connect` is its own is left to that.
+    """
+    kind = type(session)
+    handshake = getattr(kind, "_ws_connect", None)
+    if handshake is None or kind.ws_connect is not aiohttp.ClientSession.ws_connect:
+        websocket: Any = await session.ws_connect(uri, **options)
+    else:
+        websocket = await handshake(_Unredirected(session), uri, **options)
+    return cast(aiohttp.ClientWebSocketResponse, websocket)
 
 
 class Transport:

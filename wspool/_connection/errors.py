@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from wspool._connection.exporting import exported
@@ -48,16 +49,19 @@ class ConnectionPoolUnavailableError(WebsocketError):
 class ConnectionUnavailableError(WebsocketError):
     """A dial failed for good. `__cause__` is the last failure, without secrets.
 
-    `kind` says in a word what failed: "dns", "network", "timeout", "tls", "status 503" (the
-    server's HTTP status), "closed", "quota" (no lease within the time) or "error", which includes
-    the user's callables. `status` is that status if there is one, `attempts` how many attempts were
-    made, `retry_after` the seconds that the server asked to wait, if it did.
+    `kind` says in a word what failed: "dns", "network", "timeout", "tls", "proxy", "status 503"
+    (the server's HTTP status), "handshake" (an answer that is none), "closed", "quota" (no lease
+    within the time) or "error", which includes the user's callables. `status` is that status if
+    there is one, `attempts` how many attempts were made, `retry_after` the seconds that the server
+    asked to wait, if it did. `headers` are those of the server's answer, without cookies and
+    without what was a secret of the request; empty where there was no answer.
     """
 
     kind: str
     status: int | None
     attempts: int
     retry_after: float | None
+    headers: Mapping[str, str]
 
     default_message = "No connection could be made"
 
@@ -69,12 +73,14 @@ class ConnectionUnavailableError(WebsocketError):
         status: int | None = None,
         attempts: int = 0,
         retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.status = status
         self.attempts = attempts
         self.retry_after = retry_after
+        self.headers = headers if headers is not None else {}
 
 
 @exported

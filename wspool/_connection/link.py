@@ -67,7 +67,6 @@ class Link:
     __slots__ = (
         "__weakref__",
         "_gone_waiters",
-        "arrival",
         "born",
         "cause",
         "checked_at",
@@ -89,6 +88,7 @@ class Link:
         "loan",
         "moves",
         "named_use",
+        "number",
         "on_close",
         "opened_at",
         "owner",
@@ -97,7 +97,6 @@ class Link:
         "queues",
         "retire_at",
         "retire_why",
-        "round",
         "state",
         "task",
         "uri",
@@ -147,8 +146,8 @@ class Link:
         self.params: Any = None
         # How long the handshake took, and all of the attempt that succeeded, in seconds.
         self.handshake_seconds = self.dial_seconds = 0.0
-        # When the dial began: its place among those who wait; the gate's round of the last attempt.
-        self.arrival = self.round = 0
+        # Its dial's place among the arrivals of those who wait, drawn when it begins; 0 before.
+        self.number = 0
 
         # By its clock: open since, idle since, to be retired at; the last time that a check was
         # answered, and that a keepalive went well.

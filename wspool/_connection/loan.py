@@ -25,7 +25,12 @@ from typing import Any, Protocol, Self
 import aiohttp
 
 from wspool._connection.callsites import Callsite, line_of
-from wspool._connection.errors import ConnectionBusyError, ConnectionClosedError, WebsocketError
+from wspool._connection.errors import (
+    ConnectionBusyError,
+    ConnectionClosedError,
+    ConnectionUnavailableError,
+    WebsocketError,
+)
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.states import CLOSED, CloseReason, State
@@ -68,6 +73,7 @@ class WebsocketConnection:
         "_callsite",
         "_failure",
         "_has_sent",
+        "_horizon",
         "_is_cut_off",
         "_last_message",
         "_lender",
@@ -96,11 +102,13 @@ class WebsocketConnection:
         # Who borrows, and where in the code.
         self._callsite: Callsite | None = None
         # While it stands in the line: what wakes it up, its number and the loop's time when it
-        # arrived, the last failed dial that it outlived.
+        # arrived; the last failure of a dial that spoke to it, and the number of the last dial
+        # that had begun at the first of these.
         self._waiter: asyncio.Future[None]
         self._arrival: int
         self._since: float
-        self._failure: BaseException | None
+        self._failure: ConnectionUnavailableError | None
+        self._horizon: int | None
         # Whether the link was closed by the time that the loan was over; unset where it was not.
         self._is_cut_off: bool
         # Once it is served: which use of the link it is.

@@ -90,10 +90,12 @@ class CloseReason(StrEnum):
     STALE = "stale"  #: did not answer a check
     ERROR = "error"  #: a borrower left by an exception, or a callable of the user's raised
     SERVER = "server"  #: closed by the server, or lost
+    PROTOCOL = "protocol"  #: the server broke the protocol, or sent more than max_msg_size
     DRAIN = "drain"  #: what arrived after the release was refused, or did not end
     EXPIRED = "expired"  #: expire_connections()
     POOL = "pool"  #: close_all()
     USER = "user"  #: close() or force_remove
+    RETIRED = "retired"  #: retire()
     ROOM = "room"  #: made room for acquire_new() or a smaller max_connections
     DIAL = "dial"  #: the dial failed, or was called off
     QUOTA = "quota"  #: its lease of the quota was lost

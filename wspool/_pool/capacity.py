@@ -63,10 +63,19 @@ class Capacity:
         unheld = self._limits.max_connections - self.held
         return max(unheld, len(queues.connecting) + len(queues.idle))
 
-    def may_wait(self, place: int, *, is_patient: bool) -> bool:
-        """Return whether somebody with so many before it in the line waits for something.
+    def left(self, dials: int) -> int:
+        """Return how many links can come to those whom only so many dials may still help.
 
-        `is_patient`: also for what a borrower has.
+        From these dials, or from what is open and nobody holds.
         """
-        coming = self.coming
+        queues = self._queues
+        unheld = max(0, self._limits.max_connections - self.held)
+        return min(unheld, dials + len(queues.idle) + self.errands)
+
+    def may_wait(self, place: int, coming: int, *, is_patient: bool) -> bool:
+        """Return whether somebody has something to wait for: the one question of all waits.
+
+        `place` is how many are before it in the line, `coming` how many links come by themselves.
+        `is_patient`: it waits for what a borrower or a drain holds, too.
+        """
         return place < coming or (is_patient and coming + self.held > 0)

@@ -1,7 +1,7 @@
 """The dial: from a link that is only a plan to one with an open WebSocket.
 
-This file says what is transient, how long to wait, and when to give up. It does not know who
-waits for the link, nor how many there may be.
+This file says what an attempt is, what is transient, and what failed, in words. It does not know
+who waits for the link, nor how many there may be.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import asyncio
 import errno
 import inspect
 import socket
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import islice
 from typing import Any, Final
 
 import aiohttp
-import backoff
+from multidict import CIMultiDict, MultiMapping
 
+from wspool._connection.aiohttp_internals import connect
 from wspool._connection.errors import (
     ConnectionClosedError,
     ConnectionUnavailableError,
@@ -28,211 +25,97 @@ from wspool._connection.errors import (
 )
 from wspool._connection.link import Link
 from wspool._connection.loan import lend_to_hook
-from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
+from wspool._connection.scrubbing import scrub_error, scrub_text, scrub_uri, secrets_of
+from wspool._pool.gate import MAX_RETRY_AFTER_SECONDS, Gate
 from wspool._pool.options import Options, check_uri
-from wspool._pool.permits import Permits
-
-_exponential = backoff.expo(factor=1.0, max_value=10.0)
-next(_exponential)
-WAITS_SECONDS: Final = tuple(islice(_exponential, 5))
-"""How long to wait at most after one, two, … failures in a row; the last for all further ones."""
-
-MAX_RETRY_AFTER_SECONDS: Final = 30.0
-"""A server that asks for a longer wait is not waited for."""
-
-EARLY_SECONDS: Final = 1.0
-"""A close within this time, of a connection that was of no use yet, is a refusal.
-
-Many servers refuse a token so: a handshake, an error message, a close.
-"""
-
-RESTARTING: Final = frozenset({1012, 1013})
-"""Close codes "service restart" and "try again later" (IANA's WebSocket registry)."""
+from wspool._pool.stats import Stats
 
 _TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 _UNREACHABLE: Final = frozenset(
     {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 
-
-class Gate:
-    """What every dial of a pool goes through: a turn, and a wait after failures.
-
-    At most `limit` dials are at work at a time, those that wait out a failure included: a server
-    that is down sees no more than `limit` times `max_retries` attempts, however many wait. The
-    wait grows with each round of failures; attempts that were under way together are one round,
-    those that full jitter has spread over a wait are several. So the more dials there are, the
-    sooner the wait is at its longest, and the fewer attempts a server that is down has to see.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        clock: Callable[[], float],
-        permits: Permits | None = None,
-        waits: Sequence[float] = WAITS_SECONDS,
-    ) -> None:
-        self._limit = limit
-        self._clock = clock
-        # What each attempt needs of a quota, if there is one.
-        self.permits = permits
-        self._waits = waits
-        self._at_work: set[Dial] = set()
-        self._turns: OrderedDict[Dial, asyncio.Future[None]] = OrderedDict()
-        # Rounds of failures so far, and those since the last success.
-        self.round = 0
-        self.streak = 0
-        self._failed_at = self._not_before = float("-inf")
-        # The streak that the last success ended, in case it was none.
-        self._ended_streak = 0
-        self._succeeded_at = float("-inf")
-        self._waiters: set[asyncio.Future[None]] = set()
-        # Why the last dial failed, until one succeeds.
-        self.failure: BaseException | None = None
-
-    def is_at_work(self, dial: object) -> bool:
-        return dial in self._at_work
-
-    @asynccontextmanager
-    async def turn(self, dial: Dial) -> AsyncIterator[None]:
-        """Wait, in order of arrival, until this dial may work; then let the next."""
-        try:
-            if self._turns or len(self._at_work) >= self._limit:
-                turn = asyncio.get_running_loop().create_future()
-                self._turns[dial] = turn
-                await turn
-            self._at_work.add(dial)
-            yield
-        finally:
-            self._turns.pop(dial, None)
-            self._at_work.discard(dial)
-            while self._turns and len(self._at_work) < self._limit:
-                following, turn = self._turns.popitem(last=False)
-                if not turn.done():
-                    # At work from now on: a newcomer in this tick does not overtake it.
-                    self._at_work.add(following)
-                    turn.set_result(None)
-
-    async def wait(self, at_least: float = 0.0) -> None:
-        """Wait until the next attempt is due; a success in the meantime makes it due at once."""
-        if at_least > 0:
-            await asyncio.sleep(at_least)
-        pause = self._not_before - self._clock()
-        if self.streak:
-            longest = self._waits[min(self.streak, len(self._waits)) - 1]
-            pause = max(pause, self._failed_at + backoff.full_jitter(longest) - self._clock())
-        if pause > 0:
-            opened = asyncio.get_running_loop().create_future()
-            self._waiters.add(opened)
-            try:
-                await asyncio.wait({opened}, timeout=pause)
-            finally:
-                self._waiters.discard(opened)
-
-    def failed(self, round: int, retry_after: float = 0.0) -> None:
-        """Count a failure of an attempt that began in this round."""
-        now = self._clock()
-        self._not_before = max(self._not_before, now + min(retry_after, MAX_RETRY_AFTER_SECONDS))
-        if round == self.round:
-            self.round += 1
-            self.streak += 1
-            self._failed_at = now
-
-    def succeeded(self) -> None:
-        """End the wait for all."""
-        now = self._clock()
-        is_one_of_many = now - self._succeeded_at <= EARLY_SECONDS
-        self._ended_streak = max(self.streak, self._ended_streak if is_one_of_many else 0)
-        self._succeeded_at = now
-        self.streak = 0
-        self.failure = None
-        self._not_before = float("-inf")
-        for opened in self._waiters:
-            if not opened.done():
-                opened.set_result(None)
-
-    def lost(self, link: Link) -> bool:
-        """Count a link that the server closed, if that says something about the next dial.
-
-        Returns whether it was closed so early that its handshake was no success after all.
-        """
-        now = self._clock()
-        is_young = link.opened_at is not None and now - link.opened_at <= EARLY_SECONDS
-        was_heard = link.wire is not None and link.wire.received_messages > 0
-        if is_young and not (was_heard and link.uses):
-            if link.round == self.round:
-                self.streak = max(self.streak, self._ended_streak)
-            self.failed(link.round)
-            return True
-        if link.close_code in RESTARTING and now - self._failed_at > EARLY_SECONDS:
-            self.failed(self.round)
-        return False
+_CHECKS: Final = {
+    "Invalid upgrade header": "its Upgrade header is not `websocket`",
+    "Invalid connection header": "its Connection header is not `Upgrade`, and nothing beside it",
+    "Invalid challenge response": "its Sec-WebSocket-Accept header does not fit the key",
+}
+"""What aiohttp says of a handshake's answer with status 101 that it refuses, in our words."""
 
 
 class Dial:
     """The owner of a link that is connecting."""
 
-    __slots__ = ("link",)
+    __slots__ = ("_doing", "link")
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        # What the present attempt is at.
+        self._doing = ""
 
-    async def run(self, options: Options, session: aiohttp.ClientSession, gate: Gate) -> None:
+    async def run(
+        self, options: Options, session: aiohttp.ClientSession, gate: Gate, stats: Stats
+    ) -> None:
         """Open the link's WebSocket and run `on_connect`; it stays in the state connecting.
 
         Raises ConnectionUnavailableError, whose cause shows no secrets. Ends silently when
         somebody else has closed the link meanwhile.
         """
         link = self.link
-        async with gate.turn(self):
-            failure: BaseException
-            retry_after = 0.0
-            attempt = 0
-            while True:
-                await gate.wait(retry_after)
-                if gate.permits is not None:
-                    try:
-                        link.permit = await gate.permits.acquire()
-                    except ConnectionUnavailableError as error:
-                        error.attempts = attempt
-                        if error.kind != "quota":  # a full one says nothing of the next dial
-                            gate.failed(gate.round)
-                        raise
-                attempt += 1
-                link.round = gate.round
+        retry_after = 0.0
+        attempt = 0
+        while True:
+            await gate.wait(self, retry_after)
+            if gate.permits is not None:
                 try:
-                    await self._attempt(options, session)
-                except asyncio.CancelledError as error:
-                    task = asyncio.current_task()
-                    if task is None or task.cancelling():
-                        raise
-                    failure = error  # not of the dial: of something that a callable waited for
-                except Exception as error:
-                    failure = error
-                else:
-                    gate.succeeded()
-                    return
-                await link.drop_wire(options.close_timeout)
-                if link.owner is not self:
-                    return
-                retry_after = _retry_after(failure) or 0.0
-                gate.failed(link.round, retry_after)
-                is_final = attempt >= options.max_retries or retry_after > MAX_RETRY_AFTER_SECONDS
-                if is_final or not is_transient(failure):
-                    break
+                    link.permit = await gate.permits.acquire()
+                except ConnectionUnavailableError as error:
+                    error.attempts = attempt
+                    stats.failures[error.kind] += 1
+                    if error.kind != "quota":  # one that is full says nothing of the next dial
+                        gate.failed(gate.round, error)
+                    raise
+            attempt += 1
+            in_round = gate.round
+            try:
+                await self._attempt(options, session)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                cause: BaseException = error  # not of the dial: of what a callable waited for
+            except Exception as error:
+                cause = error
+            else:
+                return
+            failure = self._failure(cause, attempt)
+            await link.drop_wire(options.close_timeout)
+            if link.owner is not self:
+                return
+            stats.failures[failure.kind] += 1
+            gate.failed(in_round, failure)
+            retry_after = failure.retry_after or 0.0
+            is_final = attempt >= options.max_retries or retry_after > MAX_RETRY_AFTER_SECONDS
+            if is_final or not is_transient(cause):
+                break
         # Raised out here, the error has no unscrubbed context.
-        raise _unavailable(link, failure, attempt)
+        raise failure
 
     async def _attempt(self, options: Options, session: aiohttp.ClientSession) -> None:
         link = self.link
         began = link.clock()
         async with asyncio.timeout(options.connection_timeout):
-            link.uri = check_uri(await _fresh(options.uri))
-            link.headers = dict(await _fresh(options.headers))
+            self._doing = "uri"
+            uri = check_uri(await _fresh(options.uri))
+            link.uri = str(uri)
+            self._doing = "headers"
+            link.headers = _copied(await _fresh(options.headers))
             link.params = options.connect_options.get("params")
+            self._doing = "handshake"
             called = link.clock()
-            websocket = await session.ws_connect(
-                link.uri,
+            websocket = await connect(
+                session,
+                uri,
                 headers=link.headers,
                 autoping=False,
                 autoclose=False,
@@ -242,12 +125,67 @@ class Dial:
             link.handshake_seconds = link.clock() - called
             wire = link.attach(websocket)
             if options.on_connect is not None:
+                self._doing = "on_connect"
                 await lend_to_hook(link, options.on_connect)
                 if wire.is_lost:
                     raise ConnectionClosedError(
                         "the server closed the connection during on_connect"
                     )
         link.dial_seconds = link.clock() - began
+
+    def _failure(self, cause: BaseException, attempts: int) -> ConnectionUnavailableError:
+        """Return what failed, in words without secrets."""
+        link = self.link
+        secrets = secrets_of(link.uri, link.headers, link.params)
+        shown = scrub_error(cause, secrets)
+        is_ours = self._doing != "handshake" and not isinstance(cause, ConnectionClosedError)
+        if is_ours and not isinstance(cause, TimeoutError):
+            kind, what = "error", f"`{self._doing}` raised {type(cause).__name__}: {shown}"
+        else:
+            kind, what = kind_of(cause), self._words(cause, shown, secrets)
+        status = headers = retry_after = None
+        if isinstance(cause, aiohttp.ClientResponseError):
+            status = cause.status
+            if cause.headers:
+                headers = _shown_headers(cause.headers, secrets)
+                retry_after = _retry_after(cause.headers.get("Retry-After", ""))
+        until = f"; it asks to wait {retry_after:.0f} s" if retry_after is not None else ""
+        times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        error = ConnectionUnavailableError(
+            f"No connection to {scrub_uri(link.uri)} after {times}: {what}{until}",
+            kind=kind,
+            status=status,
+            attempts=attempts,
+            retry_after=retry_after,
+            headers=headers,
+        )
+        error.__cause__ = shown
+        return error
+
+    def _words(self, cause: BaseException, shown: BaseException, secrets: list[str]) -> str:
+        match cause:
+            case TimeoutError() if not str(cause):
+                return f"no answer within connection_timeout ({self._doing})"
+            case aiohttp.ClientHttpProxyError():
+                return f"the proxy answered {cause.status}"
+            case aiohttp.WSServerHandshakeError() if cause.status == 101:
+                check = _CHECKS.get(cause.message, "the extensions are not those offered")
+                return f"the server's handshake fails a check: {check}"
+            case aiohttp.WSServerHandshakeError() if 300 <= cause.status < 400:
+                to = scrub_uri(cause.headers.get("Location", "") if cause.headers else "")
+                return (
+                    f"the server redirects ({cause.status}) to {scrub_text(to, secrets)}; a "
+                    "handshake is not redirected, since its headers would go along: use that URI "
+                    "if it is right"
+                )
+            case aiohttp.WSServerHandshakeError():
+                return f"the server answered {cause.status} instead of a WebSocket handshake"
+            case aiohttp.ClientResponseError():
+                kind = type(cause.__cause__ or cause).__name__
+                return f"the server's answer could not be read as HTTP ({kind})"
+            case aiohttp.ServerDisconnectedError():
+                return "the server has closed the connection before its answer was complete"
+        return str(shown) or type(shown).__name__
 
 
 async def _fresh(value: Any) -> Any:
@@ -257,6 +195,11 @@ async def _fresh(value: Any) -> Any:
         if inspect.isawaitable(value):
             value = await value
     return value
+
+
+def _copied(headers: Any) -> Any:
+    """Return a copy in which a header that was given twice is there twice."""
+    return CIMultiDict(headers) if isinstance(headers, MultiMapping) else dict(headers)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -286,8 +229,12 @@ def kind_of(error: BaseException) -> str:
             return "closed"
         case WebsocketError():
             return "error"
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
+            return "proxy"
+        case aiohttp.WSServerHandshakeError() if error.status != 101:
             return f"status {error.status}"
+        case aiohttp.ClientResponseError():
+            return "handshake"
         case TimeoutError():
             return "timeout"
         case aiohttp.ClientConnectorDNSError() | socket.gaierror():
@@ -299,41 +246,28 @@ def kind_of(error: BaseException) -> str:
     return "error"
 
 
-def _retry_after(error: BaseException) -> float | None:
+def _retry_after(value: str) -> float | None:
     """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
-    if not isinstance(error, aiohttp.ClientResponseError) or not error.headers:
-        return None
-    value = error.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
+    value = value.strip()
     try:
+        if value.isdecimal():
+            return min(float(value), _YEAR_SECONDS)
         date = parsedate_to_datetime(value)
-    except ValueError:
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        seconds = (date - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):  # it may be anything
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, seconds), _YEAR_SECONDS)
 
 
-def _unavailable(link: Link, failure: BaseException, attempts: int) -> ConnectionUnavailableError:
-    cause = scrub_error(failure, secrets_of(link.uri, link.headers, link.params))
-    status = failure.status if isinstance(failure, aiohttp.ClientResponseError) else None
-    retry_after = _retry_after(failure)
-    what = str(cause) or type(cause).__name__
-    if isinstance(failure, TimeoutError) and not str(failure):
-        what = "no answer within connection_timeout"
-    if status is not None:
-        what = f"the server answered {status} instead of a WebSocket handshake"
-    until = ""
-    if retry_after is not None:
-        until = f"; it asks to wait {retry_after:.0f} s"
-    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    error = ConnectionUnavailableError(
-        f"No connection to {scrub_uri(link.uri)} after {times}: {what}{until}",
-        kind=kind_of(failure),
-        status=status,
-        attempts=attempts,
-        retry_after=retry_after,
+_YEAR_SECONDS: Final = 365 * 86400.0
+
+
+def _shown_headers(headers: Any, secrets: list[str]) -> CIMultiDict[str]:
+    """Return the headers of an answer as they may be shown: no cookies, and no secret of ours."""
+    return CIMultiDict(
+        (name, scrub_text(value, secrets))
+        for name, value in headers.items()
+        if name.lower() not in ("set-cookie", "set-cookie2")
     )
-    error.__cause__ = cause
-    return error

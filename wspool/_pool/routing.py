@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from wspool._connection import states
+from wspool._connection.callsites import line_of, task_name
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
@@ -28,9 +29,10 @@ from wspool._connection.states import BUSY, CloseReason, State
 from wspool._pool.attending import Attending
 from wspool._pool.capacity import Capacity
 from wspool._pool.closing import Closing
-from wspool._pool.dialing import WAITS_SECONDS, Dial, Gate
+from wspool._pool.dialing import Dial
 from wspool._pool.draining import Draining
 from wspool._pool.errands import Errand, Errands
+from wspool._pool.gate import WAITS_SECONDS, Gate
 from wspool._pool.listeners import Events
 from wspool._pool.options import DEFAULT, Options
 from wspool._pool.permits import Permits
@@ -130,7 +132,11 @@ class Router:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.room > 0:
                 self.route()
+            if self.supply.gate.streak:
+                self.supply.turn_away()
             await waiter
+            while (link := loan._link) is None or link.owner is not loan:
+                await self._wait_on(loan)
         except BaseException as error:
             if waiter is not None:
                 self._leave_line(loan)
@@ -141,8 +147,24 @@ class Router:
                 alarm.cancel()
             if waiter is not None:
                 self.stats.wait_seconds += self.clock() - began
-        assert loan._link is not None
-        self._count_loan(loan._link, self.clock() - began)
+        self._count_loan(link, self.clock() - began)
+
+    async def _wait_on(self, loan: WebsocketConnection) -> None:
+        """Wait on at the head of the line: the link was lost in the tick in which it was served."""
+        link = loan._link
+        assert link is not None
+        link.loan = loan._link = None
+        seconds = loan._timeout
+        if self.is_closing:
+            raise ConnectionPoolUnavailableError("The pool was closed")
+        if seconds == 0 and not self.capacity.may_wait(0, self.capacity.coming, is_patient=False):
+            raise self._exhausted()
+        self.line.rejoin(loan)
+        if seconds and self.tasks.loop.time() >= loan._since + seconds:
+            self._time_out(loan)
+        else:
+            self.route()
+        await loan._waiter
 
     def _leave_line(self, loan: WebsocketConnection) -> None:
         """End a wait in vain, and let nobody miss what was meant for it."""
@@ -170,14 +192,27 @@ class Router:
         if is_patient and most is None:
             return
         waiting = len(self.line)
-        if not is_patient and not self.capacity.may_wait(waiting, is_patient=False):
+        coming = self.capacity.coming
+        if not is_patient and not self.capacity.may_wait(waiting, coming, is_patient=False):
             raise self._exhausted()
-        if most is not None and waiting - self.capacity.coming >= most:
+        if most is not None and waiting - coming >= most:
             raise ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {self!r}")
 
     def _exhausted(self) -> ConnectionPoolExhaustedError:
         return ConnectionPoolExhaustedError(
-            f"All connections are in use and acquire_timeout is 0: {self!r}"
+            "All connections are in use, and this call may not wait (pass a timeout, or set "
+            f"acquire_timeout): {self!r}{self._oldest_loan()}"
+        )
+
+    def _oldest_loan(self) -> str:
+        """Say who has had a connection for longest, if nobody has given one back since."""
+        link = next((link for link in self.queues.busy if link.loan is not None), None)
+        if link is None:
+            return ""
+        callsite = link.loan._callsite
+        return (
+            f"; #{link.id} is lent for longest, for {link.seconds_lent:.1f} s to the task "
+            f"{task_name(callsite)!r} at {line_of(callsite)}"
         )
 
     def _time_out(self, loan: WebsocketConnection) -> None:
@@ -185,12 +220,14 @@ class Router:
             self.stats.timeouts += 1
             seconds = loan._timeout
             assert seconds is not None
+            failure = loan._failure or self.supply.gate.failure
+            why = f"; the last attempt: {failure}" if failure is not None else self._oldest_loan()
             error: WebsocketError
-            error = ConnectionPoolTimeoutError(f"No connection within {seconds} s: {self!r}")
+            error = ConnectionPoolTimeoutError(f"No connection within {seconds} s: {self!r}{why}")
             permits = self.supply.gate.permits
             if permits is not None and permits.waiting:
                 error = permits.full(seconds)
-            error.__cause__ = loan._failure or self.supply.gate.failure
+            error.__cause__ = failure
             self.line.fail(loan, error)
             self.route()
 
@@ -205,9 +242,8 @@ class Router:
             waiting, idle = self.line.loans, self.queues.idle
             while waiting and idle and self._serve_one():
                 pass
-            if waiting and (room := self.capacity.room) > 0:
-                wanted = len(waiting) - len(self.queues.connecting)
-                self.supply.dial(min(wanted - self.errands.promised(self.line), room))
+            if waiting and self.capacity.room > 0:
+                self.supply.serve(self.errands.promised(self.line))
         finally:
             self._is_routing = False
 
@@ -377,13 +413,16 @@ class Router:
         if link.moves[-1][2] is CloseReason.SERVER:
             self.supply.lost(link)
         self.route()
+        if link.opened_at is not None and not self.is_closing:
+            self.supply.refill()
         if self.capacity.room < 0:  # after a resize() its place serves nobody any more
             self._turn_away()
 
     def _turn_away(self) -> None:
         """End the wait of those who may not wait for a borrower, and now would."""
-        for loan in list(self.line)[max(0, self.capacity.coming) :]:
-            if loan._timeout == 0:
+        coming = self.capacity.coming
+        for place, loan in enumerate(self.line):
+            if not self.capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
                 self.line.fail(loan, self._exhausted())
 
     def expire(self) -> None:

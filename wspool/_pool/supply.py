@@ -5,26 +5,32 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import aiohttp
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionUnavailableError
-from wspool._connection.link import Link
+from wspool._connection.link import NEVER, Link
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
 from wspool._pool.capacity import Capacity
-from wspool._pool.dialing import Dial, Gate
+from wspool._pool.dialing import Dial
+from wspool._pool.gate import EARLY_SECONDS, Gate
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import Tasks, close_if_still
+from wspool._pool.tasks import Tasks, close_if_still, weakly
 from wspool._pool.waiting import Line
 
 logger = logging.getLogger("wspool")
+
+RESTARTING: Final = frozenset({1012, 1013})
+"""Close codes "service restart" and "try again later" (IANA's WebSocket registry)."""
 
 
 class Supply:
@@ -50,6 +56,8 @@ class Supply:
         self._on_close = on_close
         self._then = then
         self._ids = itertools.count(1)
+        # Whether it was said that `min_connections` cannot be kept.
+        self._is_short = False
         # From start() on.
         self.gate: Gate
         self._session: aiohttp.ClientSession
@@ -58,12 +66,36 @@ class Supply:
         """Begin with what is wanted at the start."""
         self._session = session
         self.gate = gate
+        gate.on_wait = weakly(self.turn_away)
         self.dial(max(self._options.warmup_connections, self._options.min_connections))
+
+    # Beginning.
 
     def refill(self) -> None:
         """Begin the dials that `min_connections` is short of."""
         have = self._capacity.open + len(self._queues.connecting)
         self.dial(min(self._options.min_connections - have, self._capacity.room))
+
+    def serve(self, promised: int) -> None:
+        """Begin the dials that the line is short of, when so many are served otherwise."""
+        wanted = len(self._line) - promised - len(self._queues.connecting)
+        self.dial(min(wanted, self._entitled(), self._capacity.room))
+
+    def _entitled(self) -> int:
+        """Return how many of those who wait may have a dial begun for them.
+
+        While nothing is open, not those to whom a failure has spoken and whose hope is at work: a
+        server that refuses everybody has seen enough.
+        """
+        if self._capacity.open:
+            return len(self._line)
+        first = min(self._begun(), default=NEVER)
+        horizons = (loan._horizon for loan in self._line.loans)
+        return sum(horizon is None or horizon < first for horizon in horizons)
+
+    def _begun(self) -> list[int]:
+        """Return the numbers of the dials that have begun and not ended, in order."""
+        return sorted(link.number for link in self._queues.connecting if link.number)
 
     def dial(self, count: int) -> None:
         """Begin so many dials."""
@@ -78,24 +110,29 @@ class Supply:
             self._queues.add(link)
             self._stats.dials += 1
             self._events.created(link)
-            link.arrival = self._line.arrive()
             dial = link.owner = Dial(link)
             link.task = self._tasks.spawn(
                 self._work(dial), partial(close_if_still, link, State.CONNECTING, CloseReason.DIAL)
             )
 
     async def _work(self, dial: Dial) -> None:
-        failure: ConnectionUnavailableError | None = None
-        try:
-            await dial.run(self._options, self._session, self.gate)
-        except ConnectionUnavailableError as error:
-            failure = error
-        except Exception:
-            # A fault of this package's: it must not cost a place, and those who wait, as well.
-            logger.exception("the dial of #%d broke down", dial.link.id)
-            failure = ConnectionUnavailableError("The dial broke down; the log says where")
-        if not self._then(dial, failure):
-            dial.link.abort()
+        """Dial, and tell the routing how it ended before the next dial has its turn."""
+        gate = self.gate
+        async with gate.turn(dial):
+            dial.link.number = self._line.arrive()
+            failure: ConnectionUnavailableError | None = None
+            try:
+                await dial.run(self._options, self._session, gate, self._stats)
+            except ConnectionUnavailableError as error:
+                failure = error
+            except Exception:
+                # A fault of this package's: it must not cost a place, and those who wait, as well.
+                logger.exception("the dial of #%d broke down", dial.link.id)
+                failure = ConnectionUnavailableError("The dial broke down; the log says where")
+            if not self._then(dial, failure):
+                dial.link.abort()
+
+    # Ending.
 
     def succeeded(self, dial: Dial) -> None:
         """Let the link of a dial that went well be idle."""
@@ -105,13 +142,26 @@ class Supply:
         self._stats.dial_seconds += link.dial_seconds
         states.connected(link, "dialled")
         link.owner = None
+        if self.gate.streak:
+            self._tasks.loop.call_later(EARLY_SECONDS, weakly(self._look_for_life), link)
         self._events.ready(link)
+
+    def look_for_life(self) -> None:
+        """While dials fail, look whether a link has shown that the server admits them again."""
+        if self.gate.streak:
+            for link in (*self._queues.busy, *self._queues.idle):
+                self._look_for_life(link)
+
+    def _look_for_life(self, link: Link) -> None:
+        if link.state in (State.CONNECTING, State.CLOSED) or link.opened_at is None:
+            return
+        is_old_enough = link.clock() - link.opened_at >= EARLY_SECONDS
+        if is_old_enough or _was_answered(link):
+            self.gate.lived(link)
 
     def failed(self, dial: Dial, failure: ConnectionUnavailableError) -> None:
         """Close the link of a dial that failed for good, and tell whom it concerns."""
-        self._stats.failures[failure.kind] += 1
-        self.gate.failure = failure
-        if not self.fail_waiters(failure, dial.link.arrival):
+        if not self._speak(failure, dial.link):
             is_full = failure.kind == "quota"  # as a fleet's normally is
             logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
         dial.link.close(CloseReason.DIAL, cause=failure)
@@ -120,42 +170,110 @@ class Supply:
     def lost(self, link: Link) -> None:
         """Count a link that the server has closed, if that says something about the next dial."""
         gate = self.gate
-        if gate.lost(link):
-            failure = gate.failure = ConnectionUnavailableError(
-                "The server closes connections right after the handshake, with code "
-                f"{link.close_code} {link.close_reason!r}",
-                attempts=gate.streak,
-            )
-            if gate.streak >= self._options.max_retries:
-                self.fail_waiters(failure, link.arrival)
+        if link.opened_at is None or link.clock() - link.opened_at > EARLY_SECONDS:
+            if link.close_code in RESTARTING:
+                gate.restarts()
+            return
+        if _was_of_use(link):
+            return
+        failure = ConnectionUnavailableError(
+            f"The server closes connections right after the handshake: {link.how_closed()}",
+            kind="closed",
+            attempts=gate.streak + 1,
+        )
+        self._stats.failures[failure.kind] += 1
+        gate.refused(failure)
+        if gate.streak >= self._options.max_retries:
+            self._speak(failure, link)
 
-    def fail_waiters(self, failure: ConnectionUnavailableError, arrival: int) -> bool:
-        """End those who waited when a dial began, unless a borrower may still help them.
+    def _speak(self, failure: ConnectionUnavailableError, failed: Link) -> bool:
+        """Tell those who were in the line when a dial began that it has failed.
 
-        Returns whether there was anybody.
+        What else had begun at a loan's first such failure stays its hope, one loan each in the
+        order of the line; after that, for a patient one, whoever may give something back. Those
+        to whom nothing of that is left fail. Returns whether there was anybody.
         """
+        line, capacity = self._line, self._capacity
+        begun = [number for number in self._begun() if number != failed.number]
         is_anybody = False
-        errands = self._capacity.errands - max(0, self._capacity.surplus)
-        for place, loan in enumerate(self._line):
-            if loan._arrival > arrival:
-                continue
-            is_anybody = True
-            loan._failure = failure
-            # What comes back from an errand will do for those who may not wait for a borrower.
-            may_come = place < errands
-            if loan._timeout != 0:  # what a quota has not given yet, it may still give
-                may_come = self._capacity.open > 0 or failure.kind == "quota"
-            if not may_come:
-                twin = copy.copy(failure)  # each has a traceback of its own
-                twin.__cause__ = failure.__cause__
-                self._line.fail(loan, twin)
+        place = 0
+        for loan in line:
+            if loan._arrival < failed.number:
+                is_anybody = True
+                loan._failure = failure
+                loan._horizon = loan._horizon or line.latest
+            if loan._horizon is not None and loan._failure is not None:
+                is_patient = loan._timeout != 0
+                coming = capacity.left(bisect_right(begun, loan._horizon))
+                may_wait = capacity.may_wait(place, coming, is_patient=is_patient)
+                # What a quota has not given yet, it may still give.
+                if not (may_wait or (is_patient and loan._failure.kind == "quota")):
+                    line.fail(loan, _twin(loan._failure))
+                    continue
+            place += 1
         return is_anybody
 
     def _call_off(self) -> None:
         """After a failure, give up the dials that have not begun and that nobody waits for."""
         connecting = self._queues.connecting
-        surplus = len(connecting) - len(self._line) - self._options.min_connections
-        for link in reversed(list(connecting)):
-            if surplus > 0 and not self.gate.is_at_work(link.owner):
-                surplus -= 1
-                link.close(CloseReason.DIAL)
+        queued = [link for link in connecting if not link.number]
+        begun = len(connecting) - len(queued)
+        for_line = min(self._entitled(), len(self._line) - begun)
+        for_minimum = self._options.min_connections - self._capacity.open - begun
+        for link in queued[max(0, for_line, for_minimum) :]:
+            link.close(CloseReason.DIAL)
+
+    def turn_away(self) -> None:
+        """Let nobody that may not wait stand at the gate for longer than its own retries take."""
+        due = self.gate.next_attempt
+        failure = self.gate.failure
+        if due is None or failure is None:
+            return
+        patience = self.gate.patience(self._options.max_retries)
+        for loan in self._line:
+            if loan._timeout == 0 and due - loan._since > patience:
+                seconds = due - self._tasks.loop.time()
+                error = _twin(failure)
+                error.message = (
+                    f"No attempt is made now: the next is due in {seconds:.1f} s. Pass a timeout "
+                    f"to wait for it. {failure}"
+                )
+                error.args = (error.message,)
+                self._line.fail(loan, error)
+
+    def watch_minimum(self) -> None:
+        """Say once in an outage that `min_connections` cannot be kept, and when that is over."""
+        least, have, failure = self._options.min_connections, self._capacity.open, self.gate.failure
+        if have < least and failure is not None and not self._is_short:
+            self._is_short = True
+            logger.warning(
+                "min_connections=%d cannot be kept, %d are open: %s", least, have, failure
+            )
+        elif have >= least and self._is_short:
+            self._is_short = False
+            logger.info("min_connections=%d are open again", least)
+
+
+def _was_answered(link: Link) -> bool:
+    """Return whether a message has come in a loan."""
+    return link.uses > 0 and link.wire is not None and link.wire.received_messages > 0
+
+
+def _was_of_use(link: Link) -> bool:
+    """Return whether a link that the server closed early had done what it was dialled for.
+
+    Servers that take one command per connection close so, with a reply or without one. One that
+    refuses says so by its code, though an error message may have come before.
+    """
+    if link.wire is None or not link.uses:
+        return False
+    if link.close_code in (1000, 1001) and link.wire.sent_messages:
+        return True
+    return link.close_code in (1000, 1001, 1005, 1006) and link.wire.received_messages > 0
+
+
+def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:
+    """Return an equal error: each that is raised has a traceback of its own."""
+    twin = copy.copy(failure)
+    twin.__cause__ = failure.__cause__
+    return twin

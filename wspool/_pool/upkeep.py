@@ -67,6 +67,8 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
             return
         if router.options.quota is not None:
             router.closing.retire_unpermitted()
+        router.supply.look_for_life()
+        router.supply.watch_minimum()
         _keep_alive(router)
         _warn_of_leaks(router)
         if clock() - tidied >= router.options.cleanup_interval:

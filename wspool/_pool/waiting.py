@@ -17,11 +17,12 @@ from wspool._connection.loan import WebsocketConnection
 class Line:
     """The loans that wait, oldest first."""
 
-    __slots__ = ("_arrivals", "loans")
+    __slots__ = ("latest", "loans")
 
     def __init__(self) -> None:
         self.loans: OrderedDict[WebsocketConnection, None] = OrderedDict()
-        self._arrivals = 0
+        # The last number that was given to an arrival.
+        self.latest = 0
 
     def __len__(self) -> int:
         return len(self.loans)
@@ -34,8 +35,8 @@ class Line:
 
     def arrive(self) -> int:
         """Return the number of an arrival; also that of a dial, so that the two can be compared."""
-        self._arrivals += 1
-        return self._arrivals
+        self.latest += 1
+        return self.latest
 
     def join(self, loan: WebsocketConnection) -> asyncio.Future[None]:
         """Take a loan in; return what is done when it is served, or has failed."""
@@ -43,9 +44,15 @@ class Line:
         loan._waiter = loop.create_future()
         loan._arrival = self.arrive()
         loan._since = loop.time()
-        loan._failure = None
+        loan._failure = loan._horizon = None
         self.loans[loan] = None
         return loan._waiter
+
+    def rejoin(self, loan: WebsocketConnection) -> None:
+        """Take a loan in again, at the head: it was served with what it could not take."""
+        loan._waiter = asyncio.get_running_loop().create_future()
+        self.loans[loan] = None
+        self.loans.move_to_end(loan, last=False)
 
     def leave(self, loan: WebsocketConnection) -> None:
         """Take a loan out, if it is still in."""

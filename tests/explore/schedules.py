@@ -331,7 +331,7 @@ class World:
         queues = self.pool._router.queues
         for link in (*queues.idle, *queues.busy, *queues.draining):
             if link.wire is not None and link.wire.websocket is socket.client:
-                if link.loan is None:
+                if link.loan is None and link.uses:
                     self._unseen[self.loop.steps] = link
 
     # What borrowers do.
@@ -353,8 +353,8 @@ class World:
             message = await connection.recv()
             self.see(message)
             kind, about = str(message).split(" ", 1)
-            if kind == "stray":
-                if int(about) < lent_at:
+            if kind == "stray":  # before the first loan it is a greeting
+                if int(about) < lent_at and connection.reused:
                     raise Violation(f"what came in step {about} is read in a loan of {lent_at}")
             elif about != question:
                 raise Violation(f"{question!r} was asked, and {kind} {about!r} read")

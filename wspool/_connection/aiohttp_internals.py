@@ -32,6 +32,12 @@ T = TypeVar("T")
 
 WOULD_BLOCK: Final = object()
 
+TLS_CLOSE_SECONDS: Final = 0.1
+"""For the peer's TLS close_notify, once both have closed the WebSocket: many never send one."""
+
+MAX_REASON_BYTES: Final = 123
+"""Of a CLOSE frame's reason (RFC 6455, 5.5)."""
+
 _MESSAGES: Final = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 
 
@@ -79,6 +85,18 @@ def take_message(websocket: aiohttp.ClientWebSocketResponse) -> aiohttp.WSMessag
         ours._reader.read().send(None)  # does not wait: there is something
     except StopIteration as stop:
         return cast(aiohttp.WSMessage, stop.value)
+    return None
+
+
+def find_close(websocket: aiohttp.ClientWebSocketResponse) -> tuple[int, str] | None:
+    """Return code and reason of a CLOSE that has been read and not been taken yet."""
+    try:
+        buffer = cast(Any, websocket)._reader._buffer
+    except AttributeError:
+        return None
+    for frame, _ in buffer:
+        if frame.type is aiohttp.WSMsgType.CLOSE:
+            return frame.data or 1005, frame.extra or ""
     return None
 
 
@@ -201,19 +219,36 @@ class Transport:
     ) -> None:
         """Close the WebSocket and return when the transport is gone, after `timeout` by force."""
         # To be aborted ends each of the waits below, and takes half as long as a timeout around.
-        alarm = asyncio.get_running_loop().call_later(timeout, self.abort)
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(timeout, self.abort)
         try:
             if is_flooded(websocket):  # the CLOSE is far: aiohttp would read up to it in one go
                 self.abort()
             else:
                 try:
-                    await websocket.close(code=code, message=reason.encode()[:123])
+                    await websocket.close(code=code, message=_cut(reason))
                 except (OSError, aiohttp.ClientError):
                     self.abort()
+                if self._has_written_all():
+                    alarm.cancel()
+                    alarm = loop.call_later(min(timeout, TLS_CLOSE_SECONDS), self.abort)
             await self.wait_gone()
         finally:
             alarm.cancel()
             self.abort()
+
+    def _has_written_all(self) -> bool:
+        if self._transport is None:
+            return True
+        try:
+            return bool(self._transport.get_write_buffer_size() == 0)
+        except AttributeError:  # of a loop whose transports do not tell
+            return False
+
+
+def _cut(reason: str) -> bytes:
+    """Return as much of a close reason as fits into a control frame, in whole characters."""
+    return reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore").encode()
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -24,7 +24,7 @@ from wspool._connection.exporting import exported
 from wspool._connection.queues import Queues
 from wspool._connection.scrubbing import scrub_text, scrub_uri, secrets_of
 from wspool._connection.states import BUSY, CLOSED, MAX_HISTORY, CloseReason, Moved, State
-from wspool._connection.wire import Ping, Wire
+from wspool._connection.wire import Control, Ping, Wire
 
 NEVER: Final = float("inf")
 
@@ -83,6 +83,7 @@ class Link:
         "id",
         "idle_since",
         "is_flooding",
+        "is_last",
         "jitter",
         "kept_alive_at",
         "loan",
@@ -137,6 +138,8 @@ class Link:
         # From the handshake on; that of an attempt that failed is dropped.
         self.wire: Wire | None = None
         self.permit: Permit | None = None
+        # Says of a message whether it is the last of an answer, where that is known.
+        self.is_last: Callable[[str | bytes], object] | None = None
         # Whatever the users of this connection want to remember of it.
         self.context: Any = None
 
@@ -190,6 +193,12 @@ class Link:
         if wire is None or wire.is_lost or self.state is CLOSED:
             return False
         return not wire.websocket.closed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its WebSocket is open, and was so for a loan to be possible."""
+        wire = self.wire
+        return wire is not None and not wire.is_lost and self.opened_at is not None
 
     @property
     def history(self) -> tuple[Transition, ...]:
@@ -272,20 +281,22 @@ class Link:
 
     # The wire.
 
-    def attach(self, websocket: aiohttp.ClientWebSocketResponse) -> Wire:
+    def attach(
+        self, websocket: aiohttp.ClientWebSocketResponse, control: Control | None = None
+    ) -> Wire:
         """Take the WebSocket of a handshake that succeeded."""
-        wire = self.wire = Wire(websocket, self._lost)
+        wire = self.wire = Wire(websocket, self._lost, control)
         return wire
 
-    def _lost(self, code: int, reason: str, cause: BaseException | None) -> None:
-        """Hear from the wire that the server has closed, or that the transport is gone."""
+    def _lost(self, why: CloseReason, code: int, reason: str, cause: BaseException | None) -> None:
+        """Hear from the wire that nothing more can be read or written."""
         if self.state is CLOSED:
             return
         # A server may quote the token that it refuses.
         self.close_reason = scrub_text(reason, secrets_of(self.uri, self.headers, self.params))
         self.close_code, self.cause = code, cause
         if self.state is not State.CONNECTING:  # there, the dial will try again
-            self.close(CloseReason.SERVER)
+            self.close(why)
 
     async def close_wire(self, timeout: float) -> None:
         """Close the WebSocket and return when its transport is gone, after `timeout` by force."""
@@ -327,9 +338,17 @@ class Link:
         if cause is not None:
             self.cause = cause
         if self.wire is not None:
+            if self.loan is not None:  # the goodbye reads over what came before
+                self.wire.rescue()
             self.wire.wake()
         self.on_close(self)
         return True
+
+    def retire(self) -> None:
+        """Close it as soon as nobody uses it."""
+        self.retire_at, self.retire_why = float("-inf"), CloseReason.RETIRED
+        if self.state is State.IDLE:
+            self.close(CloseReason.RETIRED)
 
     def closed_error(self) -> ConnectionClosedError:
         reused = f"; it was a reused one, lent {self.uses} times" if self.uses > 1 else ""
@@ -341,13 +360,19 @@ class Link:
 
     def how_closed(self) -> str:
         """Return who closed it, with code and reason."""
-        who = {CloseReason.SERVER: "closed by the server", CloseReason.POOL: "pool closed"}
+        who = {
+            CloseReason.SERVER: "closed by the server",
+            CloseReason.PROTOCOL: "closed by us, for what the server has sent",
+            CloseReason.POOL: "pool closed",
+        }
         if self.state is CLOSED:
             why = CloseReason(self.moves[-1][2])
-            how = who.get(why, f"closed ({why})")
         else:  # during its dial
-            how = who[CloseReason.SERVER]
+            why = CloseReason.SERVER
+        how = who.get(why, f"closed ({why})")
         code = f", code {self.close_code}" if self.close_code is not None else ""
+        if why is CloseReason.PROTOCOL and self.close_code == 1009:
+            code += " (max_msg_size)"
         reason = f" {self.close_reason!r}" if self.close_reason else ""
         return f"{how}{code}{reason}"
 

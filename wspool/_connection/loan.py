@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import aiohttp
 
@@ -34,7 +35,12 @@ from wspool._connection.errors import (
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.states import CLOSED, CloseReason, State
-from wspool._connection.wire import BINARY, TEXT, Wire, encoded
+from wspool._connection.wire import BINARY, TEXT, Wire, check_close, encoded
+
+logger = logging.getLogger("wspool")
+
+GIVEN_UP: Final[Any] = object()
+"""In the place of the last message: a recv that was cancelled or timed out came after it."""
 
 
 class LoanRouter(Protocol):
@@ -78,6 +84,7 @@ class WebsocketConnection:
         "_last_message",
         "_lender",
         "_link",
+        "_outstanding",
         "_since",
         "_timeout",
         "_uses",
@@ -115,8 +122,11 @@ class WebsocketConnection:
         self._uses: int
         # Whether something was sent in this loan, so that a reply may be under way.
         self._has_sent = False
-        # What recv returned last, unless something was sent after it.
+        # What recv returned last, unless something was sent after it; whether it is an answer that
+        # was given up: GIVEN_UP.
         self._last_message: str | bytes | None = None
+        # How many last messages are still to come, if the borrower has said so.
+        self._outstanding: int | None = None
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name[:2] == "__"]
@@ -240,6 +250,50 @@ class WebsocketConnection:
         link.context = context
 
     @property
+    def is_clean(self) -> bool:
+        """Whether nothing of this loan's is under way, as far as that is known.
+
+        Nothing was sent, or the last message read is the end of its answer, as `drain_until` says,
+        or as many ends were read as `outstanding` said. In `on_release` it tells of the loan that
+        was given back.
+        """
+        if self._outstanding is not None:
+            return self._outstanding == 0
+        if not self._has_sent:
+            return True
+        last = self._last_read()
+        return last is not None and self._is_last(last)
+
+    @property
+    def outstanding(self) -> int | None:
+        """How many last messages are still to come: set it, if you have asked several questions.
+
+        Each message that `drain_until` calls the last counts down, be it read by you or by the
+        drain, and at 0 the connection is clean. None: not more than one. Raises TypeError or
+        ValueError for what is no count, and for one above 0 in a pool without `drain_until`.
+        """
+        return self._outstanding
+
+    @outstanding.setter
+    def outstanding(self, outstanding: int | None) -> None:
+        link = self._served()
+        if link.owner is not self and link.loan is not self:
+            raise self._refusal("set outstanding")
+        if outstanding is not None:
+            if isinstance(outstanding, bool) or not isinstance(outstanding, int):
+                raise TypeError(
+                    f"outstanding is {outstanding!r}; it must be a whole number or None"
+                )
+            if outstanding < 0:
+                raise ValueError(f"outstanding is {outstanding!r}; it must be at least 0")
+            if outstanding and link.is_last is None:
+                raise ValueError(
+                    f"outstanding is {outstanding!r}, but the pool has no drain_until to tell "
+                    "which messages are last"
+                )
+        self._outstanding = outstanding
+
+    @property
     def websocket(self) -> aiohttp.ClientWebSocketResponse:
         """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
         link = self._served()
@@ -247,8 +301,7 @@ class WebsocketConnection:
             raise self._refusal("use the WebSocket")
         assert link.wire is not None
         # What is done with it cannot be seen, so take it that something is sent.
-        self._has_sent = True
-        self._last_message = None
+        self._note_send()
         return link.wire.expose()
 
     def __repr__(self) -> str:
@@ -288,12 +341,17 @@ class WebsocketConnection:
         """
         wire = self._wire("send")
         payload, kind = encoded(message)
-        self._has_sent = True
-        self._last_message = None
+        self._note_send()
         try:
             await wire.send(payload, kind)
         except (OSError, aiohttp.ClientError) as error:
             raise self._served().closed_error() from error
+
+    def _note_send(self) -> None:
+        """From now on a reply may be under way; one that was given up still is."""
+        self._has_sent = True
+        if self._last_message is not GIVEN_UP:
+            self._last_message = None
 
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.
@@ -316,6 +374,8 @@ class WebsocketConnection:
                 wire.received_bytes += size
                 data: str | bytes = frame.data
                 self._last_message = data
+                if self._outstanding is not None:
+                    self._count_down(data)
                 if not frames:  # a tenth of a stream's time, otherwise
                     wire.last_activity = time()
                 return data
@@ -329,13 +389,31 @@ class WebsocketConnection:
             wire.is_receiving = True
             try:
                 message = await link.next_message(self)
+            except BaseException:
+                self._last_message = GIVEN_UP
+                raise
             finally:
                 wire.is_receiving = False
         if message is None:
             raise self._refusal("recv")
         self._last_message = message
+        if self._outstanding is not None:
+            self._count_down(message)
         wire.last_activity = time()
         return message
+
+    def _count_down(self, message: str | bytes) -> None:
+        if self._outstanding and self._is_last(message):
+            self._outstanding -= 1
+
+    def _is_last(self, message: str | bytes) -> bool:
+        """Return whether `drain_until` says that a message is the last of an answer."""
+        is_last = self._served().is_last
+        try:
+            return is_last is not None and bool(is_last(message))
+        except Exception:
+            logger.exception("drain_until raised; the message does not count as the last")
+            return False
 
     async def ping(self) -> float:
         """Send a ping, wait for its pong and return the round trip in seconds.
@@ -354,9 +432,11 @@ class WebsocketConnection:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection for good and return when its socket is gone.
 
-        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer.
-        Closed already, it sends nothing, and raises nothing. A later `release` is silent.
+        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer. Of
+        a reason 123 bytes are sent. Closed already, it sends nothing, and raises nothing. A later
+        `release` is silent. Raises ValueError for a code that may not be sent (RFC 6455, 7.4).
         """
+        check_close(code, reason)
         link = self._served()
         if link.state is not CLOSED:
             if link.owner is not self:
@@ -365,6 +445,17 @@ class WebsocketConnection:
                 link.task = None  # the hook's, which may wait for this, and ends by itself
             link.close(CloseReason.USER, code=code, reason=reason)
         await link.wait_gone()
+
+    def retire(self) -> None:
+        """Let nobody have this connection any more: it closes when it is given back.
+
+        One that is idle closes at once. For servers that say that they are about to close. May be
+        called on what `on_drained`, `pool.connections` and hooks have, and by the borrower.
+        """
+        link = self._served()
+        if self._callsite is not None and self._is_over:
+            raise self._refusal("retire")
+        link.retire()
 
     async def send_json(self, value: Any) -> None:
         """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
@@ -417,8 +508,19 @@ class WebsocketConnection:
 
     def _last_read(self) -> str | bytes | None:
         """Return what recv returned last, if nothing was sent and nothing has arrived since."""
-        wire = self._served().wire
-        return None if wire is None or wire.inbox else self._last_message
+        wire, last = self._served().wire, self._last_message
+        return None if wire is None or wire.inbox or last is GIVEN_UP else last
+
+    @property
+    def _has_given_up(self) -> bool:
+        """Whether the last recv after a send ended without a message: the answer may still come."""
+        return self._has_sent and self._last_message is GIVEN_UP and self._outstanding != 0
+
+    def _take_over(self, loan: WebsocketConnection) -> None:
+        """As the loan of a hook's, begin with what another loan has left under way."""
+        if not loan.is_clean:
+            self._has_sent, self._last_message = loan._has_sent, loan._last_message
+            self._outstanding = loan._outstanding
 
     def _refusal(self, doing: str) -> WebsocketError:
         """Return why this loan cannot do that now."""
@@ -441,11 +543,18 @@ class WebsocketConnection:
 
 
 async def lend_to_hook(
-    link: Link, hook: Callable[[WebsocketConnection], Awaitable[object]]
+    link: Link,
+    hook: Callable[[WebsocketConnection], Awaitable[object]],
+    after: WebsocketConnection | None = None,
 ) -> WebsocketConnection:
-    """Let a hook of the user's own the link while it runs; return the loan that it had."""
+    """Let a hook of the user's own the link while it runs; return the loan that it had.
+
+    `after`: the loan that was given back, if the hook is to clean up behind one.
+    """
     owner = link.owner
     loan = WebsocketConnection(None, link=link)
+    if after is not None:
+        loan._take_over(after)
     link.owner = loan
     try:
         await hook(loan)

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from time import perf_counter, time
-from typing import Any, Final
+from typing import Final, Literal
 
 import aiohttp
 from aiohttp import WSMsgType
 
 from wspool._connection import aiohttp_internals
+from wspool._connection.states import CloseReason
+
+logger = logging.getLogger("wspool")
 
 MAX_INBOX_BYTES: Final = 512 * 1024
 """Bytes kept for an owner that is not in `recv`; at this size reading stops.
@@ -37,8 +41,11 @@ MAX_PINGS: Final = 1024
 TEXT: Final = WSMsgType.TEXT
 BINARY: Final = WSMsgType.BINARY
 
-OnLost = Callable[[int, str, BaseException | None], object]
-"""Is told the close code, the reason, and the error, if there was one."""
+OnLost = Callable[[CloseReason, int, str, BaseException | None], object]
+"""Is told why, the close code, the reason, and the error, if there was one."""
+
+Control = Callable[[str | bytes], bool | str | bytes | None]
+"""Is asked of each message whether it is the pool's business, and what to answer."""
 
 
 def encoded(message: str | bytes) -> tuple[bytes, WSMsgType]:
@@ -53,6 +60,16 @@ def encoded(message: str | bytes) -> tuple[bytes, WSMsgType]:
     if isinstance(message, (bytearray, memoryview)):
         return bytes(message), BINARY
     raise TypeError(f"send() takes str or bytes, not {type(message).__name__}")
+
+
+def check_close(code: object, reason: object) -> None:
+    """Raise TypeError or ValueError for what may not stand in a CLOSE frame (RFC 6455, 7.4)."""
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"code is {code!r}; it must be a number, such as 1000")
+    if not isinstance(reason, str):
+        raise TypeError(f"reason is {reason!r}; it must be a string")
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(f"code is {code}; use 1000, or your own from 4000 to 4999")
 
 
 def size_of(message: str | bytes) -> int:
@@ -76,7 +93,7 @@ class Wire:
     """One WebSocket, from its handshake to its end."""
 
     __slots__ = (
-        "_inbox_bytes",
+        "_control",
         "_is_closing",
         "_loop",
         "_on_lost",
@@ -86,6 +103,7 @@ class Wire:
         "frames",
         "has_unread",
         "inbox",
+        "inbox_bytes",
         "is_exposed",
         "is_lost",
         "is_reading",
@@ -102,20 +120,29 @@ class Wire:
         "websocket",
     )
 
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, on_lost: OnLost) -> None:
+    def __init__(
+        self,
+        websocket: aiohttp.ClientWebSocketResponse,
+        on_lost: OnLost,
+        control: Control | None = None,
+    ) -> None:
         self.websocket = websocket
         self.transport = aiohttp_internals.Transport(websocket)
         self._on_lost = on_lost
+        self._control = control
         self._loop = asyncio.get_running_loop()
 
         # Whether the event loop has read something that is not in the inbox: the cheap look.
         self.has_unread = aiohttp_internals.unread_test(websocket)
-        # aiohttp's own queue of it, and what takes its first; empty while somebody else may read.
+        # aiohttp's own queue of it, and what takes its first; empty where each message must be
+        # looked at first, and while somebody else may read.
         self.frames: Sequence[tuple[aiohttp.WSMessage, int]]
         self.frames, self.next_frame = aiohttp_internals.frames_of(websocket)
+        if control is not None:
+            self.frames = ()
         # Messages read while nobody was in recv, in order. An empty deque takes 760 bytes.
         self.inbox: deque[str | bytes] | None = None
-        self._inbox_bytes = 0
+        self.inbox_bytes = 0
 
         # Nothing more can be read or written.
         self.is_lost = False
@@ -169,7 +196,7 @@ class Wire:
         try:
             await self.websocket.send_frame(payload, kind)
         except (OSError, aiohttp.ClientError) as error:
-            self.lose(1006, "", error)
+            self._fail(error)
             raise
         self.unfinished_sends -= 1
         self.sent_messages += 1
@@ -186,11 +213,16 @@ class Wire:
         return ping
 
     async def _write(self, writing: Awaitable[None]) -> None:
-        """Send a control frame; a transport that is gone means a lost wire."""
+        """Send what nobody waits for; a transport that is gone means a lost wire."""
         try:
             await writing
         except (OSError, aiohttp.ClientError) as error:
-            self.lose(1006, "", error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The transport is gone; but the server may have said why before."""
+        code, reason = aiohttp_internals.find_close(self.websocket) or (1006, "")
+        self.lose(CloseReason.SERVER, code, reason, error)
 
     # Reading.
 
@@ -201,24 +233,45 @@ class Wire:
             frame = await self.websocket.receive()
             kind = frame.type
             if kind is TEXT or kind is BINARY:
-                return self._count(frame.data)
-            if kind is WSMsgType.PING:
+                if self._control is None or (answer := self._controlled(frame.data)) is None:
+                    return self._count(frame.data)
+                if answer is not True:
+                    await self._write(self.websocket.send_frame(*encoded(answer)))
+            elif kind is WSMsgType.PING:
                 await self._write(self.websocket.pong(frame.data))
             elif kind is WSMsgType.PONG:
                 self._settle(bytes(frame.data))
             elif kind is WSMsgType.CLOSE:
-                self.lose(frame.data or 1005, frame.extra or "")
-            elif kind is WSMsgType.ERROR:
-                code = getattr(frame.data, "code", None)
-                self.lose(int(code or 1006), str(frame.data), frame.data)
+                self.lose(CloseReason.SERVER, frame.data or 1005, frame.extra or "")
+            elif isinstance(frame.data, aiohttp.WebSocketError):
+                # aiohttp has closed it, because of what it has read.
+                self.lose(CloseReason.PROTOCOL, frame.data.code, str(frame.data), frame.data)
             else:
-                self.lose(1006, "", self.websocket.exception())
+                self.lose(CloseReason.SERVER, 1006, "", self.websocket.exception())
         except (OSError, aiohttp.ClientError) as error:
-            self.lose(1006, "", error)
+            self._fail(error)
         finally:
             self.is_reading = False
             self.wake()
         return None
+
+    def _controlled(self, message: str | bytes) -> Literal[True] | str | bytes | None:
+        """Ask `control` about a message: None, it is not its business; True, or an answer.
+
+        One that raises, or returns something else, costs the wire.
+        """
+        assert self._control is not None
+        try:
+            answer = self._control(message)
+            if answer is None or answer is True or isinstance(answer, (str, bytes)):
+                if isinstance(answer, str):
+                    answer.encode()
+                return answer
+            raise TypeError(f"it returned {answer!r}; it must return None, True, a str or bytes")
+        except Exception as error:
+            logger.exception("control raised; the connection is closed")
+            self.lose(CloseReason.ERROR, 1000, "", error)
+            return True
 
     def _count(self, message: str | bytes) -> str | bytes:
         self.received_messages += 1
@@ -255,7 +308,7 @@ class Wire:
 
     def _next_read(self) -> str | bytes | None:
         """Take the next message off aiohttp's queue, if it is one, and nobody reads."""
-        if self.is_reading or self._is_closing:
+        if self.is_reading or self._is_closing or self._control is not None:
             return None
         frame = aiohttp_internals.take_message(self.websocket)
         return self._count(frame.data) if frame is not None else None
@@ -288,28 +341,43 @@ class Wire:
 
     def attend(self) -> None:
         """Read for an owner that is not in recv, up to the size of the inbox."""
-        if self._inbox_bytes < MAX_INBOX_BYTES:
+        if self.inbox_bytes < MAX_INBOX_BYTES:
             for message in self._arrived():
                 self.keep(message)
-                if self._inbox_bytes >= MAX_INBOX_BYTES:
+                if self.inbox_bytes >= MAX_INBOX_BYTES:
                     return
         elif self.websocket.closed and not self.is_reading:
             # A heartbeat has failed: aiohttp gives out nothing more, read or not.
-            self.lose(1006, "", self.websocket.exception())
+            self.lose(CloseReason.SERVER, 1006, "", self.websocket.exception())
+
+    def rescue(self) -> None:
+        """Keep the messages that have arrived, up to the size of the inbox, before a goodbye."""
+        while self.inbox_bytes < MAX_INBOX_BYTES and (message := self._next_read()) is not None:
+            self.keep(message)
+
+    def set_aside(self) -> deque[str | bytes]:
+        """Return what is in the inbox, for it to be put before whatever comes meanwhile."""
+        inbox, self.inbox, self.inbox_bytes = self.inbox, None, 0
+        return inbox if inbox is not None else deque()
+
+    def put_before(self, messages: Iterable[str | bytes]) -> None:
+        """Let these messages be given before those of the inbox."""
+        for message in (*messages, *self.set_aside()):
+            self.keep(message)
 
     def keep(self, message: str | bytes) -> None:
         """Put a message into the inbox."""
         if self.inbox is None:
             self.inbox = deque()
         self.inbox.append(message)
-        self._inbox_bytes += len(message) + _MESSAGE_OVERHEAD_BYTES
+        self.inbox_bytes += len(message) + _MESSAGE_OVERHEAD_BYTES
 
     def _take(self) -> str | bytes:
         assert self.inbox is not None
         message = self.inbox.popleft()
         if not self.inbox:
             self.inbox = None
-        self._inbox_bytes -= len(message) + _MESSAGE_OVERHEAD_BYTES
+        self.inbox_bytes -= len(message) + _MESSAGE_OVERHEAD_BYTES
         return message
 
     def put_back(self, message: str | bytes) -> None:
@@ -320,12 +388,14 @@ class Wire:
 
     # The end.
 
-    def lose(self, code: int, reason: str, cause: Any = None) -> None:
-        """The server has closed, or the transport is gone."""
+    def lose(
+        self, why: CloseReason, code: int, reason: str, cause: BaseException | None = None
+    ) -> None:
+        """Nothing more can be read or written: the server has closed, or the transport is gone."""
         if not self.is_lost:
             self.is_lost = True
             self.wake()
-            self._on_lost(code, reason, cause)
+            self._on_lost(why, code, reason, cause)
 
     async def close(self, timeout: float, code: int, reason: str) -> None:
         """Close with a CLOSE frame and return when the transport is gone, after `timeout` by force.

@@ -1,13 +1,15 @@
 """Attending: what arrives on a link that nobody reads, and which idle link is lent next.
 
 aiohttp answers a ping, and notices a close, only while somebody reads. For an idle link that is
-this file's business: whatever its server says is disposed of. For one that is lent, or drained,
+this file's business: whatever its server says is disposed of, but for a greeting, which is kept for
+the first borrower. For one that is lent, or drained,
 while its owner is not in `recv`, messages are kept.
 """
 
 from __future__ import annotations
 
 import itertools
+from typing import Final
 
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
@@ -18,6 +20,9 @@ from wspool._pool.options import Options
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Discard
+
+MAX_GREETING_BYTES: Final = 64 * 1024
+"""Kept of what a server says to a link that nobody has borrowed yet."""
 
 
 class Attending:
@@ -75,10 +80,23 @@ class Attending:
             link.is_flooding = False
             return False
         if link.state is State.IDLE:
+            if not link.uses and self._keep_greeting(link):
+                return False
             self.dispose(link, most)
         elif link.state is not State.CLOSED and link.wire is not None:
             link.wire.attend()
         return link.state is State.IDLE
+
+    def _keep_greeting(self, link: Link) -> bool:
+        """Keep what a server says before the first loan, for the first borrower.
+
+        False if that is more than a greeting: a stream, which is disposed of.
+        """
+        wire = link.wire
+        assert wire is not None
+        if wire.inbox_bytes <= MAX_GREETING_BYTES and not wire.is_flooded:
+            wire.attend()
+        return wire.inbox_bytes <= MAX_GREETING_BYTES and not wire.is_flooded
 
     def dispose(self, link: Link, most: int | None = None) -> None:
         """Deal with what no borrower will read; a link whose message is refused is closed."""

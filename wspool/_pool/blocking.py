@@ -84,6 +84,8 @@ class BlockingWebsocketConnection:
     close_reason: str = _same()
     cause: BaseException | None = _same()
     context: Any = _same()
+    is_clean: bool = _same()
+    outstanding: int | None = _same()
 
     def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
         self._pool = pool  # which is not dropped while it has a borrower
@@ -107,6 +109,10 @@ class BlockingWebsocketConnection:
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection for good and return when its socket is gone."""
         self._wait(lambda: self._mirrored.close(code, reason))
+
+    def retire(self) -> None:
+        """Let nobody have this connection any more: it closes when it is given back."""
+        self._pool._portal.call(self._mirrored.retire)
 
     def send_json(self, value: Any, *, timeout: float | None = None) -> None:
         """Send a value as a JSON text message."""

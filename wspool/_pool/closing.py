@@ -8,19 +8,24 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.link import Link
+from wspool._connection.loan import lend_to_hook
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
 from wspool._pool.draining import dispose_of_rest
 from wspool._pool.listeners import Events
-from wspool._pool.options import Options
+from wspool._pool.options import Hook, Options
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Tasks, weakly
 
 logger = logging.getLogger("wspool")
 
 LOSSES: Final = frozenset(
-    {CloseReason.SERVER, CloseReason.STALE, CloseReason.ERROR, CloseReason.DRAIN}
+    {
+        *(CloseReason.SERVER, CloseReason.PROTOCOL, CloseReason.STALE),
+        *(CloseReason.ERROR, CloseReason.DRAIN),
+    }
 )
 """Why a link goes that nobody meant to close."""
 
@@ -28,12 +33,17 @@ LOSSES: Final = frozenset(
 class Goodbye:
     """The owner of a closed link, until its socket is gone."""
 
-    __slots__ = ("_link", "_on_gone", "_show_rest")
+    __slots__ = ("_link", "_on_close", "_on_gone", "_show_rest")
 
     def __init__(
-        self, link: Link, show_rest: Callable[[Link], bool], on_gone: Callable[[], bool]
+        self,
+        link: Link,
+        on_close: Hook | None,
+        show_rest: Callable[[Link], bool],
+        on_gone: Callable[[], bool],
     ) -> None:
         self._link = link
+        self._on_close = on_close
         self._show_rest = show_rest
         self._on_gone = on_gone
 
@@ -44,13 +54,29 @@ class Goodbye:
             if task is not None:
                 await asyncio.wait({task}, timeout=timeout)
                 self._show_rest(link)  # what had woken the task that was cancelled
-            await link.close_wire(timeout)
+            end = link.clock() + timeout
+            if self._on_close is not None and timeout and link.is_open:
+                await self._let_close(self._on_close, timeout)
+            await link.close_wire(max(0.0, end - link.clock()))
         except Exception:
             # A fault of this package's: it must not cost a place as well.
             logger.exception("the goodbye of #%d broke down", link.id)
             self.abort()
         else:
             self._free()
+
+    async def _let_close(self, hook: Hook, timeout: float) -> None:
+        """Let the user's hook say the last word."""
+        link = self._link
+        try:
+            async with asyncio.timeout(timeout):
+                await lend_to_hook(link, hook)
+        except ConnectionClosedError:
+            pass  # the server was faster
+        except TimeoutError:
+            logger.warning("on_close of #%d took longer than close_timeout", link.id)
+        except Exception:
+            logger.exception("on_close raised, of #%d", link.id)
 
     def abort(self) -> None:
         """Cut the socket off; the place is kept all the same until that is gone."""
@@ -105,7 +131,9 @@ class Closing:
             task.cancel()
         # A mute peer will not answer the goodbye either.
         timeout = 0.0 if why is CloseReason.STALE else self._options.close_timeout
-        goodbye = link.owner = Goodbye(link, self._show_rest_weakly, self._on_gone)
+        goodbye = link.owner = Goodbye(
+            link, self._options.on_close, self._show_rest_weakly, self._on_gone
+        )
         self._tasks.spawn(goodbye.say(task, timeout), goodbye.abort)
 
     def _show_rest(self, link: Link) -> None:

@@ -123,7 +123,7 @@ class Dial:
                 **options.connect_options,
             )
             link.handshake_seconds = link.clock() - called
-            wire = link.attach(websocket)
+            wire = link.attach(websocket, options.control)
             if options.on_connect is not None:
                 self._doing = "on_connect"
                 await lend_to_hook(link, options.on_connect)

@@ -75,12 +75,16 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
     """Deal with a message that no borrower will read; raise Discard if it is refused.
 
     A callable that raises costs the link, and nothing else: a predicate that does not work cannot
-    vouch for it.
+    vouch for it. Without a predicate an empty message is refused after a loan; on an idle link it
+    is a heartbeat.
     """
     try:
         _show(link, message, options, stats)
         condition = options.drain_condition
-        is_fine = condition(message) if condition is not None else len(message) > 0
+        if condition is not None:
+            is_fine = bool(condition(message))
+        else:
+            is_fine = len(message) > 0 or link.state is State.IDLE
     except Exception as error:
         logger.exception("drain_condition or on_drained raised; closing #%d", link.id)
         raise Discard(CloseReason.ERROR) from error
@@ -128,23 +132,19 @@ class Draining:
     def begin(self, link: Link, loan: WebsocketConnection, *, is_failed: bool) -> bool:
         """Drain what may not be clean; False if it is, and Discard if that cannot be known.
 
-        `is_failed`: the loan was left by an exception, with a reply under way.
+        `is_failed`: the loan was left by an exception, or its answer was given up.
         """
-        options, last = self._options, loan._last_read()
-        is_clean = last is not None and is_last(link, last, options)
-        if not is_clean:
-            is_clean = not (is_failed or options.needs_check(has_sent=loan._has_sent))
-        if is_clean and options.on_release is None:
-            return False
-        if options.on_release is None and not options.can_drain(is_failed):
-            raise Discard(CloseReason.ERROR)
+        options = self._options
+        if options.on_release is None:
+            if not _is_needed(loan, options, is_failed=is_failed):
+                return False
+            if is_failed and not (loan.is_clean or options.drain_until):
+                raise Discard(CloseReason.ERROR)
         states.drain(link, "release")
         self._events.drain_started(link)
         pending = PendingConnection(view_of(link), options.drain_timeout, options.drain_condition)
         link.owner = pending
-        cleaning = partial(
-            drain, pending, link, options, self._stats, is_failed=is_failed, is_clean=is_clean
-        )
+        cleaning = partial(drain, pending, link, loan, options, self._stats, is_failed=is_failed)
         link.task = pending.drain_task = self._tasks.spawn(
             work(link, cleaning, self._then),
             partial(close_if_still, link, State.DRAINING, CloseReason.DRAIN),
@@ -152,36 +152,49 @@ class Draining:
         return True
 
 
+def _is_needed(loan: WebsocketConnection, options: Options, *, is_failed: bool) -> bool:
+    """Return whether somebody must wait for the server before the next loan.
+
+    Where nothing was sent nothing is under way, but the interface's own switch checks always.
+    """
+    if options.check_server_data_on_release:
+        return True
+    can_tell = options.drain_until is not None or options.drain_fence
+    return (is_failed or (can_tell and loan._has_sent)) and not loan.is_clean
+
+
 async def drain(
     pending: PendingConnection,
     link: Link,
+    loan: WebsocketConnection,
     options: Options,
     stats: Stats,
     *,
     is_failed: bool,
-    is_clean: bool,
 ) -> None:
-    """Return once the link, which `pending` owns, is clean; raise Discard if that will not be.
-
-    `is_failed`: the borrower left by an exception, with a reply under way. `is_clean`: there is
-    nothing to wait for, unless `on_release` sends something.
-    """
+    """Return once the link, which `pending` owns, is clean; raise Discard if that will not be."""
     end = link.clock() + pending.drain_timeout
+    was_clean = loan.is_clean
     try:
         async with asyncio.timeout_at(end) as timer:
             if options.on_release is not None:
-                hooked = await run_hook(link, options.on_release, "on_release")
-                last = hooked._last_read()  # it may have read to the end
-                is_clean = is_clean and not options.needs_check(has_sent=hooked._has_sent)
-                is_clean = is_clean or (last is not None and is_last(link, last, options))
-            if not is_clean and not options.can_drain(is_failed):
+                loan = await run_hook(link, options.on_release, "on_release", after=loan)
+                is_failed = loan._has_given_up or (is_failed and not loan.is_clean)
+            if is_failed and not (loan.is_clean or options.drain_until):
+                # Neither silence nor a pong proves that a server has finished thinking.
                 raise Discard(CloseReason.ERROR)
-            await _read_until_clean(
-                pending, link, options, stats, timer, end, is_failed=is_failed, is_clean=is_clean
-            )
+            is_needed = _is_needed(loan, options, is_failed=is_failed)
+            ends = 0 if loan.is_clean or not is_needed else loan.outstanding or 1
+            await _read(pending, link, options, stats, timer, end, ends=ends, is_failed=is_failed)
     except TimeoutError:
         if timer.when() != end:
             return  # quiet
+        if was_clean and options.on_release is not None:
+            logger.warning(
+                "on_release has sent something on #%d, whose answer was complete, and no end of "
+                "another came within drain_timeout: let it look at connection.is_clean first",
+                link.id,
+            )
         raise Discard(CloseReason.DRAIN) from ConnectionDrainTimeoutError(
             f"Connection #{link.id} was not clean {pending.drain_timeout} s after its release "
             "(drain_timeout)"
@@ -190,10 +203,12 @@ async def drain(
         await pending.mark_completed()
 
 
-async def run_hook(link: Link, hook: Hook, name: str) -> WebsocketConnection:
+async def run_hook(
+    link: Link, hook: Hook, name: str, after: WebsocketConnection | None = None
+) -> WebsocketConnection:
     """Run a hook of the user's on a link that the pool owns; an error costs the link."""
     try:
-        loan = await lend_to_hook(link, hook)
+        loan = await lend_to_hook(link, hook, after)
     except Exception as error:
         if link.state is not State.CLOSED:  # else that is why
             logger.exception("%s raised; closing #%d", name, link.id)
@@ -204,7 +219,7 @@ async def run_hook(link: Link, hook: Hook, name: str) -> WebsocketConnection:
     return loan
 
 
-async def _read_until_clean(
+async def _read(
     pending: PendingConnection,
     link: Link,
     options: Options,
@@ -212,26 +227,29 @@ async def _read_until_clean(
     timer: asyncio.Timeout,
     end: float,
     *,
+    ends: int,
     is_failed: bool,
-    is_clean: bool,
 ) -> None:
+    """Read until so many last messages have come, or what else the options call clean."""
     wire = link.wire
     assert wire is not None
     is_flooded = wire.is_flooded
     for message in wire.unread():
         dispose(link, message, options, stats)
-        is_clean = is_clean or is_last(link, message, options)
-    if is_clean:
+        ends -= ends > 0 and is_last(link, message, options)
+    if not (ends or options.check_server_data_on_release):
         if is_flooded:  # the rest would reach the next borrower
             raise Discard(CloseReason.DRAIN)
         return
-    quiet = math.inf if is_failed else options.drain_quiet_period
     fence = await wire.send_ping() if options.drain_fence and not is_failed else None
     while True:
+        quiet = math.inf if is_failed and ends else options.drain_quiet_period
         timer.reschedule(min(end, link.clock() + quiet))
         following = await link.next_message(pending, until=fence)
         if following is None:
             return  # the fence's pong; or lost, and then the state is closed already
         dispose(link, following, options, stats)
-        if is_last(link, following, options):
-            return
+        if ends and is_last(link, following, options):
+            ends -= 1
+            if not (ends or options.check_server_data_on_release):
+                return

@@ -41,12 +41,24 @@ class Errand:
 
     async def run(self, options: Options, stats: Stats) -> None:
         """Return when the server has shown that it is there; raise Discard if it does not."""
+        wire = self.link.wire
+        assert wire is not None
+        # A greeting is for the first borrower, and not what the server answers to an errand.
+        greeting = wire.set_aside() if not self.link.uses else ()
+        try:
+            await self._run(options, stats)
+        finally:
+            wire.put_before(greeting)
+
+    async def _run(self, options: Options, stats: Stats) -> None:
         if self.why == "check" or options.keepalive is None:
             await self._check(options, stats)
         else:
             try:
                 async with asyncio.timeout(options.connection_timeout):
-                    await run_hook(self.link, options.keepalive, "keepalive")
+                    loan = await run_hook(self.link, options.keepalive, "keepalive")
+                if loan._has_given_up:  # its answer would reach the next borrower
+                    raise Discard(CloseReason.STALE)
             except TimeoutError:
                 raise Discard(CloseReason.STALE) from None
         if self.why == "keepalive":
@@ -56,14 +68,20 @@ class Errand:
         link = self.link
         wire = link.wire
         assert wire is not None
+        came: list[str | bytes] = []
         limit = min(options.connection_timeout, max(CHECK_SECONDS, 2 * link.handshake_seconds))
         try:
             async with asyncio.timeout(limit):
                 ping = await wire.send_ping()
                 while (message := await link.next_message(self, until=ping)) is not None:
-                    dispose(link, message, options, stats)
+                    if link.uses:
+                        dispose(link, message, options, stats)
+                    else:
+                        came.append(message)
         except TimeoutError:
             raise Discard(CloseReason.STALE) from None
+        finally:
+            wire.put_before(came)
         link.checked_at = link.clock()
 
 

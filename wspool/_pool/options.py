@@ -17,6 +17,7 @@ from yarl import URL
 
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import scrub_uri
+from wspool._connection.wire import Control
 from wspool.quota import Quota
 
 DEFAULT: Final = cast(float, object())
@@ -80,6 +81,8 @@ class Options:
     keepalive_interval: float | None
     on_connect: Hook | None
     on_release: Hook | None
+    on_close: Hook | None
+    control: Control | None
     drain_until: DrainConditionCallback | None
     drain_fence: bool
     on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
@@ -126,12 +129,12 @@ class Options:
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(_found(name, value, "True or False"))
         for name in (
-            *("drain_condition", "drain_until", "on_drained"),
-            *("on_connect", "on_release", "keepalive"),
+            *("drain_condition", "drain_until", "on_drained", "control"),
+            *("on_connect", "on_release", "on_close", "keepalive"),
         ):
             if (value := getattr(self, name)) is not None and not callable(value):
                 raise TypeError(_found(name, value, "a callable or None"))
-        for name in ("drain_condition", "drain_until", "on_drained"):
+        for name in ("drain_condition", "drain_until", "on_drained", "control"):
             value = getattr(self, name)
             if any(map(inspect.iscoroutinefunction, (value, type(value).__call__))):
                 raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
@@ -151,22 +154,6 @@ class Options:
                     stacklevel=3,
                 )
                 setattr(self, name, self.max_connections)
-
-    def needs_check(self, *, has_sent: bool) -> bool:
-        """Return whether a clean release is followed by a drain, which waits for the server.
-
-        Where nothing was sent nothing is under way, but the interface's own switch checks always.
-        """
-        has_drain = self.drain_until is not None or self.drain_fence
-        return self.check_server_data_on_release or (has_drain and has_sent)
-
-    def can_drain(self, is_failed: bool) -> bool:
-        """Return whether a drain can find out that the server has finished.
-
-        After a borrower that left by an exception only a named last message says that: neither
-        silence nor a pong proves that a server has finished thinking.
-        """
-        return not is_failed or self.drain_until is not None
 
 
 def check_uri(uri: object) -> str:

@@ -23,6 +23,7 @@ from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavail
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
+from wspool._connection.wire import Control
 from wspool._pool import upkeep
 from wspool._pool.listeners import Events, Listener
 from wspool._pool.options import (
@@ -84,7 +85,11 @@ class WebsocketConnectionPool:
         It does not count as a use, nor does the time since the last one begin anew.
     on_connect: async hook on a fresh connection, before anybody gets it.
     on_release: async hook, the first step of draining: cancel, unsubscribe.
+    on_close: async hook, the last word on each open connection that the pool closes, whatever the
+        reason; it has `close_timeout`, the goodbye included.
     on_drained: called with (connection, message) for each message that no borrower reads.
+    control: asked of each message, in whatever state, before anybody gets it. None: it is an
+        ordinary one. True: it was the server's heartbeat. A str or bytes: that is the answer to it.
     close_timeout: for the peer to answer a close; then the socket is aborted.
     leak_threshold: loan after which a warning in the log says who has the connection; None: never.
     quota: is asked before each attempt of a dial and told when the socket is gone, so that several
@@ -124,9 +129,11 @@ class WebsocketConnectionPool:
         keepalive_interval: float | None = None,
         on_connect: Hook | None = None,
         on_release: Hook | None = None,
+        on_close: Hook | None = None,
         drain_until: DrainConditionCallback | None = None,
         drain_fence: bool = False,
         on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
+        control: Control | None = None,
         close_timeout: float = 5.0,
         leak_threshold: float | None = None,
         quota: Quota | None = None,
@@ -279,7 +286,10 @@ class WebsocketConnectionPool:
         if self._session is None:
             # The session's default total timeout, of 5 minutes, would cap connection_timeout.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(),
+                # A balancer's cookie would lead every further dial to the same backend.
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
         self._router.events.pool_ready()
@@ -398,8 +408,9 @@ class WebsocketConnectionPool:
     async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         assert self._upkeep_task is not None
         assert self._session is not None
+        await self._router.wait_returned(timeout)
         self._upkeep_task.cancel()
-        await self._router.finish(timeout, spared)
+        await self._router.finish(spared)
         if self._owns_session:
             await self._session.close()
         self._router.events.pool_closed()

@@ -14,10 +14,7 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.callsites import line_of, task_name
 from wspool._connection.errors import (
-    ConnectionPoolExhaustedError,
-    ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     WebsocketError,
@@ -26,6 +23,7 @@ from wspool._connection.link import Link, clock_of
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
+from wspool._pool import telling
 from wspool._pool.attending import Attending
 from wspool._pool.capacity import Capacity
 from wspool._pool.closing import Closing
@@ -72,6 +70,8 @@ class Router:
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         self._is_routing = False
+        # Whether the end of an answer can be known, or it was said that it cannot.
+        self._knows_ends = options.may_drain or options.max_uses == 1
         # How long the gate waits after failures, in seconds.
         self.waits: Sequence[float] = WAITS_SECONDS
         # From start() on.
@@ -158,7 +158,7 @@ class Router:
         if self.is_closing:
             raise ConnectionPoolUnavailableError("The pool was closed")
         if seconds == 0 and not self.capacity.may_wait(0, self.capacity.coming, is_patient=False):
-            raise self._exhausted()
+            raise telling.exhausted(self, self.queues)
         self.line.rejoin(loan)
         if seconds and self.tasks.loop.time() >= loan._since + seconds:
             self._time_out(loan)
@@ -194,26 +194,9 @@ class Router:
         waiting = len(self.line)
         coming = self.capacity.coming
         if not is_patient and not self.capacity.may_wait(waiting, coming, is_patient=False):
-            raise self._exhausted()
+            raise telling.exhausted(self, self.queues)
         if most is not None and waiting - coming >= most:
-            raise ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {self!r}")
-
-    def _exhausted(self) -> ConnectionPoolExhaustedError:
-        return ConnectionPoolExhaustedError(
-            "All connections are in use, and this call may not wait (pass a timeout, or set "
-            f"acquire_timeout): {self!r}{self._oldest_loan()}"
-        )
-
-    def _oldest_loan(self) -> str:
-        """Say who has had a connection for longest, if nobody has given one back since."""
-        link = next((link for link in self.queues.busy if link.loan is not None), None)
-        if link is None:
-            return ""
-        callsite = link.loan._callsite
-        return (
-            f"; #{link.id} is lent for longest, for {link.seconds_lent:.1f} s to the task "
-            f"{task_name(callsite)!r} at {line_of(callsite)}"
-        )
+            raise telling.too_many_wait(self, most)
 
     def _time_out(self, loan: WebsocketConnection) -> None:
         if not loan._waiter.done():
@@ -221,9 +204,7 @@ class Router:
             seconds = loan._timeout
             assert seconds is not None
             failure = loan._failure or self.supply.gate.failure
-            why = f"; the last attempt: {failure}" if failure is not None else self._oldest_loan()
-            error: WebsocketError
-            error = ConnectionPoolTimeoutError(f"No connection within {seconds} s: {self!r}{why}")
+            error: WebsocketError = telling.timed_out(self, self.queues, seconds, failure)
             permits = self.supply.gate.permits
             if permits is not None and permits.waiting:
                 error = permits.full(seconds)
@@ -311,7 +292,11 @@ class Router:
             is_in_use = wire.is_in_use
         link.loan = None
         # Without a send nothing can be under way, however the borrower left.
-        is_failed = is_failed and loan._has_sent
+        is_failed = loan._has_sent and (is_failed or loan._has_given_up)
+        if loan._has_sent and loan._last_message is None and not self._knows_ends:
+            self._knows_ends = True
+            if not wire.is_exposed:
+                telling.warn_of_no_end(loan)
         why: CloseReason | None = None
         cause: BaseException | None = None
         if link.state is not BUSY:
@@ -423,7 +408,7 @@ class Router:
         coming = self.capacity.coming
         for place, loan in enumerate(self.line):
             if not self.capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
-                self.line.fail(loan, self._exhausted())
+                self.line.fail(loan, telling.exhausted(self, self.queues))
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
@@ -450,10 +435,13 @@ class Router:
             if link.loan is None:
                 link.close(CloseReason.POOL)
 
-    async def finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
-        """Wait for the borrowers, close the rest, and return when no task is left but `spared`."""
+    async def wait_returned(self, timeout: float | None) -> None:
+        """Wait for the borrowers, for so many seconds at most."""
         if self.queues.busy and timeout != 0:
             await self.closing.wait_returned(timeout)
+
+    async def finish(self, spared: asyncio.Task[None] | None) -> None:
+        """Close the rest, and return when no task is left but `spared`."""
         if self.queues.busy:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
         for link in self.queues:

@@ -107,6 +107,7 @@ class Supply:
                 self._on_close,
                 self._retiring.generation,
             )
+            link.is_last = self._options.drain_until
             self._queues.add(link)
             self._stats.dials += 1
             self._events.created(link)

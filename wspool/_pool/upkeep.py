@@ -63,17 +63,13 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
             await asyncio.sleep(0)
             receiving = await _attend(ref, receiving)
         router = ref()
-        if router is None or router.is_closing:
+        if router is None or (router.is_closing and not router.queues.busy):
             return
-        if router.options.quota is not None:
-            router.closing.retire_unpermitted()
-        router.supply.look_for_life()
-        router.supply.watch_minimum()
-        _keep_alive(router)
-        _warn_of_leaks(router)
-        if clock() - tidied >= router.options.cleanup_interval:
-            tidied = clock()
-            tidy(router)
+        if not router.is_closing:  # else the borrowers' connections are attended until the last
+            _look_after(router)
+            if clock() - tidied >= router.options.cleanup_interval:
+                tidied = clock()
+                tidy(router)
         del router
 
 
@@ -103,6 +99,16 @@ async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
             receiving.append(link)
         del router
     return receiving
+
+
+def _look_after(router: Router) -> None:
+    """Do what is due at each sweep."""
+    if router.options.quota is not None:
+        router.closing.retire_unpermitted()
+    router.supply.look_for_life()
+    router.supply.watch_minimum()
+    _keep_alive(router)
+    _warn_of_leaks(router)
 
 
 def _keep_alive(router: Router) -> None:

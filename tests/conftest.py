@@ -117,7 +117,7 @@ async def make_pool(server: Server, waits: Sequence[float] | None) -> AsyncItera
     def make(**options: Any) -> WebsocketConnectionPool:
         pool = WebsocketConnectionPool(**{"uri": server.uri, "close_timeout": 1.0} | options)
         if waits is not None:
-            router_of(pool).waits = waits
+            router_of(pool).gate.waits = waits
         pools.append(pool)
         return pool
 

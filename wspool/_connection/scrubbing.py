@@ -81,6 +81,8 @@ def scrub_error(error: BaseException, secrets: Iterable[str]) -> BaseException:
         return type(error)(
             request, (), status=error.status, message=scrub_text(error.message, secrets)
         )
+    if isinstance(error, aiohttp.ServerDisconnectedError):  # it holds the head of the answer
+        return aiohttp.ServerDisconnectedError()
     if isinstance(error, aiohttp.InvalidURL):
         return aiohttp.InvalidURL(scrub_uri(error.url), error.description)
     if isinstance(error, aiohttp.NonHttpUrlClientError):

@@ -181,7 +181,10 @@ class Dial:
             case aiohttp.WSServerHandshakeError():
                 return f"the server answered {cause.status} instead of a WebSocket handshake"
             case aiohttp.ClientResponseError():
-                kind = type(cause.__cause__ or cause).__name__
+                first: BaseException = cause
+                while first.__cause__ is not None:
+                    first = first.__cause__
+                kind = type(first).__name__
                 return f"the server's answer could not be read as HTTP ({kind})"
             case aiohttp.ServerDisconnectedError():
                 return "the server has closed the connection before its answer was complete"
@@ -266,8 +269,10 @@ _YEAR_SECONDS: Final = 365 * 86400.0
 
 def _shown_headers(headers: Any, secrets: list[str]) -> CIMultiDict[str]:
     """Return the headers of an answer as they may be shown: no cookies, and no secret of ours."""
-    return CIMultiDict(
-        (name, scrub_text(value, secrets))
-        for name, value in headers.items()
-        if name.lower() not in ("set-cookie", "set-cookie2")
-    )
+    shown = CIMultiDict[str]()
+    for name, value in headers.items():
+        if name.lower() in ("location", "content-location"):
+            value = scrub_uri(value)
+        if name.lower() not in ("set-cookie", "set-cookie2"):
+            shown.add(name, scrub_text(value, secrets))
+    return shown

@@ -53,18 +53,12 @@ class Gate:
     streak of failures nor wakes another dial.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        clock: Callable[[], float],
-        permits: Permits | None = None,
-        waits: Sequence[float] = WAITS_SECONDS,
-    ) -> None:
+    def __init__(self, limit: int, permits: Permits | None = None) -> None:
         self._limit = limit
-        self._clock = clock
         # What each attempt needs of a quota, if there is one.
         self.permits = permits
-        self._waits = waits
+        # How long to wait at most after one, two, … failures in a row; the last for all others.
+        self.waits: Sequence[float] = WAITS_SECONDS
         self._at_work: set[Dialling] = set()
         self._turns: OrderedDict[Dialling, asyncio.Future[None]] = OrderedDict()
         # When the attempts are due of those at work that wait, and what a success wakes up.
@@ -78,6 +72,10 @@ class Gate:
         self.failure: ConnectionUnavailableError | None = None
         # Called when a dial begins to wait.
         self.on_wait: Callable[[], object] = bool
+
+    @staticmethod
+    def _clock() -> float:
+        return asyncio.get_running_loop().time()
 
     # Turns.
 
@@ -113,7 +111,7 @@ class Gate:
             await self._sleep(dial, at_least, asyncio.get_running_loop().create_future())
         pause = self._not_before - self._clock()
         if self.streak:
-            longest = self._waits[min(self.streak, len(self._waits)) - 1]
+            longest = self.waits[min(self.streak, len(self.waits)) - 1]
             pause = max(pause, self._failed_at + backoff.full_jitter(longest) - self._clock())
         if pause > 0:
             success = asyncio.get_running_loop().create_future()
@@ -140,8 +138,8 @@ class Gate:
 
     def patience(self, attempts: int) -> float:
         """Return how long so many attempts take at most with nobody else's failures, in waits."""
-        last = len(self._waits) - 1
-        return sum(self._waits[min(n, last)] for n in range(attempts - 1))
+        last = len(self.waits) - 1
+        return sum(self.waits[min(n, last)] for n in range(attempts - 1))
 
     # What dials report.
 

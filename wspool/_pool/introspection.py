@@ -88,7 +88,8 @@ class PoolSnapshot:
     """The pool at one moment: counts for each state, limits, and every connection.
 
     `at` is in Unix seconds. `waiters` is how many wait, `waiting` the 100 oldest of them. `gone`
-    are the last 32 connections that have left, with the reason in their history.
+    are the last 32 connections that have left, with the reason in their history. `failure` is why
+    the last attempt of a dial has failed, None once a connection has lived.
     """
 
     name: str
@@ -105,6 +106,7 @@ class PoolSnapshot:
     gone: tuple[ConnectionSnapshot, ...]
     waiting: tuple[WaiterSnapshot, ...]
     stats: Stats
+    failure: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
@@ -160,6 +162,7 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
         gone=tuple(gone(pool)),
         waiting=tuple(waiting(pool)),
         stats=router.stats.copy(),
+        failure=str(router.gate.failure) if router.gate.failure is not None else None,
     )
 
 

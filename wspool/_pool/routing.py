@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import aiohttp
 
@@ -30,7 +30,7 @@ from wspool._pool.closing import Closing
 from wspool._pool.dialing import Dial
 from wspool._pool.draining import Draining
 from wspool._pool.errands import Errand, Errands
-from wspool._pool.gate import WAITS_SECONDS, Gate
+from wspool._pool.gate import Gate
 from wspool._pool.listeners import Events
 from wspool._pool.options import DEFAULT, Options
 from wspool._pool.permits import Permits
@@ -63,27 +63,26 @@ class Router:
         self.closing = Closing(
             options, self.stats, events, self.queues, self.tasks, weakly(self.route)
         )
+        permits = None
+        if options.quota is not None:
+            permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
+        self.gate = Gate(options.max_connecting, permits)
         self.supply = Supply(
-            *(options, self.stats, events, self.queues, self.line, self.capacity),
-            *(self.retiring, self.tasks, _or_abort(weakly(self._closed)), weakly(self._dialled)),
+            *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
+            *(self.tasks, self.gate, _or_abort(weakly(self._closed)), weakly(self._dialled)),
         )
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         self._is_routing = False
         # Whether the end of an answer can be known, or it was said that it cannot.
         self._knows_ends = options.may_drain or options.max_uses == 1
-        # How long the gate waits after failures, in seconds.
-        self.waits: Sequence[float] = WAITS_SECONDS
         # From start() on.
         self.clock: Callable[[], float]
 
     def start(self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:
-        options, permits = self.options, None
         self.tasks.loop = loop
         self.clock = clock_of(loop)
-        if options.quota is not None:
-            permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
-        self.supply.start(session, Gate(options.max_connecting, loop.time, permits, self.waits))
+        self.supply.start(session)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{state}={count}" for state, count in self.queues.counts().items())
@@ -132,7 +131,7 @@ class Router:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.room > 0:
                 self.route()
-            if self.supply.gate.streak:
+            if self.gate.streak:
                 self.supply.turn_away()
             await waiter
             while (link := loan._link) is None or link.owner is not loan:
@@ -203,9 +202,9 @@ class Router:
             self.stats.timeouts += 1
             seconds = loan._timeout
             assert seconds is not None
-            failure = loan._failure or self.supply.gate.failure
+            failure = loan._failure or self.gate.failure
             error: WebsocketError = telling.timed_out(self, self.queues, seconds, failure)
-            permits = self.supply.gate.permits
+            permits = self.gate.permits
             if permits is not None and permits.waiting:
                 error = permits.full(seconds)
             error.__cause__ = failure
@@ -446,7 +445,7 @@ class Router:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
         for link in self.queues:
             link.close(CloseReason.POOL)
-        permits = self.supply.gate.permits
+        permits = self.gate.permits
         releases = permits.releases if permits is not None else set()
         while left := {*self.tasks, *releases} - {spared}:
             await asyncio.wait(left)

@@ -46,12 +46,15 @@ class Supply:
         capacity: Capacity,
         retiring: Retiring,
         tasks: Tasks,
+        gate: Gate,
         on_close: Callable[[Link], object],
         then: Callable[[Dial, ConnectionUnavailableError | None], bool],
     ) -> None:
         self._options, self._stats, self._events = options, stats, events
         self._queues, self._line = queues, line
         self._capacity, self._retiring, self._tasks = capacity, retiring, tasks
+        self._gate = gate
+        gate.on_wait = weakly(self.turn_away)
         # What each link calls when it closes, and each dial when it has ended, well or badly.
         self._on_close = on_close
         self._then = then
@@ -59,14 +62,11 @@ class Supply:
         # Whether it was said that `min_connections` cannot be kept.
         self._is_short = False
         # From start() on.
-        self.gate: Gate
         self._session: aiohttp.ClientSession
 
-    def start(self, session: aiohttp.ClientSession, gate: Gate) -> None:
+    def start(self, session: aiohttp.ClientSession) -> None:
         """Begin with what is wanted at the start."""
         self._session = session
-        self.gate = gate
-        gate.on_wait = weakly(self.turn_away)
         self.dial(max(self._options.warmup_connections, self._options.min_connections))
 
     # Beginning.
@@ -118,7 +118,7 @@ class Supply:
 
     async def _work(self, dial: Dial) -> None:
         """Dial, and tell the routing how it ended before the next dial has its turn."""
-        gate = self.gate
+        gate = self._gate
         async with gate.turn(dial):
             dial.link.number = self._line.arrive()
             failure: ConnectionUnavailableError | None = None
@@ -143,13 +143,13 @@ class Supply:
         self._stats.dial_seconds += link.dial_seconds
         states.connected(link, "dialled")
         link.owner = None
-        if self.gate.streak:
+        if self._gate.streak:
             self._tasks.loop.call_later(EARLY_SECONDS, weakly(self._look_for_life), link)
         self._events.ready(link)
 
     def look_for_life(self) -> None:
         """While dials fail, look whether a link has shown that the server admits them again."""
-        if self.gate.streak:
+        if self._gate.streak:
             for link in (*self._queues.busy, *self._queues.idle):
                 self._look_for_life(link)
 
@@ -158,7 +158,7 @@ class Supply:
             return
         is_old_enough = link.clock() - link.opened_at >= EARLY_SECONDS
         if is_old_enough or _was_answered(link):
-            self.gate.lived(link)
+            self._gate.lived(link)
 
     def failed(self, dial: Dial, failure: ConnectionUnavailableError) -> None:
         """Close the link of a dial that failed for good, and tell whom it concerns."""
@@ -170,7 +170,7 @@ class Supply:
 
     def lost(self, link: Link) -> None:
         """Count a link that the server has closed, if that says something about the next dial."""
-        gate = self.gate
+        gate = self._gate
         if link.opened_at is None or link.clock() - link.opened_at > EARLY_SECONDS:
             if link.close_code in RESTARTING:
                 gate.restarts()
@@ -226,11 +226,11 @@ class Supply:
 
     def turn_away(self) -> None:
         """Let nobody that may not wait stand at the gate for longer than its own retries take."""
-        due = self.gate.next_attempt
-        failure = self.gate.failure
+        due = self._gate.next_attempt
+        failure = self._gate.failure
         if due is None or failure is None:
             return
-        patience = self.gate.patience(self._options.max_retries)
+        patience = self._gate.patience(self._options.max_retries)
         for loan in self._line:
             if loan._timeout == 0 and due - loan._since > patience:
                 seconds = due - self._tasks.loop.time()
@@ -244,7 +244,11 @@ class Supply:
 
     def watch_minimum(self) -> None:
         """Say once in an outage that `min_connections` cannot be kept, and when that is over."""
-        least, have, failure = self._options.min_connections, self._capacity.open, self.gate.failure
+        least, have, failure = (
+            self._options.min_connections,
+            self._capacity.open,
+            self._gate.failure,
+        )
         if have < least and failure is not None and not self._is_short:
             self._is_short = True
             logger.warning(

@@ -49,6 +49,7 @@ def secrets_of(uri: str, headers: Mapping[str, str], params: Any = None) -> list
     A server may quote a part: the token of "Bearer <token>", a cookie, a value as it was encoded.
     """
     whole = [str(value) for value in headers.values()]
+    whole.append(uri.partition("#")[0].partition("?")[2])  # as it is sent, if it was encoded
     try:
         url = URL(uri).extend_query(params or {})
     except ValueError:

@@ -156,8 +156,8 @@ class Options:
                 setattr(self, name, self.max_connections)
 
 
-def check_uri(uri: object) -> str:
-    """Return the URI as a string, or raise what is wrong with it, without its secrets."""
+def check_uri(uri: object) -> str | URL:
+    """Return the URI as it was given, or raise what is wrong with it, without its secrets."""
     if not isinstance(uri, (str, URL)):
         kind = type(uri).__name__  # the value may hold a secret
         raise TypeError(f"uri is of type {kind}; it must be a string, a yarl.URL or a callable")
@@ -172,7 +172,7 @@ def check_uri(uri: object) -> str:
     if url.scheme not in ("ws", "wss") or not url.host:
         shown = repr(scrub_uri(url)) if str(url) else "empty"
         raise ValueError(f"uri is {shown}; use ws://host/path or wss://host/path")
-    return str(uri)
+    return uri
 
 
 def check_count(name: str, value: object, *, at_least: int) -> None:

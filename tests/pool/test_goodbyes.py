@@ -86,11 +86,8 @@ class HalfClosing(threading.Thread):
         head = b""
         while b"\r\n\r\n" not in head:
             head += tls.recv(4096)
-        [key] = [
-            line.split(b": ")[1]
-            for line in head.split(b"\r\n")
-            if b"sec-websocket-key" in line.lower()
-        ]
+        lines = (line.partition(b": ") for line in head.split(b"\r\n"))
+        [key] = [value for name, _, value in lines if name.lower() == b"sec-websocket-key"]
         accept = base64.b64encode(hashlib.sha1(key + ACCEPT_KEY).digest())
         tls.sendall(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -163,7 +163,7 @@ def _add_header(parser: argparse.ArgumentParser, example: str) -> None:
 
 def _uri(text: str) -> str:
     try:
-        return check_uri(text)
+        return str(check_uri(text))
     except ValueError as error:  # argparse would quote the text
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -20,6 +20,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -30,6 +31,7 @@ from wspool import (
     CloseReason,
     ConnectionBusyError,
     ConnectionClosedError,
+    ConnectionUnavailableError,
     LocalQuota,
     State,
     WebsocketConnection,
@@ -189,6 +191,13 @@ class World:
         # Tasks that `on_drained` or a borrower has begun, until they may do no more.
         self.guests: list[Task] = []
         self._is_ending = False
+        # Of each loan that a failed dial has spoken to: what else had begun by then.
+        self._hopes: dict[WebsocketConnection, set[Link]] = {}
+        # What was found within a step, where raising would be an error of the pool's.
+        self._judged: list[str] = []
+        supply = self.pool._router.supply
+        supply._speak = partial(self._judge_failures, supply._speak)  # type: ignore[method-assign]
+        supply.serve = partial(self._judge_dials, supply.serve)  # type: ignore[method-assign]
         loop.set_exception_handler(self._on_trouble)
         loop.before_step, loop.after_step = self._before, self._after
         self._troubles: list[dict[str, Any]] = []
@@ -258,6 +267,8 @@ class World:
         if self.quota is not None:
             if not len(self.network.open) <= len(self.quota._held) <= self.quota.limit:
                 raise Violation(f"{len(self.network.open)} sockets are open: {self.quota!r}")
+        if self._judged:
+            raise Violation(self._judged[0])
         if self._troubles:
             raise Violation(f"an exception reached the loop: {self._troubles}")
         if self.loop.now > HORIZON:
@@ -292,6 +303,53 @@ class World:
         for loan in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
             if loan._timeout == 0:
                 raise Violation(f"timeout=0 waits for a borrower: {self.pool!r}")
+
+    def _left(self, loan: WebsocketConnection, failed: Link | None = None) -> int:
+        """Return how many of the dials that were a loan's hope may still serve somebody."""
+        hopes = self._hopes.get(loan, set())
+        return sum(link.state is State.CONNECTING and link is not failed for link in hopes)
+
+    def _judge_failures(
+        self, speak: Callable[..., bool], failure: ConnectionUnavailableError, failed: Link
+    ) -> bool:
+        """Whoever fails has nothing left that could serve it; whoever goes on waiting has."""
+        router = self.pool._router
+        queues, capacity = router.queues, router.capacity
+        begun = {link for link in queues.connecting if link.number and link is not failed}
+        line = list(router.line)
+        for loan in line:
+            if loan._arrival < failed.number:
+                self._hopes.setdefault(loan, begun)
+        is_anybody = speak(failure, failed)
+        unheld = max(0, router.options.max_connections - capacity.held)
+        place = 0
+        for loan in line:
+            is_waiting = loan in router.line
+            if loan not in self._hopes and not is_waiting:
+                self._judged.append(
+                    f"a loan failed by a dial that began before it came: {self.pool!r}"
+                )
+            if loan in self._hopes:
+                own = self._left(loan, failed) + len(queues.idle) + capacity.errands
+                coming = min(unheld, own)
+                is_patient = loan._timeout != 0
+                may_wait = place < coming or (is_patient and coming + capacity.held > 0)
+                if may_wait and not is_waiting:
+                    self._judged.append(f"a loan failed that could still be served: {self.pool!r}")
+                if is_waiting and not (may_wait or (is_patient and failure.kind == "quota")):
+                    self._judged.append(f"a loan waits on, and for nothing: {self.pool!r}")
+            place += is_waiting
+        return is_anybody
+
+    def _judge_dials(self, serve: Callable[[int], None], promised: int) -> None:
+        """While nothing is open, none begins for a loan whose hope is at work."""
+        router = self.pool._router
+        before = len(router.queues.connecting)
+        entitled = [loan for loan in router.line if not self._left(loan)]
+        serve(promised)
+        begun = len(router.queues.connecting) - before
+        if begun > len(entitled) and not router.capacity.open:
+            self._judged.append(f"a server that refuses is dialled for no need: {self.pool!r}")
 
     def _watch_errands(self) -> None:
         """Note the errands that have begun and ended, and what the checks say of the server."""
@@ -370,6 +428,7 @@ class World:
             if loop.chance(0.5):
                 get = pool.get_new_connection if is_new else pool.get_connection
                 async with get(timeout=timeout) as connection, asyncio.timeout(patience):
+                    self._check_alive(connection)
                     await self.ask(connection, name)
                     await asyncio.sleep(self.network.delay())
                 if loop.chance(0.3):
@@ -382,6 +441,7 @@ class World:
                 if timeout and loop.now > began + timeout:
                     raise Violation(f"an acquire with {timeout=} took {loop.now - began}")
             is_dropped = True
+            self._check_alive(connection)
             try:
                 async with asyncio.timeout(patience):
                     await self.ask(connection, name)
@@ -390,6 +450,10 @@ class World:
                 await pool.release(connection, force_remove=is_dropped)
         except (WebsocketError, TimeoutError):
             pass  # told what went wrong, as promised
+
+    def _check_alive(self, connection: WebsocketConnection) -> None:
+        if link_of(connection).owner is not connection:
+            raise Violation(f"{connection!r} is lent, and lost already")
 
     async def outlive(self, connection: WebsocketConnection) -> None:
         """As a task that was left behind by a loan, go on speaking and reading."""

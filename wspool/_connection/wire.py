@@ -281,7 +281,7 @@ class Wire:
     def _settle(self, payload: bytes) -> None:
         """Settle the ping of this pong and all earlier ones; other payloads are not ours."""
         if payload in self._pings:
-            now = perf_counter()  # uvloop's clock has milliseconds only
+            now = perf_counter()
             for earlier in list(self._pings):
                 ping = self._pings.pop(earlier)
                 ping.answered = now

@@ -82,7 +82,6 @@ class Retiring:
     def is_check_due(self, link: Aging, now: float) -> bool:
         """Return whether an idle link must answer a ping before anybody gets it."""
         after = self._limits.check_after_idle
-        # Also where the clock has not moved since: uvloop's has milliseconds only.
         return after is not None and now - max(link.idle_since, link.checked_at) >= after
 
     def is_keepalive_due(self, link: Aging, now: float) -> bool:

@@ -190,8 +190,9 @@ class Router:
         is_patient, most = loan._timeout != 0, self.options.max_waiting
         if is_patient and most is None:
             return
-        waiting = len(self.line)
-        coming = self.capacity.coming
+        waiting, coming = len(self.line), self.capacity.coming
+        if waiting >= coming:  # some may have been cancelled, and are about to leave
+            waiting = sum(not one._waiter.done() for one in self.line.loans)
         if not is_patient and not self.capacity.may_wait(waiting, coming, is_patient=False):
             raise telling.exhausted(self, self.queues)
         if most is not None and waiting - coming >= most:

@@ -19,7 +19,7 @@ from aiohttp import WSMsgType
 from tests.explore.network import CALM, Temper, handshake_error
 from tests.explore.schedules import CORE, Loop, World, is_last
 from wspool import ConnectionClosedError, LocalQuota, WebsocketConnection, WebsocketError
-from wspool._pool import upkeep
+from wspool._connection import budget
 
 Act = Callable[[World], Awaitable[object]]
 
@@ -340,7 +340,7 @@ NO_POINTS = {
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The upkeep takes a breath after each connection."""
-    monkeypatch.setattr(upkeep, "TURN_SECONDS", -1.0)
+    monkeypatch.setattr(budget, "TURN_SECONDS", -1.0)
 
 
 def run(case: Case, k: int, *, is_caller: bool, is_late: bool, points: Points) -> bool:

@@ -35,6 +35,9 @@ WOULD_BLOCK: Final = object()
 TLS_CLOSE_SECONDS: Final = 0.1
 """For the peer's TLS close_notify, once both have closed the WebSocket: many never send one."""
 
+MAX_CLOSE_FRAMES: Final = 64
+"""Unread before a CLOSE that is waited for; what has sent more is cut off."""
+
 MAX_REASON_BYTES: Final = 123
 """Of a CLOSE frame's reason (RFC 6455, 5.5)."""
 
@@ -108,6 +111,22 @@ def is_flooded(websocket: aiohttp.ClientWebSocketResponse) -> bool:
         return False
 
 
+def is_congested(websocket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Return whether the peer does not take what was sent, so that a write would wait."""
+    try:
+        return bool(cast(Any, websocket)._response.connection.protocol._paused)
+    except AttributeError:  # also where it is gone already
+        return False
+
+
+def unread_frames(websocket: aiohttp.ClientWebSocketResponse) -> int:
+    """Return how many frames were read and not taken yet."""
+    try:
+        return len(cast(Any, websocket)._reader._buffer)
+    except AttributeError:
+        return 0
+
+
 def is_being_read(websocket: aiohttp.ClientWebSocketResponse) -> bool:
     """Return whether a task is in `receive()`; another call would raise."""
     return bool(getattr(websocket, "_waiting", False))
@@ -120,7 +139,9 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T | object:
     both cases the coroutine is cancelled, and nothing is lost.
     """
     try:
-        coroutine.send(None)
+        awaited = coroutine.send(None)
+        if awaited is not None:  # a future that others may await, too: it is not awaited here
+            awaited._asyncio_future_blocking = False
         coroutine.throw(asyncio.CancelledError())
     except StopIteration as stop:
         return cast(T, stop.value)
@@ -222,7 +243,8 @@ class Transport:
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(timeout, self.abort)
         try:
-            if is_flooded(websocket):  # the CLOSE is far: aiohttp would read up to it in one go
+            # The CLOSE is far: aiohttp would read up to it in one go.
+            if is_flooded(websocket) or unread_frames(websocket) > MAX_CLOSE_FRAMES:
                 self.abort()
             else:
                 try:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from wspool._connection.exporting import exported
+
+ENDS_PROGRAM: Final = (KeyboardInterrupt, SystemExit)
+"""What a user's callable may raise and is passed on; anything else, be it an Exception or not (a
+panic of a Rust extension, gevent's Timeout), is an error of the callable's."""
 
 
 @exported

@@ -19,12 +19,13 @@ from typing import Any, Final, NamedTuple, Protocol
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.errors import ConnectionClosedError
+from wspool._connection.budget import Budget
+from wspool._connection.errors import ConnectionBusyError, ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.queues import Queues
 from wspool._connection.scrubbing import scrub_text, scrub_uri, secrets_of
 from wspool._connection.states import BUSY, CLOSED, MAX_HISTORY, CloseReason, Moved, State
-from wspool._connection.wire import Control, Ping, Wire
+from wspool._connection.wire import MAX_INBOX_BYTES, Control, Ping, Wire
 
 NEVER: Final = float("inf")
 
@@ -72,6 +73,7 @@ class Link:
         "__weakref__",
         "_gone_waiters",
         "born",
+        "budget",
         "cause",
         "checked_at",
         "clock",
@@ -115,6 +117,7 @@ class Link:
         id: int,
         queues: Queues[Link],
         loop: asyncio.AbstractEventLoop,
+        budget: Budget,
         on_close: Callable[[Link], object],
         generation: int = 0,
     ) -> None:
@@ -139,6 +142,8 @@ class Link:
         self.task: asyncio.Task[None] | None = None
         # A weak reference to how it is shown to those who have no right to it: see loan.py.
         self.view: Any = None
+        # The time for which its wire is read while nobody waits for a message.
+        self.budget = budget
         # From the handshake on; that of an attempt that failed is dropped.
         self.wire: Wire | None = None
         self.permit: Permit | None = None
@@ -266,7 +271,10 @@ class Link:
                 wire.keep(message)
 
     async def ping(self, owner: object) -> float | None:
-        """Return the seconds until a pong, or None if the owner cannot get one any more."""
+        """Return the seconds until a pong, or None if the owner cannot get one any more.
+
+        Raises ConnectionBusyError when more has come before it than the inbox may hold.
+        """
         wire = self.wire
         assert wire is not None
         ping = await wire.send_ping()
@@ -275,8 +283,17 @@ class Link:
                 return None
             if wire.is_reading:
                 await wire.turn()
-            elif (message := await wire.read()) is not None:
-                wire.keep(message)
+            elif wire.inbox_bytes >= MAX_INBOX_BYTES:
+                raise ConnectionBusyError(
+                    f"The pong on connection #{self.id} is behind more than {MAX_INBOX_BYTES >> 10}"
+                    " KiB of messages that nobody has read: be in recv meanwhile"
+                )
+            else:
+                await self.budget.breathe()
+                if wire.is_reading or self.owner is not owner:
+                    continue
+                if (message := await wire.read()) is not None:
+                    wire.keep(message)
         return ping.answered - ping.sent
 
     def unread(self) -> Iterator[str | bytes]:
@@ -289,7 +306,7 @@ class Link:
         self, websocket: aiohttp.ClientWebSocketResponse, control: Control | None = None
     ) -> Wire:
         """Take the WebSocket of a handshake that succeeded."""
-        wire = self.wire = Wire(websocket, self._lost, control)
+        wire = self.wire = Wire(websocket, self._lost, self.budget, control)
         return wire
 
     def _lost(self, why: CloseReason, code: int, reason: str, cause: BaseException | None) -> None:

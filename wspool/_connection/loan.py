@@ -27,6 +27,7 @@ import aiohttp
 
 from wspool._connection.callsites import Callsite, line_of
 from wspool._connection.errors import (
+    ENDS_PROGRAM,
     ConnectionBusyError,
     ConnectionClosedError,
     ConnectionUnavailableError,
@@ -411,7 +412,9 @@ class WebsocketConnection:
         is_last = self._served().is_last
         try:
             return is_last is not None and bool(is_last(message))
-        except Exception:
+        except ENDS_PROGRAM:
+            raise
+        except BaseException:
             logger.exception("drain_until raised; the message does not count as the last")
             return False
 
@@ -419,8 +422,9 @@ class WebsocketConnection:
         """Send a ping, wait for its pong and return the round trip in seconds.
 
         It may run beside a `recv` and beside other pings; messages that arrive meanwhile are
-        kept for `recv`, however many. A pong settles all earlier pings: a server may answer only
-        the latest (RFC 6455, 5.5.3). There is no time limit: put `asyncio.timeout` around it.
+        kept for `recv`, up to 512 KiB: beyond that the ping fails, with ConnectionBusyError. A pong
+        settles all earlier pings: a server may answer only the latest (RFC 6455, 5.5.3). There is
+        no time limit: put `asyncio.timeout` around it.
         Raises ConnectionClosedError and ConnectionBusyError as `send` does.
         """
         self._wire("ping")

@@ -17,12 +17,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from time import perf_counter, time
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 from aiohttp import WSMsgType
 
 from wspool._connection import aiohttp_internals
+from wspool._connection.budget import MIN_FRAMES, Budget
+from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.states import CloseReason
 
 logger = logging.getLogger("wspool")
@@ -100,6 +102,7 @@ class Wire:
         "_payloads",
         "_pings",
         "_turns",
+        "budget",
         "frames",
         "has_unread",
         "inbox",
@@ -124,11 +127,14 @@ class Wire:
         self,
         websocket: aiohttp.ClientWebSocketResponse,
         on_lost: OnLost,
+        budget: Budget,
         control: Control | None = None,
     ) -> None:
         self.websocket = websocket
         self.transport = aiohttp_internals.Transport(websocket)
         self._on_lost = on_lost
+        # What is read for nobody in particular is read within this.
+        self.budget = budget
         self._control = control
         self._loop = asyncio.get_running_loop()
 
@@ -219,6 +225,11 @@ class Wire:
         except (OSError, aiohttp.ClientError) as error:
             self._fail(error)
 
+    async def _answer(self, write: Callable[..., Awaitable[None]], *what: Any) -> None:
+        """Answer what the peer has sent, unless it does not take what was sent before."""
+        if not aiohttp_internals.is_congested(self.websocket):
+            await self._write(write(*what))
+
     def _fail(self, error: BaseException) -> None:
         """The transport is gone; but the server may have said why before."""
         code, reason = aiohttp_internals.find_close(self.websocket) or (1006, "")
@@ -236,9 +247,9 @@ class Wire:
                 if self._control is None or (answer := self._controlled(frame.data)) is None:
                     return self._count(frame.data)
                 if answer is not True:
-                    await self._write(self.websocket.send_frame(*encoded(answer)))
+                    await self._answer(self.websocket.send_frame, *encoded(answer))
             elif kind is WSMsgType.PING:
-                await self._write(self.websocket.pong(frame.data))
+                await self._answer(self.websocket.pong, frame.data)
             elif kind is WSMsgType.PONG:
                 self._settle(bytes(frame.data))
             elif kind is WSMsgType.CLOSE:
@@ -268,7 +279,9 @@ class Wire:
                     answer.encode()
                 return answer
             raise TypeError(f"it returned {answer!r}; it must return None, True, a str or bytes")
-        except Exception as error:
+        except ENDS_PROGRAM:
+            raise
+        except BaseException as error:
             logger.exception("control raised; the connection is closed")
             self.lose(CloseReason.ERROR, 1000, "", error)
             return True
@@ -316,14 +329,19 @@ class Wire:
     def unread(self) -> Iterator[str | bytes]:
         """Give the messages that the event loop has already read; pings are answered, and so on.
 
-        Nothing is given while a task is reading: that one will see them.
+        As many as the budget allows. Nothing is given while a task is reading: that one will see
+        them.
         """
         while self.inbox:
             yield self._take()
         yield from self._arrived()
 
     def _arrived(self) -> Iterator[str | bytes]:
+        frames = 0
         while not (self.is_reading or self.is_lost or self._is_closing) and self.has_unread():
+            frames += 1
+            if frames > MIN_FRAMES and self.budget.is_spent:
+                return
             if self.is_exposed and aiohttp_internals.is_being_read(self.websocket):
                 return  # by a borrower that uses the WebSocket directly
             message: object = self._next_read()

@@ -8,7 +8,6 @@ while its owner is not in `recv`, messages are kept.
 
 from __future__ import annotations
 
-import itertools
 from typing import Final
 
 from wspool._connection.link import Link
@@ -71,18 +70,15 @@ class Attending:
         is_spare = self._capacity.open > self._options.min_connections
         return self._retiring.why_idle(link, now, is_spare=is_spare)
 
-    def attend(self, link: Link, most: int | None = None) -> bool:
-        """Deal with what has arrived on a link that nobody reads; False if nothing had.
-
-        If it is idle, with no more than `most` messages of that.
-        """
+    def attend(self, link: Link) -> bool:
+        """Deal with what has arrived on a link that nobody reads; False if nothing had."""
         if not link.has_news:
             link.is_flooding = False
             return False
         if link.state is State.IDLE:
             if not link.uses and self._keep_greeting(link):
                 return False
-            self.dispose(link, most)
+            self.dispose(link)
         elif link.state is not State.CLOSED and link.wire is not None:
             link.wire.attend()
         return link.state is State.IDLE
@@ -98,11 +94,15 @@ class Attending:
             wire.attend()
         return wire.inbox_bytes <= MAX_GREETING_BYTES and not wire.is_flooded
 
-    def dispose(self, link: Link, most: int | None = None) -> None:
+    def dispose(self, link: Link) -> None:
         """Deal with what no borrower will read; a link whose message is refused is closed."""
-        link.is_flooding = link.wire is not None and link.wire.is_flooded
+        wire = link.wire
+        assert wire is not None
+        was_flooded = wire.is_flooded
         try:
-            for message in itertools.islice(link.unread(), most):
+            for message in wire.unread():
                 dispose(link, message, self._options, self._stats)
         except Discard as discard:
             link.close(discard.why, cause=discard.__cause__)
+        # The rest is still coming, or was too much for this turn.
+        link.is_flooding = was_flooded or (bool(wire.has_unread()) and not wire.is_reading)

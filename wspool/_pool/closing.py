@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from wspool._connection.errors import ConnectionClosedError
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionClosedError
 from wspool._connection.link import Link
 from wspool._connection.loan import lend_to_hook
 from wspool._connection.queues import Queues
@@ -17,7 +17,7 @@ from wspool._pool.draining import dispose_of_rest
 from wspool._pool.listeners import Events
 from wspool._pool.options import Hook, Options
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import Tasks, weakly
+from wspool._pool.tasks import Tasks, is_cancelled, weakly
 
 logger = logging.getLogger("wspool")
 
@@ -58,7 +58,9 @@ class Goodbye:
             if self._on_close is not None and timeout and link.is_open:
                 await self._let_close(self._on_close, timeout)
             await link.close_wire(max(0.0, end - link.clock()))
-        except Exception:
+        except (*ENDS_PROGRAM, asyncio.CancelledError):
+            raise
+        except BaseException:
             # A fault of this package's: it must not cost a place as well.
             logger.exception("the goodbye of #%d broke down", link.id)
             self.abort()
@@ -75,7 +77,11 @@ class Goodbye:
             pass  # the server was faster
         except TimeoutError:
             logger.warning("on_close of #%d took longer than close_timeout", link.id)
-        except Exception:
+        except ENDS_PROGRAM:
+            raise
+        except BaseException as error:
+            if is_cancelled(error):
+                raise
             logger.exception("on_close raised, of #%d", link.id)
 
     def abort(self) -> None:

@@ -19,6 +19,7 @@ from multidict import CIMultiDict, MultiMapping
 
 from wspool._connection.aiohttp_internals import connect
 from wspool._connection.errors import (
+    ENDS_PROGRAM,
     ConnectionClosedError,
     ConnectionUnavailableError,
     WebsocketError,
@@ -29,6 +30,7 @@ from wspool._connection.scrubbing import scrub_error, scrub_text, scrub_uri, sec
 from wspool._pool.gate import MAX_RETRY_AFTER_SECONDS, Gate
 from wspool._pool.options import Options, check_uri
 from wspool._pool.stats import Stats
+from wspool._pool.tasks import is_cancelled
 
 _TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 _UNREACHABLE: Final = frozenset(
@@ -79,12 +81,11 @@ class Dial:
             in_round = gate.round
             try:
                 await self._attempt(options, session)
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+            except ENDS_PROGRAM:
+                raise
+            except BaseException as error:
+                if is_cancelled(error):
                     raise
-                cause: BaseException = error  # not of the dial: of what a callable waited for
-            except Exception as error:
                 cause = error
             else:
                 return

@@ -14,7 +14,7 @@ from functools import partial
 from time import time
 
 from wspool._connection import states
-from wspool._connection.errors import ConnectionDrainTimeoutError
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionDrainTimeoutError
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection, lend_to_hook, view_of
@@ -22,7 +22,7 @@ from wspool._connection.states import CloseReason, State
 from wspool._pool.listeners import Events
 from wspool._pool.options import DrainConditionCallback, Hook, Options
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import Discard, Tasks, Then, close_if_still, work
+from wspool._pool.tasks import Discard, Tasks, Then, close_if_still, is_cancelled, work
 
 logger = logging.getLogger("wspool")
 
@@ -85,7 +85,9 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
             is_fine = bool(condition(message))
         else:
             is_fine = len(message) > 0 or link.state is State.IDLE
-    except Exception as error:
+    except ENDS_PROGRAM:
+        raise
+    except BaseException as error:
         logger.exception("drain_condition or on_drained raised; closing #%d", link.id)
         raise Discard(CloseReason.ERROR) from error
     if not is_fine:
@@ -97,7 +99,9 @@ def dispose_of_rest(link: Link, options: Options, stats: Stats) -> None:
     for message in link.unread():
         try:
             _show(link, message, options, stats)
-        except Exception:
+        except ENDS_PROGRAM:
+            raise
+        except BaseException:
             logger.exception("on_drained raised, of closed #%d", link.id)
 
 
@@ -114,7 +118,9 @@ def is_last(link: Link, message: str | bytes, options: Options) -> bool:
         return False
     try:
         return bool(options.drain_until(message))
-    except Exception as error:
+    except ENDS_PROGRAM:
+        raise
+    except BaseException as error:
         logger.exception("drain_until raised; closing #%d", link.id)
         raise Discard(CloseReason.ERROR) from error
 
@@ -209,7 +215,11 @@ async def run_hook(
     """Run a hook of the user's on a link that the pool owns; an error costs the link."""
     try:
         loan = await lend_to_hook(link, hook, after)
-    except Exception as error:
+    except ENDS_PROGRAM:
+        raise
+    except BaseException as error:
+        if is_cancelled(error):
+            raise
         if link.state is not State.CLOSED:  # else that is why
             logger.exception("%s raised; closing #%d", name, link.id)
         raise Discard(CloseReason.ERROR) from error
@@ -237,6 +247,7 @@ async def _read(
     for message in wire.unread():
         dispose(link, message, options, stats)
         ends -= ends > 0 and is_last(link, message, options)
+    is_flooded = is_flooded or wire.has_news
     if not (ends or options.check_server_data_on_release):
         if is_flooded:  # the rest would reach the next borrower
             raise Discard(CloseReason.DRAIN)
@@ -249,6 +260,7 @@ async def _read(
         if following is None:
             return  # the fence's pong; or lost, and then the state is closed already
         dispose(link, following, options, stats)
+        await wire.budget.breathe()
         if ends and is_last(link, following, options):
             ends -= 1
             if not (ends or options.check_server_data_on_release):

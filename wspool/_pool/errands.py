@@ -30,6 +30,10 @@ handshake here; a mute one costs every borrower that waits for it this time.
 """
 
 
+MAX_KEPT: Final = 100
+"""Messages that come during the check of a link that nobody has borrowed, and may be a greeting."""
+
+
 class Errand:
     """The owner of a link that is busy and no loan's. `why` is "check" or "keepalive"."""
 
@@ -74,7 +78,8 @@ class Errand:
             async with asyncio.timeout(limit):
                 ping = await wire.send_ping()
                 while (message := await link.next_message(self, until=ping)) is not None:
-                    if link.uses:
+                    await wire.budget.breathe()
+                    if link.uses or len(came) > MAX_KEPT:
                         dispose(link, message, options, stats)
                     else:
                         came.append(message)

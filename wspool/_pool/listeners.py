@@ -16,6 +16,7 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ class Events:
                     continue  # unsubscribed by one before it
                 try:
                     listener(event)
-                except Exception:
+                except ENDS_PROGRAM:
+                    raise
+                except BaseException:
                     if token not in self._broken:
                         self._broken.add(token)
                         logger.exception(

@@ -11,7 +11,8 @@ import inspect
 import logging
 from typing import Any
 
-from wspool._connection.errors import ConnectionUnavailableError
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
+from wspool._pool.tasks import is_cancelled
 from wspool.quota import Quota
 
 logger = logging.getLogger("wspool")
@@ -53,8 +54,10 @@ class Permits:
         try:
             async with asyncio.timeout(self._timeout) as timer:
                 lease = await self.quota.acquire()
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+        except ENDS_PROGRAM:
+            raise
+        except BaseException as error:
+            if is_cancelled(error):
                 raise
             if timer.expired():
                 raise self.full(self._timeout) from None
@@ -78,7 +81,9 @@ class Permits:
             if not inspect.isawaitable(answer):
                 return
             release = asyncio.ensure_future(answer)
-        except Exception:
+        except ENDS_PROGRAM:
+            raise
+        except BaseException:
             logger.exception("%r raised in release", self.quota)
             return
         self.releases.add(release)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import aiohttp
 
 from wspool._connection import states
+from wspool._connection.budget import Budget
 from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
@@ -54,6 +55,7 @@ class Router:
         self.queues: Queues[Link] = Queues()
         self.line = Line()
         self.tasks = Tasks()
+        self.budget = Budget()
         self.capacity = Capacity(self.queues, options)
         self.retiring = Retiring(options)
         self.attending = Attending(options, self.stats, self.queues, self.capacity, self.retiring)
@@ -69,7 +71,13 @@ class Router:
         self.gate = Gate(options.max_connecting, permits)
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
-            *(self.tasks, self.gate, _or_abort(weakly(self._closed)), weakly(self._dialled)),
+            *(
+                self.tasks,
+                self.budget,
+                self.gate,
+                _or_abort(weakly(self._closed)),
+                weakly(self._dialled),
+            ),
         )
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import logging
@@ -13,7 +14,8 @@ from typing import Final
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.errors import ConnectionUnavailableError
+from wspool._connection.budget import Budget
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
 from wspool._connection.link import NEVER, Link
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
@@ -46,6 +48,7 @@ class Supply:
         capacity: Capacity,
         retiring: Retiring,
         tasks: Tasks,
+        budget: Budget,
         gate: Gate,
         on_close: Callable[[Link], object],
         then: Callable[[Dial, ConnectionUnavailableError | None], bool],
@@ -53,6 +56,7 @@ class Supply:
         self._options, self._stats, self._events = options, stats, events
         self._queues, self._line = queues, line
         self._capacity, self._retiring, self._tasks = capacity, retiring, tasks
+        self._budget = budget
         self._gate = gate
         gate.on_wait = weakly(self.turn_away)
         # What each link calls when it closes, and each dial when it has ended, well or badly.
@@ -104,6 +108,7 @@ class Supply:
                 next(self._ids),
                 self._queues,
                 self._tasks.loop,
+                self._budget,
                 self._on_close,
                 self._retiring.generation,
             )
@@ -126,7 +131,9 @@ class Supply:
                 await dial.run(self._options, self._session, gate, self._stats)
             except ConnectionUnavailableError as error:
                 failure = error
-            except Exception:
+            except (*ENDS_PROGRAM, asyncio.CancelledError):
+                raise
+            except BaseException:
                 # A fault of this package's: it must not cost a place, and those who wait, as well.
                 logger.exception("the dial of #%d broke down", dial.link.id)
                 failure = ConnectionUnavailableError("The dial broke down; the log says where")

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec
 
+from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
 from wspool._connection.states import CloseReason, State
 
@@ -51,12 +52,12 @@ class Tasks:
     def spawn(
         self,
         coroutine: Coroutine[Any, Any, None],
-        if_cancelled: Callable[[], object] | None = None,
+        if_broken: Callable[[], object] | None = None,
     ) -> asyncio.Task[None]:
         """Run a coroutine.
 
-        `if_cancelled` clears up after a task that was cancelled, and it too works where the task
-        was cancelled before its first step, as at the end of `asyncio.run`.
+        `if_broken` clears up after a task that was cancelled or has raised, and it too works where
+        the task was cancelled before its first step, as at the end of `asyncio.run`.
 
         Made directly: an eager task factory would run it in the middle of a routing step.
         """
@@ -66,8 +67,11 @@ class Tasks:
 
         def has_ended(task: asyncio.Task[None]) -> None:
             running.discard(task)
-            if if_cancelled is not None and task.cancelled():
-                if_cancelled()
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                logger.error("a task of the pool's broke down", exc_info=error)
+            if if_broken is not None and (task.cancelled() or error is not None):
+                if_broken()
 
         task.add_done_callback(has_ended)
         return task
@@ -89,6 +93,12 @@ class Discard(Exception):
         self.why = why
 
 
+def is_cancelled(error: BaseException) -> bool:
+    """Return whether an error is the cancellation of this task, and not of what it waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
 def close_if_still(link: Link, state: State, why: CloseReason) -> None:
     """The dial, the drain or the errand was cancelled by somebody who has not closed the link."""
     if link.state is state:
@@ -106,7 +116,9 @@ async def work(link: Link, working: Callable[[], Awaitable[None]], then: Then) -
         await working()
     except Discard as error:
         discard = error
-    except Exception:
+    except (*ENDS_PROGRAM, asyncio.CancelledError):
+        raise
+    except BaseException:
         # A fault of this package's, or a borrower that still reads: no reason to lose a place.
         logger.exception("the errand or the drain of #%d broke down", link.id)
         discard = Discard(CloseReason.ERROR)

@@ -8,26 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from time import perf_counter
 from typing import Final
 
 from wspool._connection.callsites import at_work_in, line_of, task_name
+from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
+from wspool._connection.states import CloseReason
 from wspool._pool.routing import Router
 
 logger = logging.getLogger("wspool")
 
 SWEEP_SECONDS: Final = 0.25
 """Between two looks at a link that nobody reads."""
-
-TURN_SECONDS: Final = 0.002
-"""For which links are looked at and read before the event loop gets its turn."""
-
-MAX_MESSAGES: Final = 100
-"""Of one link that are disposed of at a time: under a millisecond.
-
-A server that packs tiny messages fills a single read of 256 KiB with tens of thousands.
-"""
 
 MAX_ROUNDS: Final = 1000
 """Ticks in a row in which a link that keeps receiving is read, before the next sweep."""
@@ -49,28 +41,41 @@ def begin(router: Router) -> asyncio.Task[None]:
 
 
 async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
-    """Sweep every `interval` seconds and tidy up every `cleanup_interval`, until the pool ends."""
+    """Sweep every `interval` seconds and tidy up every `cleanup_interval`, until the pool ends.
+
+    What breaks in one step is logged, and the next step comes all the same.
+    """
     clock = asyncio.get_running_loop().time
     tidied = clock()
     while True:
         await asyncio.sleep(interval)
-        receiving = await _sweep(ref)
-        for _ in range(MAX_ROUNDS):
-            if not receiving:
-                break
-            # Two ticks: in the first, this task comes before the transport that reads again.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            receiving = await _attend(ref, receiving)
-        router = ref()
-        if router is None or (router.is_closing and not router.queues.busy):
-            return
-        if not router.is_closing:  # else the borrowers' connections are attended until the last
-            _look_after(router)
-            if clock() - tidied >= router.options.cleanup_interval:
-                tidied = clock()
-                tidy(router)
-        del router
+        try:
+            await _attend_all(ref)
+            router = ref()
+            if router is None or (router.is_closing and not router.queues.busy):
+                return
+            if not router.is_closing:  # else borrowers' connections are attended until the last
+                _look_after(router)
+                if clock() - tidied >= router.options.cleanup_interval:
+                    tidied = clock()
+                    tidy(router)
+        except (*ENDS_PROGRAM, asyncio.CancelledError):
+            raise
+        except BaseException:
+            logger.exception("a step of the upkeep broke down; the next will come")
+        router = None
+
+
+async def _attend_all(ref: weakref.ref[Router]) -> None:
+    """Read for all that do not, and again for those that go on receiving."""
+    receiving = await _sweep(ref)
+    for _ in range(MAX_ROUNDS):
+        if not receiving:
+            break
+        # Two ticks: in the first, this task comes before the transport that reads again.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        receiving = await _attend(ref, receiving)
 
 
 async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
@@ -85,18 +90,22 @@ async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
 
 async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
     receiving = []
-    began = perf_counter()
     for link in links:
-        if perf_counter() - began > TURN_SECONDS:
+        if link.budget.is_spent:
             await asyncio.sleep(0)
-            began = perf_counter()
         if not (link.is_flooding or link.has_news):
             continue  # as nearly always: the rest would be a third of a sweep
         router = ref()
         if router is None:
             return []
-        if router.attending.attend(link, MAX_MESSAGES):
-            receiving.append(link)
+        try:
+            if router.attending.attend(link):
+                receiving.append(link)
+        except ENDS_PROGRAM:
+            raise
+        except BaseException as error:
+            logger.exception("the attending of #%d broke down; it is closed", link.id)
+            link.close(CloseReason.ERROR, cause=error)
         del router
     return receiving
 

@@ -193,6 +193,7 @@ class BlockingWebsocketConnectionPool:
     headers: Headers = _same()
     is_started: bool = _same()
     is_closed: bool = _same()
+    max_connections: int = _same()
     total_connections: int = _same()
     available_connections: int = _same()
     busy_connections: int = _same()

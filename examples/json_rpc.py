@@ -17,15 +17,11 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
 numbers = itertools.count(1)
-
-# The subscription on each connection; None while the server has not named it yet.
-subscribed: WeakKeyDictionary[WebsocketConnection, str | None] = WeakKeyDictionary()
 
 
 async def send(connection: WebsocketConnection, method: str, *params: Any) -> int:
@@ -50,11 +46,11 @@ def is_reply(message: str | bytes) -> bool:
 
 
 async def unsubscribe(connection: WebsocketConnection) -> None:
-    if connection in subscribed:
-        if (name := subscribed.pop(connection)) is not None:
-            await send(connection, "eth_unsubscribe", name)  # the drain waits for the reply
-        else:
-            await connection.close()  # left so early that there is no name to unsubscribe from
+    name, connection.context = connection.context, None
+    if name:
+        await send(connection, "eth_unsubscribe", name)  # the drain waits for the reply
+    elif name is not None:
+        await connection.close()  # left so early that there is no name to unsubscribe from
 
 
 def make_pool(uri: str, late: list[str | bytes]) -> WebsocketConnectionPool:
@@ -81,8 +77,8 @@ async def request(pool: WebsocketConnectionPool, method: str, *params: Any) -> A
 async def subscribe(pool: WebsocketConnectionPool, *params: Any) -> AsyncGenerator[Any, None]:
     """Give what the server pushes; close it, by `aclosing`, to give the connection back."""
     async with pool.get_connection() as connection:
-        subscribed[connection] = None
-        subscribed[connection] = name = await call(connection, "eth_subscribe", *params)
+        connection.context = ""  # the subscription's name, once the server has given it one
+        connection.context = name = await call(connection, "eth_subscribe", *params)
         while True:
             push = (await connection.recv_json()).get("params", {})
             if push.get("subscription") == name:

@@ -18,18 +18,15 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
-# The response that is being written on each connection.
-writing: WeakKeyDictionary[WebsocketConnection, str] = WeakKeyDictionary()
-
 
 async def cancel(connection: WebsocketConnection) -> None:
     """Stop a response that has not ended: words that nobody reads cost money and time."""
-    if (response_id := writing.pop(connection, None)) is not None:
+    response_id, connection.context = connection.context, None
+    if response_id is not None:
         await connection.send_json({"type": "response.cancel", "response_id": response_id})
 
 
@@ -66,11 +63,11 @@ async def ask(pool: WebsocketConnectionPool, question: str) -> AsyncGenerator[st
             event = await connection.recv_json()
             match event["type"]:
                 case "response.created":
-                    writing[connection] = event["response"]["id"]
+                    connection.context = event["response"]["id"]  # is being written
                 case "response.output_text.delta":
                     yield event["delta"]
                 case "response.done":
-                    writing.pop(connection, None)
+                    connection.context = None
                     if (status := event["response"]["status"]) != "completed":
                         raise RuntimeError(f"the answer is {status}")
                     return

@@ -16,15 +16,12 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
 MODEL = {"model": "paraformer-realtime-v2", "parameters": {"format": "pcm", "sample_rate": 16000}}
 TASK = {"task_group": "audio", "task": "asr", "function": "recognition", "input": {}} | MODEL
-# The task on each connection whose server still waits for audio.
-unfinished: WeakKeyDictionary[WebsocketConnection, str] = WeakKeyDictionary()
 
 
 def is_last(message: str | bytes) -> bool:
@@ -34,7 +31,8 @@ def is_last(message: str | bytes) -> bool:
 
 async def finish(connection: WebsocketConnection) -> None:
     """Say that there is no more audio, unless that was said."""
-    if (task_id := unfinished.pop(connection, None)) is not None:
+    task_id, connection.context = connection.context, None
+    if task_id is not None:
         await order(connection, "finish-task", task_id, {"input": {}})
 
 
@@ -56,7 +54,7 @@ async def transcribe(pool: WebsocketConnectionPool, audio: AsyncIterator[bytes])
     task_id = uuid.uuid4().hex
     async with pool.get_connection() as connection, asyncio.TaskGroup() as group:
         sentences = []
-        unfinished[connection] = task_id
+        connection.context = task_id  # until the server knows that there is no more audio
         await order(connection, "run-task", task_id, TASK)
         while True:
             message = await connection.recv_json()

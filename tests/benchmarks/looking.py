@@ -23,8 +23,9 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.benchmarks.side_by_side import Body, chosen_loops, run, side_by_side
-from wspool import WebsocketConnectionPool
-from wspool._connection.link import WebsocketConnection
+from tests.support.inside import queues_of
+from wspool import Stats, WebsocketConnectionPool
+from wspool._connection.link import Link
 from wspool._connection.states import State
 from wspool.prometheus import register
 
@@ -38,27 +39,24 @@ GOALS: Final = {"reports": 0.6, "listener": 1.0, "scrape": 20_000}
 """Microseconds at most: per borrow, per event, per scrape."""
 
 
-class NoHistory(tuple[Any, ...]):
-    """Takes the place of a connection's moves, and stays at what was the last one."""
+class NoMoves(tuple[Any, ...]):
+    """Takes the place of a link's moves, and stays at what was the last one."""
 
     append = staticmethod(bool)  # at the price of a call in C
 
 
-class NoReports:
-    """While entered, a pool's loans are neither counted nor remembered, nor is their place."""
+class NoHistory:
+    """While entered, a link's moves are not remembered."""
 
-    def __init__(self, pool: WebsocketConnectionPool, connection: WebsocketConnection) -> None:
-        self._router: Any = pool.router
-        self._connection: Any = connection
-        self._moves = connection.moves
+    def __init__(self, link: Link) -> None:
+        self._link: Any = link
+        self._moves = link.moves
 
     def __enter__(self) -> None:
-        self._connection.moves = NoHistory([self._moves[-1]])
-        self._router._count_loan = lambda connection, waited: None
+        self._link.moves = NoMoves([self._moves[-1]])
 
     def __exit__(self, *exc: object) -> None:
-        self._connection.moves = self._moves
-        del self._router._count_loan
+        self._link.moves = self._moves
 
 
 def borrowing(pool: WebsocketConnectionPool) -> Body:
@@ -87,20 +85,24 @@ async def opened(uri: str, count: int) -> WebsocketConnectionPool:
 
 
 async def cost_of_reports(uri: str) -> float:
-    """Return the seconds per borrow that history and statistics take, and the place's part."""
+    """Return the seconds per borrow that the history takes, and the count and the place."""
     async with await opened(uri, 1) as full, await opened(uri, 1) as bare:
-        with NoReports(bare, bare.connections[0]):
+        with NoHistory(next(iter(queues_of(bare)))):
             ways = {"full": borrowing(full), "bare": borrowing(bare)}
             comparison = await side_by_side(ways, rounds=200)
-        return comparison.difference("full", to="bare") + await cost_of_a_place(full)
+        return comparison.difference("full", to="bare") + await cost_of_notes()
 
 
-async def cost_of_a_place(pool: WebsocketConnectionPool) -> float:
-    """Return the seconds for the tuple of who borrows: measured by itself, as it has no switch."""
-    loop = asyncio.get_running_loop()
+async def cost_of_notes() -> float:
+    """Return the seconds for the count of loans and the tuple of who borrows.
+
+    They are measured by themselves, as they have no switch.
+    """
+    loop, stats = asyncio.get_running_loop(), Stats()
 
     async def noted() -> None:
         for _ in range(100):
+            stats.borrows += 1
             frame = sys._getframe(0)
             (frame.f_code, frame.f_lasti, asyncio.current_task(loop))
 
@@ -125,14 +127,13 @@ async def cost_of_a_listener(uri: str) -> float:
 async def crowded(uri: str) -> AsyncIterator[WebsocketConnectionPool]:
     """Give a pool with ten connections, and as many without sockets as make it a thousand."""
     async with await opened(uri, 10) as pool:
-        queues = pool.router.queues
-        extras = [
-            WebsocketConnection(number + 11, queues, pool.router.loop, lambda connection: None)
-            for number in range(MANY - 10)
-        ]
+        queues, loop = queues_of(pool), asyncio.get_running_loop()
+        extras = [Link(number + 11, queues, loop, lambda link: None) for number in range(MANY - 10)]
+        moves = next(iter(queues)).moves
         for extra in extras:
             queues.add(extra)
-            extra.moves.extend(pool.connections[0].moves)
+            extra.moves.extend(moves)
+        pool.resize(MANY)  # or whatever is given back would be a surplus, and closed
         assert len(pool.connections) == MANY
         yield pool
         for extra in extras:
@@ -153,6 +154,7 @@ async def cost_of_a_scrape(uri: str) -> float:
         register(pool, registry)
         borrowers = [asyncio.create_task(forever(pool)) for _ in range(10)]
         seconds = await asyncio.to_thread(timed, partial(generate_latest, registry), 99)
+        assert not any(borrower.done() for borrower in borrowers)
         for borrower in borrowers:
             borrower.cancel()
         await asyncio.wait(borrowers)

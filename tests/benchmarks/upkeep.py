@@ -15,6 +15,7 @@ from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, seconds, size
 from tests.benchmarks.server import allow_files
 from tests.benchmarks.side_by_side import Comparison, in_turns
 from tests.benchmarks.suite import LATENCY, Bench, Traced, benchmark
+from tests.support.inside import router_of
 from wspool import WebsocketConnectionPool
 from wspool._pool import upkeep
 
@@ -52,7 +53,8 @@ async def sweeps(bench: Bench) -> tuple[list[float], list[float]]:
 
 
 def steps_of_sweep(pool: WebsocketConnectionPool) -> list[float]:
-    sweep = upkeep._sweep(weakref.ref(pool.router))
+    router = router_of(pool)
+    sweep = upkeep._sweep(weakref.ref(router))
     steps = []
     is_over = False
     while not is_over:
@@ -60,7 +62,7 @@ def steps_of_sweep(pool: WebsocketConnectionPool) -> list[float]:
         try:
             sweep.send(None)
         except StopIteration:
-            upkeep.tidy(pool.router)
+            upkeep.tidy(router)
             is_over = True
         steps.append(perf_counter() - start)
     return steps
@@ -87,7 +89,7 @@ async def memory(bench: Bench) -> Comparison:
 
                 for _ in range(BORROWS):
                     await asyncio.gather(*(echo() for _ in range(count)))
-                await asyncio.sleep(2 * upkeep.PERIOD)
+                await asyncio.sleep(2 * upkeep.SWEEP_SECONDS)
                 return traced.bytes() / count
 
     async def theirs() -> float:

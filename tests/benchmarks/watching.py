@@ -27,7 +27,7 @@ import aiohttp
 from aiohttp import ClientWebSocketResponse, WSMessage, WSMsgType
 
 from tests.benchmarks.side_by_side import Body, Comparison, chosen_loops, run, side_by_side
-from wspool._connection import aiohttp_internals as wire
+from wspool._connection import aiohttp_internals
 
 MANY: Final = 100
 """Calls at a time of what takes less than a microsecond or so."""
@@ -92,7 +92,7 @@ def cancelled_echo(websocket: ClientWebSocketResponse) -> Body:
 
 def stepped_echo(websocket: ClientWebSocketResponse) -> Body:
     async def borrow() -> None:
-        wire.step(websocket.receive())
+        aiohttp_internals.step(websocket.receive())
         await websocket.send_str(MESSAGE)
         await websocket.receive()
         await asyncio.sleep(0)
@@ -101,10 +101,10 @@ def stepped_echo(websocket: ClientWebSocketResponse) -> Body:
 
 
 def looked_at_echo(websocket: ClientWebSocketResponse) -> Body:
-    look = wire.lookout(websocket)
+    has_unread = aiohttp_internals.unread_test(websocket)
 
     async def borrow() -> None:
-        look()
+        has_unread()
         await websocket.send_str(MESSAGE)
         await websocket.receive()
         await asyncio.sleep(0)
@@ -156,17 +156,17 @@ def cancelled_alone(websocket: ClientWebSocketResponse) -> Body:
 def stepped_alone(websocket: ClientWebSocketResponse) -> Body:
     async def step_often() -> None:
         for _ in range(MANY):
-            wire.step(websocket.receive())
+            aiohttp_internals.step(websocket.receive())
 
     return step_often
 
 
 def looked_at_alone(websocket: ClientWebSocketResponse) -> Body:
-    look = wire.lookout(websocket)
+    has_unread = aiohttp_internals.unread_test(websocket)
 
     async def look_often() -> None:
         for _ in range(MANY):
-            look()
+            has_unread()
 
     return look_often
 

@@ -54,7 +54,7 @@ async def test_nothing_is_lost_while_the_server_drops_connections() -> None:
 async def test_the_books_agree_with_one_another(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "LEAVE", 0.2)  # or it may be that nobody leaves
+    monkeypatch.setattr(demo, "EARLY_SHARE", 0.2)  # or it may be that nobody leaves
     monkeypatch.setattr(logging.getLogger("wspool"), "handlers", [])
     status, out, _ = await commands.run_here(
         capsys, "demo", "--seconds", "1", "--drop-rate", "0.05"

@@ -65,8 +65,8 @@ RunHere = Callable[..., Awaitable[tuple[int, str, str]]]
 @pytest.fixture
 def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunHere:
     """Run a probe that makes shorter pauses."""
-    monkeypatch.setattr(probe, "PAUSE", 0.05)
-    monkeypatch.setattr(tapping, "PAUSE", 0.05)
+    monkeypatch.setattr(probe, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(tapping, "PAUSE_SECONDS", 0.05)
     return partial(commands.run_here, capsys, "probe")
 
 
@@ -95,7 +95,7 @@ async def borrow(code: str) -> None:
 
 
 def options_of(pool: WebsocketConnectionPool) -> Any:
-    return pool.router.options
+    return pool._router.options
 
 
 # Servers.
@@ -299,7 +299,7 @@ async def test_a_server_that_pushes_is_no_server_that_greets(
         pushing.cancel()
 
     server.handler = push
-    monkeypatch.setattr(probe, "EARLY", 0.1)
+    monkeypatch.setattr(probe, "EARLY_SECONDS", 0.1)
     status, out, _ = await run_here("--listen", "0.9", "--dials", "2", server.uri)
     assert status == 0
     assert re.search(r"^greeting +none", out, re.MULTILINE)
@@ -333,7 +333,7 @@ async def test_a_server_that_answers_no_pings_is_not_asked_to(
             else:
                 await peer.send(message.data)
 
-    monkeypatch.setattr(tapping, "ANSWER", 0.1)
+    monkeypatch.setattr(tapping, "ANSWER_SECONDS", 0.1)
     async with Server(send_other_pongs, autoping=False, compress=False) as server:
         status, out, _ = await run_here("--listen", "0.2", "--dials", "3", server.uri)
         assert status == 0
@@ -649,7 +649,7 @@ async def test_a_server_of_another_protocol_is_one_line(run_here: RunHere) -> No
 async def test_a_server_that_does_not_answer_is_one_line(
     server: Server, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tapping, "PATIENCE", 0.1)
+    monkeypatch.setattr(tapping, "REPLY_SECONDS", 0.1)
     server.delay = None
     assert await trouble(run_here, server.uri) == "no answer within 0.1 s"
 

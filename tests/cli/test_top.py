@@ -27,6 +27,7 @@ from tests.support.strangers import of_another_protocol
 from wspool import Stats, WebsocketConnection, WebsocketConnectionPool, debug
 from wspool._cli import commands as command_line
 from wspool._cli import top
+from wspool._cli.shared import printable
 from wspool._pool.introspection import BorrowerSnapshot, PoolSnapshot, WaiterSnapshot
 from wspool.testing import Peer, Server
 
@@ -120,6 +121,14 @@ async def idle_ones(pool: WebsocketConnectionPool, count: int) -> list[Websocket
     for connection in connections:
         await pool.release(connection)
     return connections
+
+
+async def closed_ones(pool: WebsocketConnectionPool, count: int) -> None:
+    connections = [await pool.acquire() for _ in range(count)]
+    for connection in connections:
+        await connection.close()
+        await pool.release(connection)
+    await until(lambda: len(pool.snapshot().gone) == count, "they are gone")
 
 
 def read_back(pool: WebsocketConnectionPool) -> PoolSnapshot:
@@ -367,7 +376,7 @@ async def test_what_is_not_json_is_one_line(
 async def test_an_answer_without_end_is_one_line(
     application: Application, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top, "MOST", 2**16)
+    monkeypatch.setattr(top, "MAX_ANSWER_BYTES", 2**16)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -383,7 +392,7 @@ async def test_an_answer_without_end_is_one_line(
 async def test_a_mute_server_is_one_line(
     application: Application, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top, "PATIENCE", 0.05)
+    monkeypatch.setattr(top, "ANSWER_SECONDS", 0.05)
 
     ended = asyncio.Event()
 
@@ -575,9 +584,7 @@ async def test_what_the_server_says_stays_text(make_pool: MakePool) -> None:
     """Neither markup nor control characters, and no character that cannot be encoded."""
     pool = make_pool()
     await idle_ones(pool, 1)
-    connection = (await idle_ones(pool, 1))[0]
-    await connection.close()
-    await until(lambda: pool.snapshot().gone, "it is gone")
+    await closed_ones(pool, 1)
     hostile = "[red]x[/red] [/] :smile: \x1b]0;title\x07\x9b2J\r\n\u2028\u202e\ud800 \\[b]"
     shown = "[red]x[/red] [/] :smile: ]0;title2J \\[b]"
     snapshot = read_back(pool)
@@ -589,7 +596,7 @@ async def test_what_the_server_says_stays_text(make_pool: MakePool) -> None:
     assert text.encode().decode() == text
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
     assert text.count(shown) == 5
-    view.trouble = top.printable(hostile)
+    view.trouble = printable(hostile)
     assert drawn(view, width=200)[0].count(shown) == 2
     view.trouble = ""
     assert shown in top.line(view)
@@ -597,9 +604,7 @@ async def test_what_the_server_says_stays_text(make_pool: MakePool) -> None:
 
 async def test_the_last_that_has_gone_is_the_first_of_them(make_pool: MakePool) -> None:
     pool = make_pool()
-    for connection in await idle_ones(pool, 3):
-        await connection.close()
-    await until(lambda: len(pool.snapshot().gone) == 3, "they are gone")
+    await closed_ones(pool, 3)
     snapshot = read_back(pool)
     rows = [line.split()[0] for line in drawn(top.View(snapshot))[-3:]]
     assert rows == [f"#{connection.id}" for connection in reversed(snapshot.gone)]
@@ -611,9 +616,7 @@ async def test_a_picture_fits_the_terminal_and_says_how_many_more_there_are(
     make_pool: MakePool, width: int, height: int
 ) -> None:
     pool = make_pool()
-    for connection in await idle_ones(pool, 3):
-        await connection.close()
-    await until(lambda: len(pool.snapshot().gone) == 3, "they are gone")
+    await closed_ones(pool, 3)
     await idle_ones(pool, 2)
     snapshot = read_back(pool)
     one, two = snapshot.connections

@@ -24,7 +24,7 @@ from wspool import (
     IllegalTransitionError,
     WebsocketError,
 )
-from wspool._connection.errors import scrub_error, scrub_uri, secrets_of
+from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
 
 SECRET = "hunter2"
 

@@ -278,7 +278,7 @@ def test_what_is_the_pools_own_business_is_a_type_error_that_says_what_to_use_in
     ],
 )
 def test_an_option_of_ws_connect_is_kept_for_the_dial(name: str, value: Any) -> None:
-    assert make(**{name: value}).router.options.connect_options == {name: value}
+    assert make(**{name: value})._router.options.connect_options == {name: value}
 
 
 # Callables.
@@ -335,12 +335,12 @@ def test_more_than_max_connections_is_clamped_with_a_warning_at_the_callers_line
     assert "max_connections=3" in str(warning.message)
     assert warning.filename == __file__
     assert warning.lineno == line
-    assert getattr(pool.router.options, name) == 3
+    assert getattr(pool._router.options, name) == 3
 
 
 @pytest.mark.parametrize("name", ["warmup_connections", "min_connections"])
 def test_as_many_as_max_connections_are_no_warning(name: str) -> None:
-    assert getattr(make(max_connections=3, **{name: 3}).router.options, name) == 3
+    assert getattr(make(max_connections=3, **{name: 3})._router.options, name) == 3
 
 
 def test_a_pool_that_was_refused_gives_no_resource_warning() -> None:

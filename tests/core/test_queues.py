@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wspool._connection.queues import REMEMBERED, Queues
+from wspool._connection.queues import MAX_GONE, Queues
 from wspool._connection.states import State
 
 
@@ -143,5 +143,5 @@ def test_only_a_closed_connection_can_be_removed(queues: Queues[str]) -> None:
 def test_the_last_32_that_are_gone_are_remembered(queues: Queues[str]) -> None:
     for number in range(40):
         close(queues, str(number))
-    assert REMEMBERED == 32
+    assert MAX_GONE == 32
     assert list(queues.gone) == [str(number) for number in range(8, 40)]

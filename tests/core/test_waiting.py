@@ -1,24 +1,20 @@
-"""The line of those who wait, without a pool: who is the oldest, who leaves, who gets what."""
+"""The line of those who wait, without a pool: who is the oldest, who leaves, who is served."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 import pytest
 
 from wspool import ConnectionPoolTimeoutError, WebsocketConnection
-from wspool._pool.waiting import Line, Waiter
-
-BORROWER = ((lambda: None).__code__, 0, None)
+from wspool._pool.waiting import Line
 
 
-def a_connection() -> WebsocketConnection:
-    return cast(WebsocketConnection, object())
-
-
-def join(line: Line, *, wants_new: bool = False, is_patient: bool = True) -> Waiter:
-    return line.join(BORROWER, wants_new=wants_new, is_patient=is_patient)
+def join(line: Line, *, wants_new: bool = False) -> WebsocketConnection:
+    """Let a loan of nobody's join the line."""
+    loan = WebsocketConnection(None, None, wants_new)
+    line.join(loan)
+    return loan
 
 
 async def test_a_new_line_is_empty() -> None:
@@ -28,17 +24,30 @@ async def test_a_new_line_is_empty() -> None:
     assert list(line) == []
     assert line.oldest() is None
     assert line.oldest_for_used() is None
+    assert line.leading_new() == 0
 
 
-async def test_who_joins_is_told_apart_by_borrower_patience_and_wish() -> None:
+async def test_a_loan_that_joins_gets_what_wakes_it_up_and_the_time_of_its_arrival() -> None:
+    line, loop = Line(), asyncio.get_running_loop()
+    loan = WebsocketConnection(None, 0, True)
+    began = loop.time()
+    waiter = line.join(loan)
+    assert waiter is loan._waiter
+    assert not waiter.done()
+    assert waiter.get_loop() is loop
+    assert began <= loan._since <= loop.time()
+    assert loan._failure is None
+
+
+async def test_joining_changes_nothing_of_what_a_loan_is_for() -> None:
+    """Its patience and its wish are its own, and it has no link before it is served."""
     line = Line()
-    waiter = line.join(BORROWER, wants_new=True, is_patient=False)
-    assert waiter.borrower is BORROWER
-    assert waiter.wants_new
-    assert not waiter.is_patient
-    assert waiter.failure is None
-    assert not waiter.future.done()
-    assert waiter.future.get_loop() is asyncio.get_running_loop()
+    loan = WebsocketConnection(None, 0, True)
+    loan._callsite = callsite = ((lambda: None).__code__, 0, None)
+    line.join(loan)
+    assert (loan._timeout, loan._wants_new) == (0, True)
+    assert loan._callsite is callsite
+    assert loan._link is None
 
 
 def test_nobody_joins_without_a_running_loop() -> None:
@@ -48,20 +57,20 @@ def test_nobody_joins_without_a_running_loop() -> None:
     assert not line
 
 
-async def test_waiters_and_dials_are_numbered_in_one_order_of_arrival() -> None:
+async def test_loans_and_dials_are_numbered_in_one_order_of_arrival() -> None:
     line = Line()
     first = join(line)
     dial = line.arrive()
     second = join(line)
-    assert first.arrival < dial < second.arrival
+    assert first._arrival < dial < second._arrival
 
 
 async def test_the_line_is_in_order_of_arrival() -> None:
     line = Line()
-    waiters = [join(line) for _ in range(4)]
-    assert list(line) == waiters
+    loans = [join(line) for _ in range(4)]
+    assert list(line) == loans
     assert len(line) == 4
-    assert line.oldest() is waiters[0]
+    assert line.oldest() is loans[0]
 
 
 async def test_who_leaves_is_out_and_the_order_of_the_rest_is_kept() -> None:
@@ -80,20 +89,41 @@ async def test_leaving_twice_is_leaving_once() -> None:
     assert list(line) == [second]
 
 
+async def test_who_leaves_is_neither_served_nor_failed() -> None:
+    """Its wait has ended already, or the caller ends it."""
+    line = Line()
+    loan = join(line)
+    line.leave(loan)
+    assert not loan._waiter.done()
+
+
+async def test_who_joins_again_is_the_youngest_and_waits_anew() -> None:
+    line = Line()
+    first, second = join(line), join(line)
+    line.leave(first)
+    first._failure = OSError()
+    ended, arrived = first._waiter, first._arrival
+    line.join(first)
+    assert list(line) == [second, first]
+    assert first._waiter is not ended
+    assert first._arrival > second._arrival > arrived
+    assert first._failure is None
+
+
 async def test_the_line_may_change_while_it_is_iterated() -> None:
     line = Line()
-    waiters = [join(line) for _ in range(3)]
+    loans = [join(line) for _ in range(3)]
     seen = []
-    for waiter in line:
-        seen.append(waiter)
-        line.leave(waiter)
-    assert seen == waiters
+    for loan in line:
+        seen.append(loan)
+        line.leave(loan)
+    assert seen == loans
     assert not line
 
 
 async def test_those_lead_who_want_a_new_one_before_all_who_take_a_used_one() -> None:
     line = Line()
-    join(line, wants_new=True).future.cancel()
+    join(line, wants_new=True)._waiter.cancel()
     new, used = join(line, wants_new=True), join(line)
     join(line, wants_new=True)
     assert line.leading_new() == 1
@@ -113,61 +143,59 @@ async def test_the_oldest_for_a_used_connection_is_the_first_who_takes_one() -> 
     assert line.oldest_for_used() is used
 
 
-async def test_a_waiter_that_was_cancelled_in_this_tick_is_passed_over() -> None:
+async def test_a_loan_that_was_cancelled_in_this_tick_is_passed_over() -> None:
     line = Line()
     first, second = join(line), join(line)
-    first.future.cancel()
+    first._waiter.cancel()
     assert line.oldest() is second
     assert first not in line
 
 
-async def test_a_cancelled_waiter_behind_one_for_a_new_connection_is_passed_over() -> None:
+async def test_a_cancelled_loan_behind_one_for_a_new_connection_is_passed_over() -> None:
     line = Line()
     join(line, wants_new=True)
     cancelled, third = join(line), join(line)
-    cancelled.future.cancel()
+    cancelled._waiter.cancel()
     assert line.oldest_for_used() is third
 
 
-async def test_a_cancelled_waiter_for_a_new_connection_leaves_both_lines() -> None:
+async def test_a_cancelled_loan_for_a_new_connection_leaves_the_line() -> None:
     line = Line()
     new = join(line, wants_new=True)
-    new.future.cancel()
+    new._waiter.cancel()
     assert line.oldest() is None
     assert not line
 
 
-async def test_who_is_given_a_connection_has_it_and_is_out() -> None:
+async def test_who_is_served_wakes_up_and_is_out() -> None:
     line = Line()
-    waiter = join(line, wants_new=True)
-    connection = a_connection()
-    line.give(waiter, connection)
-    assert waiter not in line
-    assert await waiter.future is connection
+    loan = join(line, wants_new=True)
+    line.serve(loan)
+    assert loan not in line
+    await loan._waiter
 
 
 async def test_who_is_failed_gets_the_error_and_is_out() -> None:
     line = Line()
-    waiter = join(line, wants_new=True)
-    line.fail(waiter, ConnectionPoolTimeoutError("too late"))
-    assert waiter not in line
+    loan = join(line, wants_new=True)
+    line.fail(loan, ConnectionPoolTimeoutError("too late"))
+    assert loan not in line
     with pytest.raises(ConnectionPoolTimeoutError, match="too late"):
-        await waiter.future
+        await loan._waiter
 
 
 async def test_failing_one_that_was_cancelled_only_takes_it_out() -> None:
     line = Line()
-    waiter = join(line)
-    waiter.future.cancel()
-    line.fail(waiter, ConnectionPoolTimeoutError())
+    loan = join(line)
+    loan._waiter.cancel()
+    line.fail(loan, ConnectionPoolTimeoutError())
     assert not line
-    assert waiter.future.cancelled()
+    assert loan._waiter.cancelled()
 
 
-async def test_failing_one_that_was_served_leaves_it_what_it_got() -> None:
+async def test_failing_one_that_was_served_does_not_undo_that() -> None:
     line = Line()
-    waiter = join(line)
-    connection = a_connection()
-    line.give(waiter, connection)
-    line.fail(waiter, ConnectionPoolTimeoutError())
-    assert await waiter.future is connection
+    loan = join(line)
+    line.serve(loan)
+    line.fail(loan, ConnectionPoolTimeoutError())
+    await loan._waiter

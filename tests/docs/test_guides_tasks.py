@@ -307,7 +307,7 @@ async def test_an_idle_connection_is_kept_alive_by_a_request(
 ) -> None:
     guide = load("json_rpc")
     pool = guide.make_pool(server.uri, [])
-    pool.router.options.keepalive_interval = 0.01
+    pool._router.options.keepalive_interval = 0.01
     async with pool:
         peer, order = await script.hears()
         assert order["method"] == "net_version"
@@ -350,7 +350,7 @@ async def by_cancellation(guide: Any, pool: WebsocketConnectionPool, script: Scr
     peer, _ = await script.hears()
     await write(peer, "because")
     [connection] = pool.connections
-    await until(lambda: connection in guide.writing, "the response is known")
+    await until(lambda: connection.context == "resp_1", "the response is known")
     await cancelled(reading)
     return peer
 
@@ -531,7 +531,7 @@ async def test_an_expired_token_is_refused_and_not_tried_again(tokens: Tokens) -
         watched.service.tokens[headers["Authorization"].removeprefix("Bearer ")] = 0.0
         return headers
 
-    pool.router.options.headers = expired
+    pool._router.options.headers = expired
     with pytest.raises(ConnectionUnavailableError, match="answered 401") as refused:
         await pool.acquire()
     assert (refused.value.status, refused.value.attempts) == (401, 1)
@@ -540,7 +540,7 @@ async def test_an_expired_token_is_refused_and_not_tried_again(tokens: Tokens) -
     assert signature not in shown
     assert token.removeprefix("Bearer ") not in shown
 
-    pool.router.options.headers = handed_out
+    pool._router.options.headers = handed_out
     async with pool.get_connection() as connection:
         assert connection.is_connected
     assert len(watched.handshakes) == len(set(watched.handshakes)) == 2

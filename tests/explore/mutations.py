@@ -65,7 +65,7 @@ MUTATIONS: Final = (
         "waiter cancelled at the hand-over: owned by nobody",
         "test_a_waiter_cancelled_at_the_hand_over_loses_no_connection",
         "_pool/routing.py",
-        "self._pass_on(future.result())",
+        "self._pass_on(loan._link)",
         "pass",
     ),
     Mutation(
@@ -73,21 +73,21 @@ MUTATIONS: Final = (
         "cancellation lost",
         "test_a_task_cancelled_at_the_hand_over_ends_cancelled",
         "_pool/routing.py",
-        "self._leave_line(waiter)",
-        "return waiter.future.result()",
+        "self._leave_line(loan)",
+        "return waiter.result()",
     ),
     Mutation(
         3,
         "cancellation absorbed by a loop",
         "test_a_slow_hook_does_not_absorb_the_cancellation_of_acquire",
         "_pool/routing.py",
-        "            connection = await waiter.future\n",
-        "            while not waiter.future.done():\n"
+        "            await waiter\n",
+        "            while not waiter.done():\n"
         "                try:\n"
-        "                    await asyncio.wait({waiter.future})\n"
+        "                    await asyncio.wait({waiter})\n"
         "                except asyncio.CancelledError:\n"
         "                    continue\n"
-        "            connection = waiter.future.result()\n",
+        "            waiter.result()\n",
     ),
     Mutation(
         4,
@@ -102,62 +102,62 @@ MUTATIONS: Final = (
         "wake-up lost on cancellation",
         "test_the_second_waiter_is_served_when_the_first_is_cancelled_in_that_tick",
         "_pool/routing.py",
-        'self._check_in(connection, "cancelled waiter")',
-        'states.checkin(connection, "cancelled waiter")',
+        'self._check_in(link, "cancelled waiter")',
+        'states.checkin(link, "cancelled waiter")',
     ),
     Mutation(
         6,
         "unfair queue",
         "test_who_waits_is_not_overtaken_by_who_comes",
         "_pool/routing.py",
-        "        if self.line.waiters:\n            self.route()",
-        "        if self.line.waiters:\n            self.loop.call_soon(self.route)",
+        "        if self.line.loans:\n            self.route()",
+        "        if self.line.loans:\n            self.tasks.loop.call_soon(self.route)",
     ),
     Mutation(
         7,
         "slot not freed when a dial fails",
         "test_a_failed_dial_frees_its_slot",
-        "_pool/tasks.py",
-        "    connection.leave()\n    router = ref()",
-        "    if connection.socket is not None:\n        connection.leave()\n    router = ref()",
+        "_pool/closing.py",
+        "        self._link.free()\n",
+        "        if self._link.wire is not None:\n            self._link.free()\n",
     ),
     Mutation(
         8,
         "waiter not woken when a bad connection is dropped",
         "test_a_waiter_gets_the_place_of_a_connection_that_is_dropped",
-        "_pool/tasks.py",
-        "        router.route()",
-        "        router.refill()",
+        "_pool/closing.py",
+        "        self._on_gone()\n",
+        "        pass\n",
     ),
     Mutation(
         9,
         "too many dials for the demand",
         "test_there_are_no_more_dials_than_are_needed",
         "_pool/routing.py",
-        "len(waiters) - len(self.queues.connecting)",
-        "len(waiters)",
+        "len(waiting) - len(self.queues.connecting)",
+        "len(waiting)",
     ),
     Mutation(
         10,
         "more than max sockets at the server",
         "test_the_server_never_sees_more_sockets_than_the_maximum",
-        "_pool/routing.py",
-        "self.options.max_connections - len(self.queues)",
-        "self.options.max_connections - len(self.queues) + len(self.queues.closed)",
+        "_pool/capacity.py",
+        "self._limits.max_connections - len(self._queues.all)",
+        "self._limits.max_connections - len(self._queues.all) + len(self._queues.closed)",
     ),
     Mutation(
         11,
         "count drifts from the truth",
         "test_every_count_is_the_truth_after_every_action",
-        "_pool/routing.py",
-        "return len(self.queues.idle) + len(self.queues.busy) + len(self.queues.draining)",
+        "_pool/pool.py",
+        "return self._router.capacity.open",
         "return self.stats.dials - self.stats.dial_failures - self.stats.closes.total()",
     ),
     Mutation(
         12,
         "deadlock or leak when closing during a dial",
         "test_closing_during_a_dial_is_bounded_and_leaves_no_socket",
-        "_pool/routing.py",
+        "_pool/closing.py",
         "            task.cancel()",
         "            pass",
     ),
@@ -165,63 +165,63 @@ MUTATIONS: Final = (
         13,
         "close hangs on a borrower that never returns",
         "test_closing_does_not_wait_for_a_borrower_that_never_returns",
-        "_pool/routing.py",
-        "asyncio.wait({self._all_returned}, timeout=timeout)",
-        "asyncio.wait({self._all_returned})",
+        "_pool/closing.py",
+        "asyncio.wait({self._all_returned_waiter}, timeout=timeout)",
+        "asyncio.wait({self._all_returned_waiter})",
     ),
     Mutation(
         14,
         "stale hand-out",
         "test_no_borrower_sees_a_connection_that_died_while_idle",
-        "_pool/routing.py",
-        "if connection.is_flooding or connection.inbox or connection.look():",
+        "_pool/attending.py",
+        "if link.is_flooding or wire.inbox or wire.has_unread():",
         "if False:",
     ),
     Mutation(
         15,
         "dirty hand-out (off by one)",
         "test_a_late_reply_is_never_read_by_the_next_borrower",
-        "_pool/loans.py",
-        "self._connection, exc_type is not None",
-        "self._connection, False",
+        "_connection/loan.py",
+        "is_failed=kind is not None",
+        "is_failed=False",
     ),
     Mutation(
         16,
         "an old timer acts on the replacement",
         "test_the_expiry_of_a_connection_spares_its_replacement",
         "_pool/routing.py",
-        "        if self.line.waiters:\n            self.route()",
-        "        if self.line.waiters:\n            self.route()\n"
-        "        self.loop.call_later(\n"
+        "        if self.line.loans:\n            self.route()",
+        "        if self.line.loans:\n            self.route()\n"
+        "        self.tasks.loop.call_later(\n"
         "            self.options.idle_timeout,\n"
-        "            lambda: [c.finish(CloseReason.IDLE) for c in self.queues],\n"
+        "            lambda: [link.close(CloseReason.IDLE) for link in self.queues],\n"
         "        )",
     ),
     Mutation(
         17,
         "keepalive refreshes the idle age",
         "test_attending_does_not_make_a_connection_younger",
-        "_pool/routing.py",
-        "            self._dispose_of_unread(connection, most)\n        elif",
-        "            self._dispose_of_unread(connection, most)\n"
-        "            connection.idle_since = connection.clock()\n"
+        "_pool/attending.py",
+        "            self.dispose(link, most)\n        elif",
+        "            self.dispose(link, most)\n"
+        "            link.idle_since = link.clock()\n"
         "        elif",
     ),
     Mutation(
         18,
         "all expire in one second",
         "test_connections_of_one_age_do_not_go_in_one_moment",
-        "_pool/routing.py",
-        "JITTER * connection.jitter\n            connection",
-        "0.0",
+        "_pool/retiring.py",
+        "self._limits.max_lifetime * (1 - JITTER * link.jitter)",
+        "self._limits.max_lifetime",
     ),
     Mutation(
         19,
         "drained to zero and never refilled",
         "test_a_pool_that_lost_everything_fills_up_again",
         "_pool/upkeep.py",
-        "    router.refill()",
-        "    if router.total_connections:\n        router.refill()",
+        "    router.supply.refill()",
+        "    if router.capacity.open:\n        router.supply.refill()",
     ),
     Mutation(
         20,
@@ -252,9 +252,9 @@ MUTATIONS: Final = (
         23,
         "exceptions never retrieved",
         "test_no_error_is_left_unretrieved_and_no_task_is_lost",
-        "_connection/link.py",
-        "            await write\n        except (OSError, aiohttp.ClientError) as error:",
-        "            await write\n        except TimeoutError as error:",
+        "_connection/wire.py",
+        "            await writing\n        except (OSError, aiohttp.ClientError) as error:",
+        "            await writing\n        except TimeoutError as error:",
     ),
     Mutation(
         24,
@@ -264,7 +264,7 @@ MUTATIONS: Final = (
         "            return\n        self._enter()\n        connecting",
         "            return\n"
         "        if self.is_started and not self.total_connections:\n"
-        "            self.router.start(self._enter(), self._session)\n"
+        "            self._router.start(self._enter(), self._session)\n"
         "        self._enter()\n        connecting",
     ),
     Mutation(
@@ -272,7 +272,7 @@ MUTATIONS: Final = (
         "cancel pressure leaves a pile of dead waiters",
         "test_cancelled_waiters_leave_nothing_behind",
         "_pool/routing.py",
-        "            self.line.leave(waiter)\n",
+        "            self.line.leave(loan)\n",
         "",
     ),
     Mutation(
@@ -280,16 +280,16 @@ MUTATIONS: Final = (
         "retries run past the deadline",
         "test_acquire_keeps_to_its_deadline_whatever_goes_on_inside",
         "_pool/routing.py",
-        "self.loop.call_later(timeout,",
-        "self.loop.call_later(timeout * self.options.max_retries,",
+        "call_later(loan._timeout,",
+        "call_later(loan._timeout * self.options.max_retries,",
     ),
     Mutation(
         27,
         "a timed-out waiter is still served",
         "test_a_waiter_whose_time_is_up_is_not_served_any_more",
         "_pool/routing.py",
-        "            self.line.fail(waiter, error)\n            self.route()",
-        "            late, waiter.future = waiter.future, self.loop.create_future()\n"
+        "            self.line.fail(loan, error)\n            self.route()",
+        "            late, loan._waiter = loan._waiter, self.tasks.loop.create_future()\n"
         "            late.set_exception(error)\n"
         "            self.route()",
     ),
@@ -298,9 +298,9 @@ MUTATIONS: Final = (
         "a user's hook raises",
         "test_a_hook_that_raises_costs_the_connection_and_no_slot",
         "_pool/draining.py",
-        'logger.exception("%s raised; closing #%d", name, connection.id)\n'
+        'logger.exception("%s raised; closing #%d", name, link.id)\n'
         "        raise Discard(CloseReason.ERROR) from error",
-        'logger.exception("%s raised; closing #%d", name, connection.id)',
+        'logger.exception("%s raised; closing #%d", name, link.id)\n        return view_of(link)',
     ),
     Mutation(
         29,

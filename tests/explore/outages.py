@@ -36,6 +36,7 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from tests.conftest import until
+from tests.support.inside import link_of, queues_of
 from wspool import (
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
@@ -45,6 +46,7 @@ from wspool import (
     WebsocketConnectionPool,
     WebsocketError,
 )
+from wspool._connection.link import Link
 from wspool.testing import Peer, Server
 
 T = TypeVar("T")
@@ -219,8 +221,8 @@ class Scene:
         # When the server was back, and when all of the pool's places were of use again.
         self.back = self.served = float("inf")
         # The connections of before the outage, and those whose loss cannot be known yet.
-        self.old: set[WebsocketConnection] = set()
-        self.secretly_lost: set[WebsocketConnection] = set()
+        self.old: set[Link] = set()
+        self.secretly_lost: set[Link] = set()
         self.useful: set[int] = set()
         self.seen = SimpleNamespace(begun=0, failed=0, most=0)
         self.pool: WebsocketConnectionPool
@@ -262,28 +264,28 @@ class Scene:
 
     async def suffer(self, seconds: float) -> None:
         setup, pool = self.setup, self.pool
-        idle, busy = pool.router.queues.idle, pool.router.queues.busy
+        queues = queues_of(pool)
 
-        def unused() -> set[WebsocketConnection]:
-            return {c for c in idle if self.clock() - c.idle_since > IDLE}
+        def unused() -> set[Link]:
+            return {link for link in queues.idle if self.clock() - link.idle_since > IDLE}
 
         crowd = [asyncio.create_task(self.borrow_on()) for _ in range(min(STEADY, setup.borrowers))]
         await until(
             lambda: (
                 self.replies >= 5 * len(crowd)
-                and len(busy) >= min(STEADY - 1, len(crowd))
+                and len(queues.busy) >= min(STEADY - 1, len(crowd))
                 and len(unused()) >= (CONNECTIONS - STEADY if crowd else KEPT)
             ),
             "some connections have lain idle, and the others are busy",
         )
-        self.old = set(pool.connections)
+        self.old = set(queues)
         self.secretly_lost = self.old - (unused() if setup.is_checked else set())
         vars(self.dials).update(begun=0, failed=0, most=0)
         self.began = self.clock()
         await self.service.go_away(setup.kind)
         if setup.kind != "mute":
             await until(
-                lambda: all(c.state is State.CLOSED or c.has_news() for c in self.old),
+                lambda: all(link.state is State.CLOSED or link.has_news for link in self.old),
                 "the event loop has read of the loss",
             )
         self.settled = self.clock()
@@ -318,7 +320,7 @@ class Scene:
         """Whether every place, or what is kept of them, is of use again."""
         if self.setup.borrowers:
             return len(self.useful) >= CONNECTIONS
-        idle = self.pool.router.queues.idle
+        idle = queues_of(self.pool).idle
         return len(idle) >= KEPT and self.old.isdisjoint(idle)
 
     # The borrowers.
@@ -360,9 +362,10 @@ class Scene:
             return False
         if connection is None:
             return isinstance(error, ConnectionPoolTimeoutError)
-        if connection not in self.old:
+        link = link_of(connection)
+        if link not in self.old:
             return isinstance(error, TimeoutError)
-        if connection in self.secretly_lost:
+        if link in self.secretly_lost:
             return lent_at <= self.settled + self.setup.detection
         return lent_at <= self.settled
 
@@ -382,7 +385,7 @@ class Scene:
         got = [await self.pool.acquire(timeout=NET) for _ in range(CONNECTIONS)]
         for connection in got:
             await self.exchange(connection)
-        if len(set(got)) != CONNECTIONS:
+        if len({connection.id for connection in got}) != CONNECTIONS:
             self.wrong(f"places were lost: {self.pool!r}")
         try:
             await self.pool.acquire(timeout=0)

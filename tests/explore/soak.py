@@ -247,9 +247,9 @@ class Scene:
             self.look_for_strays()
 
     def look_for_strays(self) -> None:
-        queues = self.pool.router.queues
+        queues = self.pool._router.queues
         for state in State:
-            for stray in [c for c in queues[state] if c.state is not state]:
+            for stray in [link for link in queues[state] if link.state is not state]:
                 self.tally.wrong("connections not in the queue of their state", f"{stray}")
 
     def behave(self) -> None:
@@ -352,7 +352,7 @@ class Scene:
                     await self.exchange(connection, "")
         except (TimeoutError, *EXPECTED) as error:
             self.tally.wrong("unexpected errors", f"{self.setup.name}, at the end: {error!r}")
-        missing = self.max_connections - len(set(got))
+        missing = self.max_connections - len({connection.id for connection in got})
         self.tally.wrong("lost slots", f"{missing} of {self.pool!r}", missing)
         try:
             await self.pool.acquire(timeout=0)

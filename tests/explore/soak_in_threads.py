@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.explore.soak import BorrowerError, Scene
 from wspool import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
-from wspool._pool import blocking
+from wspool._pool import portal
 
 MOST = 1000
 """Threads."""
@@ -33,7 +33,7 @@ class Borrower(threading.local):
 
 
 borrower = Borrower()
-wait_for_outcome = blocking._Call.outcome
+wait_for_outcome = portal._Call.outcome
 
 
 def outcome(call: Any) -> Any:
@@ -58,6 +58,10 @@ class Connection:
         if borrower.manner == "time out":
             self.timeout = random.choice([0.0, 0.0005, 0.002, 0.02])
 
+    @property
+    def id(self) -> int:
+        return self.connection.id
+
     async def send(self, message: str) -> None:
         self.connection.send(message)
 
@@ -78,8 +82,8 @@ class Pool:
         return repr(self.blocking)
 
     @property
-    def router(self) -> Any:
-        return self.blocking.pool.router
+    def _router(self) -> Any:
+        return self.blocking.pool._router
 
     @property
     def connections(self) -> Any:
@@ -114,7 +118,7 @@ class ThreadScene(Scene):
     threads = ThreadPoolExecutor(MOST)
 
     def make_pool(self, **options: Any) -> Any:
-        blocking._Call.outcome = outcome  # type: ignore[method-assign]
+        portal._Call.outcome = outcome  # type: ignore[method-assign]
         return Pool(**options)
 
     async def start(self) -> None:

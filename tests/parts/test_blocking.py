@@ -28,6 +28,7 @@ import pytest
 from tests import ROOT
 from tests.benchmarks.server import echo_server
 from tests.conftest import MakePool, until
+from tests.support.inside import queues_of, wire_of
 from wspool import (
     BlockingWebsocketConnection,
     BlockingWebsocketConnectionPool,
@@ -41,7 +42,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool._pool import blocking
+from wspool._pool import portal
 from wspool.events import Event, PoolClosed
 from wspool.testing import Peer, Server
 
@@ -117,14 +118,13 @@ async def test_a_connection_is_borrowed_used_and_borrowed_again(
 
 
 def test_every_public_name_of_the_async_ones_exists() -> None:
-    """But those of the package's own use."""
-    internal = {"borrower", "wait"}
-    assert public(WebsocketConnectionPool) - public(BlockingWebsocketConnectionPool) == internal
+    assert public(WebsocketConnectionPool) <= public(BlockingWebsocketConnectionPool)
+    assert public(WebsocketConnection) <= public(BlockingWebsocketConnection)
     for name in (
         *("send", "recv", "ping", "close", "send_json", "recv_json", "id", "uri", "headers"),
         *("state", "history", "websocket", "is_connected", "is_busy", "is_draining", "reused"),
         *("uses", "created_at", "last_activity", "close_code", "close_reason", "cause", "rtt"),
-        *("subprotocol", "borrowed_at"),
+        *("subprotocol", "borrowed_at", "context"),
     ):
         assert hasattr(BlockingWebsocketConnection, name)
         assert hasattr(WebsocketConnection, name)
@@ -219,7 +219,7 @@ async def test_two_threads_in_recv_are_one_too_many(
     def story() -> None:
         with make_blocking().get_connection() as connection, ThreadPoolExecutor() as threads:
             first = threads.submit(connection.recv)
-            spin_until(lambda: connection._mirrored._is_receiving)
+            spin_until(lambda: wire_of(connection._mirrored).is_receiving)
             with pytest.raises(ConnectionBusyError):
                 connection.recv()
             connection.send("for the first")
@@ -252,18 +252,39 @@ async def test_a_loan_that_has_ended_touches_no_later_one(
         pool = make_blocking()
         with pool.get_connection() as earlier:
             pool.release(earlier)  # the end of the block knows
-        with pytest.raises(ConnectionBusyError, match="not lent to you"):
+        with pytest.raises(ConnectionBusyError, match=r"this loan of connection #1, .* is over"):
             earlier.send("too late")
         with pool.get_connection() as later:
             assert later.id == earlier.id
             for too_late in (earlier.recv, earlier.close, lambda: earlier.send("too late")):
-                with pytest.raises(ConnectionBusyError, match="lent to somebody else"):
+                with pytest.raises(
+                    ConnectionBusyError, match=r"this loan of connection #1, .* is over"
+                ):
                     too_late()
             assert not caplog.records
             pool.release(earlier, force_remove=True)
             make_blocking().release(later)
             assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
             assert echoes(later)
+
+    await to_thread(story)
+
+
+async def test_a_context_goes_with_the_connection_and_only_its_borrower_sets_it(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        pool = make_blocking()
+        with pool.get_connection() as earlier:
+            assert earlier.context is None
+            earlier.context = "a conversation"
+        with pool.get_connection() as later:
+            assert (later.id, later.context) == (earlier.id, "a conversation")
+            with pytest.raises(ConnectionBusyError, match="is over"):
+                earlier.context = "too late"
+            assert later.context == "a conversation"
+            with pytest.raises(AttributeError):
+                later.uses = 0
 
     await to_thread(story)
 
@@ -384,7 +405,7 @@ async def test_close_all_ends_whoever_waits_and_the_thread(
         with ThreadPoolExecutor() as threads:
             in_recv = threads.submit(connection.recv)
             in_line = threads.submit(pool.acquire, timeout=None)
-            spin_until(lambda: pool.waiters and connection._mirrored._is_receiving)
+            spin_until(lambda: pool.waiters and wire_of(connection._mirrored).is_receiving)
             closing = [threads.submit(pool.close_all) for _ in range(3)]
             with pytest.raises(ConnectionClosedError, match="pool closed"):
                 in_recv.result()
@@ -579,7 +600,7 @@ def interrupted(request: pytest.FixtureRequest) -> Callable[[Callable[[], object
 
     def call(function: Callable[[], object]) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocking._Call, "outcome", request.param(blocking._Call.outcome))
+            patch.setattr(portal._Call, "outcome", request.param(portal._Call.outcome))
             with pytest.raises(GivenUp):
                 function()
 
@@ -653,7 +674,7 @@ async def test_a_release_that_is_interrupted_before_it_began_is_done(
 async def test_a_start_that_is_interrupted_at_any_line_is_made_up_for_by_the_next_call(
     make_blocking: MakeBlocking,
 ) -> None:
-    traced = blocking._Portal._start.__code__
+    traced = portal.Portal._start.__code__
 
     def is_interrupted(pool: BlockingWebsocketConnectionPool, number: int) -> bool:
         lines = itertools.count()
@@ -740,7 +761,7 @@ with BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=1) as pool
 
     with pool.get_connection() as connection:
         interrupted(lambda: pool.acquire(timeout=None), lambda: pool.waiters)
-        interrupted(connection.recv, lambda: connection._mirrored._is_receiving)
+        interrupted(connection.recv, lambda: connection._mirrored._link.wire.is_receiving)
         connection.send("hello")
         assert connection.recv() == "hello"
         interrupted(lambda: pool.close_all(timeout=None), lambda: pool.is_closed)
@@ -839,7 +860,7 @@ def use_in_vain():
         try:
             use()
         except RuntimeError as error:
-            says = f"was started in process {os.getppid()}", "Start the pool after the fork"
+            says = f"was started in process {os.getppid()}", "Start it after the fork"
             print([text in str(error) for text in says])
 
 # Python 3.12 warns of each fork beside threads.
@@ -988,7 +1009,11 @@ async def test_a_thread_that_gives_up_such_a_call_cancels_its_loan(
     def give_up() -> None:
         future = asyncio.run_coroutine_threadsafe(ask(pool, "hello"), loop)
         # Not sooner: what has sent nothing leaves a clean connection.
-        spin_until(lambda: any(connection.has_sent for connection in pool.connections))
+        spin_until(
+            lambda: any(
+                link.loan is not None and link.loan._has_sent for link in queues_of(pool).busy
+            )
+        )
         future.cancel()
 
     await to_thread(give_up)

@@ -33,7 +33,7 @@ Client = TestClient[web.Request, web.Application]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a page have fifty pictures a second."""
-    monkeypatch.setattr(debug, "PERIOD", 0.02)
+    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.02)
 
 
 @asynccontextmanager
@@ -96,7 +96,7 @@ async def borrowing(pool: WebsocketConnectionPool, count: int) -> AsyncIterator[
         for number in range(count):
             group.create_task(borrow(), name=f"borrower {number}")
         await until(lambda: pool.busy_connections + pool.waiters == count, "all are there")
-        await until(lambda: not pool.router.queues.connecting, "all that can have theirs")
+        await until(lambda: not pool._router.queues.connecting, "all that can have theirs")
         yield
         enough.set()
 
@@ -199,7 +199,7 @@ async def test_the_snapshot_is_the_pools_own(server: Server, make_pool: MakePool
     pool = make_pool(name="upstream")
     async with serving(pool) as client:
         await pool.release(await pool.acquire(), force_remove=True)
-        await until(lambda: len(pool.router.queues.gone) == 1, "it is gone")
+        await until(lambda: len(pool._router.queues.gone) == 1, "it is gone")
         async with borrowing(pool, 2):
             shown = await get(client, "/snapshot")
             picture = json.loads(json.dumps(pool.snapshot().to_dict()))
@@ -251,7 +251,7 @@ async def test_a_connection_is_shown_with_its_history_until_it_is_forgotten(
             assert [line["trigger"] for line in shown["history"]] == ["connected", "checkout"]
             assert still(shown) == still(expected) | {"why": "acquire"}
             assert "test_debug.py" in shown["borrower"]["borrowed_at"]
-        await connection.close()
+        await pool.release(await pool.acquire(), force_remove=True)
         gone = await get(client, f"/connection?id={connection.id}")
         assert gone["state"] == "closed"
         assert gone["history"][-1]["why"] == "user"
@@ -278,7 +278,7 @@ async def test_a_picture_says_what_a_snapshot_does_but_for_the_histories(
     pool = make_pool(max_connections=3, leak_threshold=1e-6)
     async with serving(pool) as client:
         await pool.release(await pool.acquire(), force_remove=True)
-        await until(lambda: len(pool.router.queues.gone) == 1, "it is gone")
+        await until(lambda: len(pool._router.queues.gone) == 1, "it is gone")
         async with borrowing(pool, 5):
             async with opened(client) as page:
                 shown = await page.picture()
@@ -297,7 +297,7 @@ async def test_a_picture_says_what_a_snapshot_does_but_for_the_histories(
 async def test_of_each_state_those_that_are_in_it_for_longest_are_listed(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debug, "ROWS", 2)
+    monkeypatch.setattr(debug, "MAX_ROWS", 2)
     pool = make_pool()
     lent = [await pool.acquire() for _ in range(7)]
     idle = [lent[5], lent[1], lent[3]]
@@ -311,7 +311,7 @@ async def test_of_each_state_those_that_are_in_it_for_longest_are_listed(
         ("busy", lent[0].id),
         ("busy", lent[2].id),
     ]
-    assert shown["counts"] == {str(k): v for k, v in pool.router.queues.counts().items()}
+    assert shown["counts"] == {str(k): v for k, v in pool._router.queues.counts().items()}
 
 
 async def test_each_open_page_is_told_each_event_once(make_pool: MakePool) -> None:
@@ -381,13 +381,13 @@ async def test_while_no_page_is_open_there_is_no_task_and_no_subscription(
         for path in ("/snapshot", "/diagram", "/"):
             async with session.get(server.make_url(HERE + path)) as response:
                 await response.read()
-            assert not pool.router.events.listeners
+            assert not pool._router.events.listeners
         async with session.head(server.make_url(HERE + "/events")) as response:
             assert response.status == 200
         async with session.get(server.make_url(HERE + "/events")) as response:
             await response.content.readline()
-            assert len(pool.router.events.listeners) == 1
-    await until(lambda: not pool.router.events.listeners, "the page's subscription has ended")
+            assert len(pool._router.events.listeners) == 1
+    await until(lambda: not pool._router.events.listeners, "the page's subscription has ended")
     await until(lambda: asyncio.all_tasks() == tasks, "no task is left")
     await server.close()
 
@@ -398,14 +398,14 @@ async def test_a_client_that_vanishes_takes_its_page_along(make_pool: MakePool) 
         async with opened(client) as page, opened(client) as other:
             await page.picture()
             await other.picture()
-            assert len(pool.router.events.listeners) == 2
+            assert len(pool._router.events.listeners) == 2
             connection = page.response.connection
             assert connection is not None
             assert connection.transport is not None
             connection.transport.abort()
-            await until(lambda: len(pool.router.events.listeners) == 1, "the one is gone")
+            await until(lambda: len(pool._router.events.listeners) == 1, "the one is gone")
             await other.picture()
-        await until(lambda: not pool.router.events.listeners, "the other is gone")
+        await until(lambda: not pool._router.events.listeners, "the other is gone")
 
 
 @asynccontextmanager
@@ -414,7 +414,7 @@ async def stuck(pool: WebsocketConnectionPool, client: Client) -> AsyncIterator[
     request = f"GET {HERE}/events HTTP/1.1\r\nHost: here\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port, limit=1024)
     writer.write(request)
-    await until(lambda: pool.router.events.listeners, "the page is open")
+    await until(lambda: pool._router.events.listeners, "the page is open")
     try:
         yield writer.transport
     finally:
@@ -438,10 +438,10 @@ def huge(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def test_a_client_that_takes_nothing_is_cut_off(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, huge: list[int]
 ) -> None:
-    monkeypatch.setattr(debug, "PATIENCE", 0.1)
+    monkeypatch.setattr(debug, "TAKE_SECONDS", 0.1)
     pool = make_pool()
     async with serving(pool) as client, stuck(pool, client) as transport:
-        await until(lambda: not pool.router.events.listeners, "the stream has ended")
+        await until(lambda: not pool._router.events.listeners, "the stream has ended")
         handlers = client.server.runner.server
         assert handlers is not None
         await until(lambda: not handlers.connections, "the server has let go of the socket")
@@ -457,20 +457,20 @@ async def test_a_client_that_takes_nothing_does_not_hold_up_a_shutdown(
     async with serving(pool) as client, stuck(pool, client):
         async with asyncio.timeout(8):  # the patience with a client is 10 s, aiohttp's is 60 s
             await client.server.close()
-        assert not pool.router.events.listeners
+        assert not pool._router.events.listeners
 
 
 async def test_a_shutdown_ends_the_streams_at_once(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debug, "PERIOD", 3600.0)
+    monkeypatch.setattr(debug, "PICTURE_SECONDS", 3600.0)
     pool = make_pool()
     async with serving(pool) as client, opened(client) as page, opened(client) as other:
         await page.picture()
         await other.picture()
         async with asyncio.timeout(8):
             await client.server.close()
-        assert not pool.router.events.listeners
+        assert not pool._router.events.listeners
         assert not pool.is_closed
 
 
@@ -487,7 +487,7 @@ async def test_a_page_that_breaks_reaches_the_log_and_not_the_pool(
                 for broken in (page, other):
                     async with asyncio.timeout(10):
                         assert await broken.response.content.read() is not None
-        assert not pool.router.events.listeners
+        assert not pool._router.events.listeners
         assert "a debug page of" in caplog.text
         assert "ZeroDivisionError" in caplog.text
         assert await echoes(connection)
@@ -536,7 +536,7 @@ async def test_a_hostile_close_reason_stays_inside_its_json_string(
         await server.peers[0].close(4001, HOSTILE)
         await until(lambda: connection.state is State.CLOSED, "the server has closed it")
         await pool.release(connection)
-        await until(lambda: pool.router.queues.gone, "it is gone")
+        await until(lambda: pool._router.queues.gone, "it is gone")
         shown = await page.picture(lambda picture: picture["gone"])
         assert shown["gone"][0]["close_reason"] == HOSTILE
         await page.picture()  # the stream's frames are whole
@@ -563,7 +563,7 @@ async def test_the_applications_own_authentication_guards_all_of_it(make_pool: M
         for path in ("", *FILES, *DATA, "/events", "/nothing"):
             async with client.get(HERE + path) as response:
                 assert response.status == 401
-        assert not pool.router.events.listeners
+        assert not pool._router.events.listeners
         headers = {"Authorization": "Bearer sesame"}
         async with client.get(HERE + "/snapshot", headers=headers) as response:
             assert response.status == 200

@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.conftest import MakePool, echoes, needs_chromium, until
+from tests.support.inside import link_of
 from wspool import State, WebsocketConnectionPool, debug
 from wspool._connection import states
 from wspool.testing import Server
@@ -111,7 +112,7 @@ async def eventually(read: Callable[[], Awaitable[Any]], wanted: Callable[[], An
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a page have ten pictures a second."""
-    monkeypatch.setattr(debug, "PERIOD", 0.1)
+    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ async def scene(server: Server, make_pool: MakePool) -> AsyncIterator[WebsocketC
         server.delay = None
         waiter = asyncio.create_task(wait_for_a_new_one(pool), name="patient")
         await until(lambda: pool.waiters, "somebody waits for a new one")
-        assert list(pool.router.queues.counts().values()) == [1, 1, 3, 1, 1]
+        assert list(pool._router.queues.counts().values()) == [1, 1, 3, 1, 1]
         yield pool
         waiter.cancel()
         await asyncio.wait({waiter})
@@ -235,8 +236,8 @@ async def test_the_numbers_are_those_of_the_snapshot_in_three_moments(
     server.delay = 0.0
     idle = await scene.acquire()
     await echoes(idle)
-    busy = next(c for c in scene.connections if c.is_busy and c is not idle)
-    await scene.release(busy)
+    busy = next(c for c in scene.connections if c.is_busy and c.id != idle.id)
+    await scene.release(link_of(busy).loan)
     await eventually(lambda: numbers(page), lambda: expected(scene))
     assert (await numbers(page))["counts"]["draining"] == 2
 
@@ -331,7 +332,7 @@ async def test_a_click_on_a_connection_shows_its_history_and_its_borrower(
         "idle → busy checkout, acquire",
     ]
     connection = next(c for c in scene.connections if c.id == 6)
-    await scene.release(connection)
+    await scene.release(link_of(connection).loan)
     await eventually(lambda: page.locator("#details-title").text_content(), lambda: "#6 draining")
     await page.locator("#history li", has_text="busy → draining drain, release").wait_for()
     await page.keyboard.press("Escape")

@@ -221,7 +221,7 @@ async def test_a_pool_is_told_of_until_that_is_ended(
     for _ in range(2):
         end()
         assert telemetry.pools() == set()
-        assert not pool.router.events.listeners
+        assert not pool._router.events.listeners
     instrument(pool, telemetry.provider)
     assert telemetry.pools() == {pool.name}
 

@@ -25,9 +25,11 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import ids_of, link_of, queues_of, wire_of
 from tests.support.strangers import uvicorn_with
 from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool
-from wspool._connection.link import INBOX_BYTES
+from wspool._connection.link import Link
+from wspool._connection.wire import MAX_INBOX_BYTES
 from wspool._pool import upkeep
 from wspool._pool.routing import Router
 from wspool.testing import Peer, Server
@@ -182,10 +184,8 @@ async def test_ten_seconds_of_impatient_servers_cost_no_connection(
                 group.create_task(the_borrowed_stay(borrowed))
         assert [host.handshakes for host in hosts] == [IDLE + 2] * 2
         assert len(server.requests) == IDLE
-        for idle, borrowed in pools:
-            assert min(pongs[connection.websocket] for connection in idle.connections) >= 8
-            assert min(pongs[connection.websocket] for connection in borrowed.connections) >= 8
         for pool in (pool for pair in pools for pool in pair):
+            assert min(pongs[wire_of(connection).websocket] for connection in pool.connections) >= 8
             await pool.close_all()
 
 
@@ -293,7 +293,7 @@ async def test_what_is_pushed_at_idle_connections_is_not_piled_up(
             await until(
                 lambda: (
                     pool.stats.drained_messages >= 4 * count
-                    and not any(connection.is_flooding for connection in victims)
+                    and not any(link_of(connection).is_flooding for connection in victims)
                 ),
                 "all of it is disposed of",
                 within=60.0,
@@ -303,7 +303,7 @@ async def test_what_is_pushed_at_idle_connections_is_not_piled_up(
     assert peak < 4 * most
     assert after < 4 * MIB
     borrowed = [await pool.acquire() for _ in victims]
-    assert set(borrowed) == set(victims)
+    assert ids_of(borrowed) == ids_of(victims)
     for connection in borrowed:
         assert await echoes(connection, f"mine {connection.id}")
         await pool.release(connection)
@@ -332,7 +332,7 @@ async def test_a_server_that_never_stops_does_not_freeze_the_event_loop(
             await control.send(f"{10**9} 1000")
             await until(lambda: len(drained) == 5, "all five are flooded")
             await until(lambda: seen > 20_000, "they receive", within=60)
-            assert most <= 5 * upkeep.BATCH
+            assert most <= 5 * upkeep.MAX_MESSAGES
             with traced() as memory:  # afterwards, because it slows the reading
                 await asyncio.sleep(0.5)
                 assert memory()[1] < 5 * MIB
@@ -386,7 +386,7 @@ async def test_ping_works_behind_more_than_the_inbox_holds(
 ) -> None:
     """Four times what is kept for a sleeper comes before the pong, and recv gives it in order."""
     size = 64 * 1024
-    expected = [bytes([number]) * size for number in range(4 * INBOX_BYTES // size)]
+    expected = [bytes([number]) * size for number in range(4 * MAX_INBOX_BYTES // size)]
 
     async def flood(peer: Peer, payload: bytes) -> None:
         await peer.flood(expected)
@@ -438,14 +438,14 @@ async def test_a_loss_is_seen_by_the_first_sweep_after_it(
 ) -> None:
     """What a sweep finds lost is no longer idle when it ends; it takes no acquire."""
     sweep = upkeep._sweep
-    seen: list[WebsocketConnection] = []
-    overlooked: list[WebsocketConnection] = []
+    seen: list[Link] = []
+    overlooked: list[Link] = []
 
-    async def watched(ref: weakref.ref[Router]) -> list[WebsocketConnection]:
-        lost = [connection for connection in pool.router.queues.idle if connection.has_news()]
+    async def watched(ref: weakref.ref[Router]) -> list[Link]:
+        lost = [link for link in queues_of(pool).idle if link.has_news]
         receiving = await sweep(ref)
         seen.extend(lost)
-        overlooked.extend(connection for connection in lost if connection.state is State.IDLE)
+        overlooked.extend(link for link in lost if link.state is State.IDLE)
         return receiving
 
     monkeypatch.setattr(upkeep, "_sweep", watched)

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import is_lent, wire_of
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -26,8 +27,8 @@ from wspool.testing import Server
 async def nothing_is_open(server: Server, pool: WebsocketConnectionPool) -> None:
     """Check that the pool has no connection and no task, and the server no socket."""
     assert pool.is_closed
-    assert (len(pool.router.queues), pool.total_connections, pool.waiters) == (0, 0, 0)
-    assert not pool.router._tasks
+    assert (len(pool._router.queues), pool.total_connections, pool.waiters) == (0, 0, 0)
+    assert not pool._router.tasks
     await until(lambda: not server.open, "the server has no socket")
 
 
@@ -47,7 +48,7 @@ async def test_close_all_leaves_no_task_and_no_socket(server: Server, make_pool:
     await pool.release(draining)
     server.delay = 0.5
     dialling = asyncio.create_task(pool.acquire_new())
-    await until(lambda: pool.router.queues.connecting, "it dials")
+    await until(lambda: pool._router.queues.connecting, "it dials")
     await pool.close_all()
     with pytest.raises(ConnectionPoolUnavailableError):
         await dialling
@@ -68,8 +69,8 @@ async def test_mute_peers_are_aborted_side_by_side(server: Server, make_pool: Ma
     most_closed = 0
     closing = asyncio.create_task(pool.close_all())
     while not closing.done():
-        most_closed = max(most_closed, len(pool.router.queues.closed))
-        assert len(pool.router.queues.closed) in (0, 5) or most_closed == 5
+        most_closed = max(most_closed, len(pool._router.queues.closed))
+        assert len(pool._router.queues.closed) in (0, 5) or most_closed == 5
         await asyncio.wait({closing}, timeout=0.01)
     assert most_closed == 5
     for peer in server.peers:
@@ -89,7 +90,7 @@ async def test_a_peer_that_takes_no_bytes_is_aborted(server: Server, make_pool: 
             await connection.send(bytes(1024 * 1024))
 
     stuffing = asyncio.create_task(stuff())
-    await until(lambda: connection.sent_messages, "something was sent")
+    await until(lambda: wire_of(connection).sent_messages, "something was sent")
     await pool.close_all()
     with pytest.raises(ConnectionClosedError):
         await stuffing
@@ -115,7 +116,7 @@ async def test_a_second_close_all_waits_for_the_first(server: Server, make_pool:
     closings = {asyncio.create_task(pool.close_all()) for _ in range(5)}
     done, _ = await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
     assert done
-    assert len(pool.router.queues) == 0
+    assert len(pool._router.queues) == 0
     await asyncio.gather(*closings)
     server.peers[0].unmute()
     server.peers[1].unmute()
@@ -134,7 +135,7 @@ async def test_a_cancelled_close_all_goes_on(server: Server, make_pool: MakePool
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert len(pool.router.queues.closed) == 3
+    assert len(pool._router.queues.closed) == 3
     await pool.close_all()
     for peer in server.peers:
         peer.unmute()
@@ -206,7 +207,7 @@ async def test_close_all_ends_a_borrowers_recv(server: Server, make_pool: MakePo
     server.open[0].mute()
     receiving = asyncio.create_task(connection.recv())
     pinging = asyncio.create_task(connection.ping())
-    await until(lambda: connection.is_in_use, "both wait")
+    await until(lambda: wire_of(connection).is_in_use, "both wait")
     await pool.close_all()
     for task in (receiving, pinging):
         with pytest.raises(ConnectionClosedError, match="pool closed"):
@@ -232,7 +233,7 @@ async def test_close_all_from_on_connect(server: Server, make_pool: MakePool) ->
         await pool.acquire()
     await until(lambda: has_returned, "the hook goes on")
     await pool.close_all()
-    await until(lambda: not pool.router._tasks, "the hook's task has ended")
+    await until(lambda: not pool._router.tasks, "the hook's task has ended")
     await nothing_is_open(server, pool)
 
 
@@ -250,7 +251,7 @@ async def test_close_all_from_on_release(server: Server, make_pool: MakePool) ->
     await pool.release(await pool.acquire())
     await until(lambda: has_returned, "the hook goes on")
     await pool.close_all()
-    await until(lambda: not pool.router._tasks, "the hook's task has ended")
+    await until(lambda: not pool._router.tasks, "the hook's task has ended")
     await nothing_is_open(server, pool)
 
 
@@ -267,7 +268,7 @@ async def test_close_all_ends_a_hook_that_hangs(server: Server, make_pool: MakeP
 
     pool = make_pool(on_release=hang, drain_timeout=60.0)
     await pool.release(await pool.acquire())
-    await until(lambda: pool.connections[0]._is_receiving, "the hook hangs")
+    await until(lambda: wire_of(pool.connections[0]).is_receiving, "the hook hangs")
     await pool.close_all()
     assert is_cancelled
     await nothing_is_open(server, pool)
@@ -385,7 +386,7 @@ async def test_a_session_closed_under_the_pool_is_noticed(
     idle, silent, receiving = [await pool.acquire() for _ in range(3)]
     await pool.release(idle)
     task = asyncio.create_task(receiving.recv())
-    await until(lambda: receiving.is_in_use, "it is in recv")
+    await until(lambda: wire_of(receiving).is_in_use, "it is in recv")
     await session.close()
     with pytest.raises(ConnectionClosedError):
         await task
@@ -407,7 +408,7 @@ async def test_a_borrower_may_close_his_connection(
     pool = make_pool(max_connections=1)
     connection = await pool.acquire()
     await connection.close(4002, "enough")
-    assert not len(pool.router.queues)
+    assert not len(pool._router.queues)
     assert why_closed(connection) == CloseReason.USER
     await until(lambda: not server.open, "the server has seen it go")
     assert server.peers[0].websocket.close_code == 4002
@@ -435,8 +436,9 @@ async def test_a_context_manager_releases_only_its_own_lease(make_pool: MakePool
     async with pool.get_connection() as connection:
         await pool.release(connection)
         other = await pool.acquire()
-        assert other is connection
+        assert other.id == connection.id
     assert other.is_busy
+    assert is_lent(other)
     assert await echoes(other, "still mine")
 
 
@@ -463,14 +465,14 @@ async def test_a_connection_released_under_a_reader_is_closed(
     await until(lambda: server.open, "the server has it")
     server.open[0].mute()
     reading = asyncio.create_task(getattr(connection, doing)())
-    await until(lambda: connection.is_in_use, "it reads")
+    await until(lambda: wire_of(connection).is_in_use, "it reads")
     await pool.release(connection)
     assert connection.state is State.CLOSED
     with pytest.raises(ConnectionClosedError):
         await reading
     server.peers[0].unmute()
     other = await pool.acquire()
-    assert other is not connection
+    assert other.id != connection.id
     assert await echoes(other, "mine")
 
 
@@ -481,7 +483,7 @@ async def test_the_pool_works_where_the_look_is_not_possible(
     server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an aiohttp that keeps its queue elsewhere, stepping receive() finds everything out."""
-    monkeypatch.setattr(aiohttp_internals, "lookout", lambda websocket: lambda: True)
+    monkeypatch.setattr(aiohttp_internals, "unread_test", lambda websocket: lambda: True)
     drained: list[str | bytes] = []
     pool = make_pool(max_connections=2, on_drained=lambda _, message: drained.append(message))
     for _ in range(3):
@@ -495,7 +497,7 @@ async def test_the_pool_works_where_the_look_is_not_possible(
     async with pool.get_connection() as connection:
         assert await echoes(connection, "mine again")
         await server.peers[0].send("kept")
-        await until(lambda: connection.received_messages == 6, "a sweep has kept it")
+        await until(lambda: wire_of(connection).received_messages == 6, "a sweep has kept it")
         assert await connection.recv() == "kept"
     assert drained == ["stray"]
 

@@ -18,6 +18,7 @@ import asyncio
 import pytest
 
 from tests.conftest import MakePool, until
+from tests.support.inside import ids_of, link_of, queues_of
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -102,7 +103,7 @@ async def test_checkout_of_multiple_connections(server: Server, make_pool: MakeP
     """Who checks out at the same time gets different connections."""
     pool = make_pool(max_connections=5)
     connections = await asyncio.gather(*(pool.acquire() for _ in range(5)))
-    assert len(set(connections)) == len(server.requests) == 5
+    assert len(ids_of(connections)) == len(server.requests) == 5
 
 
 async def test_checkout_prefers_an_idle_connection(server: Server, make_pool: MakePool) -> None:
@@ -110,7 +111,7 @@ async def test_checkout_prefers_an_idle_connection(server: Server, make_pool: Ma
     pool = make_pool(max_connections=5)
     connection = await pool.acquire()
     await pool.release(connection)
-    assert await pool.acquire() is connection
+    assert (await pool.acquire()).id == connection.id
     assert len(server.requests) == 1
 
 
@@ -121,9 +122,10 @@ async def test_checkout_must_not_return_a_connection_idle_for_too_long(
     pool = make_pool(idle_timeout=0.02, cleanup_interval=60.0)
     perished = await pool.acquire()
     await pool.release(perished)
-    await until(lambda: perished.clock() - perished.idle_since > 0.02, "it is idle for too long")
+    link = link_of(perished)
+    await until(lambda: link.clock() - link.idle_since > 0.02, "it is idle for too long")
     assert pool.available_connections == 1
-    assert await pool.acquire() is not perished
+    assert (await pool.acquire()).id != perished.id
     assert why_closed(perished) == CloseReason.IDLE
 
 
@@ -133,7 +135,7 @@ async def test_checkout_must_not_return_a_stale_connection(make_pool: MakePool) 
     stale = await pool.acquire()
     await pool.release(stale)
     pool.expire_connections()
-    assert await pool.acquire() is not stale
+    assert (await pool.acquire()).id != stale.id
     assert why_closed(stale) == CloseReason.EXPIRED
 
 
@@ -186,7 +188,7 @@ async def test_max_pool_size_is_enforced(server: Server, make_pool: MakePool) ->
     with pytest.raises(ConnectionPoolExhaustedError):
         await pool.acquire(timeout=0)
     await pool.release(connections[1])
-    assert await waiting is connections[1]
+    assert (await waiting).id == connections[1].id
     assert server.most_open == len(server.requests) == 3
 
 
@@ -222,7 +224,7 @@ async def test_wait_queue_timeout(make_pool: MakePool) -> None:
     assert (pool.waiters, pool.stats.timeouts) == (0, 1)
     await pool.release(connection)
     assert pool.available_connections == 1, "it was not given to the one who had left"
-    assert await pool.acquire() is connection
+    assert (await pool.acquire()).id == connection.id
 
 
 async def test_wait_queue_timeout_of_one_serves_the_next(make_pool: MakePool) -> None:
@@ -235,7 +237,7 @@ async def test_wait_queue_timeout_of_one_serves_the_next(make_pool: MakePool) ->
     with pytest.raises(ConnectionPoolTimeoutError):
         await hasty
     await pool.release(connection)
-    assert await patient is connection
+    assert (await patient).id == connection.id
 
 
 # maxConnecting.
@@ -251,7 +253,7 @@ async def test_max_connecting_is_enforced(
     await until(lambda: doorman.held == most, "as many as allowed are held")
     assert len(server.requests) == most
     doorman.opened.set()
-    assert len(set(await asyncio.gather(*acquiring))) == 6
+    assert len(ids_of(await asyncio.gather(*acquiring))) == 6
     assert doorman.most_held == most
 
 
@@ -292,9 +294,9 @@ async def test_max_connecting_is_overtaken_by_a_returned_connection(
     second = asyncio.create_task(pool.acquire())
     await until(lambda: pool.waiters == 2, "the second waits")
     await pool.release(connection)
-    assert await first is connection, "the oldest waiter, whoever the dial was begun for"
+    assert (await first).id == connection.id, "the oldest waiter, whoever the dial was begun for"
     doorman.opened.set()
-    assert await second is not connection
+    assert (await second).id != connection.id
     await until(lambda: not pool.snapshot().counts["connecting"], "both dials have ended")
     assert (len(server.requests), doorman.most_held) == (3, 1)
 
@@ -352,7 +354,7 @@ async def test_min_pool_size_is_filled_after_losses(server: Server, make_pool: M
         peer.drop()
     await until(lambda: all(c.state is State.CLOSED for c in lost), "the losses are noticed")
     await until(lambda: pool.available_connections == 2, "there are two again")
-    assert not set(lost) & set(pool.connections)
+    assert not ids_of(lost) & ids_of(pool.connections)
 
 
 @pytest.mark.usefixtures("no_backoff")
@@ -377,7 +379,7 @@ async def test_check_in_makes_a_connection_available(make_pool: MakePool) -> Non
     assert (pool.available_connections, pool.busy_connections) == (0, 1)
     await pool.release(connection)
     assert (pool.available_connections, pool.busy_connections) == (1, 0)
-    assert await pool.acquire() is connection
+    assert (await pool.acquire()).id == connection.id
 
 
 async def test_check_in_of_a_closed_connection(make_pool: MakePool) -> None:
@@ -446,7 +448,7 @@ async def test_clear_fills_the_pool_to_its_min_size(make_pool: MakePool) -> None
     stale = pool.connections
     pool.expire_connections()
     await until(lambda: pool.available_connections == 2, "there are two again")
-    assert not set(stale) & set(pool.router.queues.idle)
+    assert not ids_of(stale) & ids_of(queues_of(pool).idle)
 
 
 async def test_clear_replaces_pending_connections(
@@ -463,7 +465,7 @@ async def test_clear_replaces_pending_connections(
     pool.expire_connections()
     doorman.opened.set()
     assert await works(connection := await acquiring)
-    assert connection is not stale
+    assert connection.id != stale.id
     assert (why_closed(stale), len(server.requests)) == (CloseReason.EXPIRED, 2)
 
 
@@ -479,7 +481,7 @@ async def test_clear_does_not_clear_the_wait_queue(make_pool: MakePool) -> None:
     pool.expire_connections()
     await pool.release(stale)
     assert await works(connection := await waiting)
-    assert connection is not stale
+    assert connection.id != stale.id
 
 
 # Closing.

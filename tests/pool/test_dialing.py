@@ -15,10 +15,11 @@ import socket
 import ssl
 import traceback
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -36,26 +37,28 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
+from wspool._connection.link import Link
 from wspool._connection.queues import Queues
-from wspool._pool.dialing import Gate, is_transient
+from wspool._connection.wire import Wire
+from wspool._pool.dialing import Dial, Gate, is_transient
 from wspool.testing import Peer, Server, echo
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wspool._pool.dialing.WAITS", (0.01,) * 5)
+@pytest.fixture
+def waits() -> Sequence[float]:
+    return (0.01,) * 5
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What each attempt asked the gate to wait at least; nothing is waited."""
-    waits: list[float] = []
+    asked: list[float] = []
 
     async def wait(gate: Gate, at_least: float = 0.0) -> None:
-        waits.append(at_least)
+        asked.append(at_least)
 
     monkeypatch.setattr(Gate, "wait", wait)
-    return waits
+    return asked
 
 
 def refusals(*statuses: int, retry_after: object = None) -> list[web.Response]:
@@ -186,52 +189,52 @@ async def test_a_refusal_shows_no_secret(
 
 
 async def test_the_seconds_of_a_retry_after_are_waited(
-    server: Server, make_pool: MakePool, waits: list[float]
+    server: Server, make_pool: MakePool, asked: list[float]
 ) -> None:
     server.refusals = [*refusals(503, retry_after=1), *refusals(429, retry_after=30)]
     async with make_pool().get_connection() as connection:
         assert await number_of(connection) == "1"
-    assert waits == [0.0, 1.0, 30.0]
+    assert asked == [0.0, 1.0, 30.0]
 
 
 async def test_a_retry_after_holds_for_one_attempt(
-    server: Server, make_pool: MakePool, waits: list[float]
+    server: Server, make_pool: MakePool, asked: list[float]
 ) -> None:
     server.refusals = [*refusals(503, retry_after=1), *refusals(503)]
     async with make_pool().get_connection():
-        assert waits == [0.0, 1.0, 0.0]
+        assert asked == [0.0, 1.0, 0.0]
 
 
 async def test_the_date_of_a_retry_after_is_waited_for(
-    server: Server, make_pool: MakePool, waits: list[float]
+    server: Server, make_pool: MakePool, asked: list[float]
 ) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     server.refusals = refusals(503, retry_after=date)
     async with make_pool().get_connection():
-        assert len(waits) == 2
-        assert 0 < waits[1] <= 20
+        assert len(asked) == 2
+        assert 0 < asked[1] <= 20
 
 
 @pytest.mark.parametrize(
     "value", ["soon", "-5", "1.5", "", "²", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct"]
 )
 async def test_a_retry_after_that_is_past_or_makes_no_sense_is_ignored(
-    server: Server, make_pool: MakePool, waits: list[float], value: str
+    server: Server, make_pool: MakePool, asked: list[float], value: str
 ) -> None:
     server.refusals = refusals(503, retry_after=value)
     async with make_pool().get_connection():
-        assert waits == [0.0, 0.0]
+        assert asked == [0.0, 0.0]
 
 
 async def test_a_retry_after_that_is_too_long_fails_at_once(
-    server: Server, make_pool: MakePool, waits: list[float]
+    server: Server, make_pool: MakePool, asked: list[float]
 ) -> None:
     server.refusals = refusals(503, retry_after=3600)
     error = await failure(make_pool(max_retries=5))
     assert (error.status, error.attempts, error.retry_after) == (503, 1, 3600.0)
     assert "the server answered 503" in str(error)
     assert "it asks to wait 3600 s" in str(error)
-    assert waits == [0.0]
+    assert asked == [0.0]
     assert len(server.requests) == 1
 
 
@@ -331,7 +334,7 @@ async def test_an_idle_connection_that_was_reset_is_not_handed_out(
     await until(lambda: not pool.connections, "the pool has noticed")
     assert (lost.state, lost.close_code, lost.is_connected) == (State.CLOSED, 1006, False)
     async with pool.get_connection() as connection:
-        assert connection is not lost
+        assert connection.id != lost.id
         assert await number_of(connection) == "2"
 
 
@@ -540,7 +543,7 @@ async def test_a_dial_outlives_the_caller_that_was_cancelled(
     hook.let_go.set()
     await until(lambda: pool.available_connections == 1, "the dial has ended idle")
     async with pool.get_connection() as connection:
-        assert connection is dialled
+        assert connection.id == dialled.id
         assert not connection.reused
     assert len(server.requests) == 1
 
@@ -744,6 +747,10 @@ async def test_a_message_before_a_close_is_heard_by_on_connect(
 # The gate, alone.
 
 
+WAITS = (1.0, 2.0, 4.0)
+"""What the gate waits at most after one, two, and three or more failures, in seconds."""
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
@@ -766,19 +773,18 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         drawn.append(value)
         return 0.0
 
-    monkeypatch.setattr("wspool._pool.dialing.WAITS", (1.0, 2.0, 4.0))
     monkeypatch.setattr("wspool._pool.dialing.backoff.full_jitter", full_jitter)
     return drawn
 
 
 @pytest.fixture
-async def new(clock: Clock) -> Callable[[], WebsocketConnection]:
-    """Make connections that have no socket, only an age."""
+async def new() -> Callable[[], Link]:
+    """Make links that have no socket, only an age."""
     loop = asyncio.get_running_loop()
-    queues: Queues[WebsocketConnection] = Queues()
+    queues: Queues[Link] = Queues()
 
-    def make() -> WebsocketConnection:
-        return WebsocketConnection(1, queues, loop, lambda connection: None)
+    def make() -> Link:
+        return Link(1, queues, loop, lambda link: None)
 
     return make
 
@@ -786,13 +792,13 @@ async def new(clock: Clock) -> Callable[[], WebsocketConnection]:
 class Turn:
     """A dial at the gate: it waits for its turn, and works until it is let go."""
 
-    def __init__(self, gate: Gate, connection: WebsocketConnection) -> None:
+    def __init__(self, gate: Gate, dial: Dial) -> None:
         self.is_at_work = False
         self.end = asyncio.Event()
-        self.task = asyncio.create_task(self._work(gate, connection))
+        self.task = asyncio.create_task(self._work(gate, dial))
 
-    async def _work(self, gate: Gate, connection: WebsocketConnection) -> None:
-        async with gate.turn(connection):
+    async def _work(self, gate: Gate, dial: Dial) -> None:
+        async with gate.turn(dial):
             self.is_at_work = True
             try:
                 await self.end.wait()
@@ -808,10 +814,10 @@ async def until_at_work(turns: list[Turn], expected: list[int]) -> None:
 
 
 async def test_turns_are_given_in_order_of_arrival_up_to_the_limit(
-    clock: Clock, new: Callable[[], WebsocketConnection]
+    clock: Clock, new: Callable[[], Link]
 ) -> None:
     gate = Gate(2, clock)
-    turns = [Turn(gate, new()) for _ in range(5)]
+    turns = [Turn(gate, Dial(new())) for _ in range(5)]
     for expected in ([0, 1], [1, 2], [2, 3], [3, 4], [4]):
         await until_at_work(turns, expected)
         turns[expected[0]].end.set()
@@ -819,16 +825,16 @@ async def test_turns_are_given_in_order_of_arrival_up_to_the_limit(
 
 
 async def test_a_turn_whose_dial_was_cancelled_is_given_to_the_next(
-    clock: Clock, new: Callable[[], WebsocketConnection]
+    clock: Clock, new: Callable[[], Link]
 ) -> None:
     """Whether it was waiting for it, had just got it, or was at work."""
     gate = Gate(1, clock)
-    connections = [new() for _ in range(5)]
-    turns = [Turn(gate, connection) for connection in connections]
+    dials = [Dial(new()) for _ in range(5)]
+    turns = [Turn(gate, dial) for dial in dials]
     await until_at_work(turns, [0])
     turns[1].task.cancel()
     turns[0].end.set()
-    await until(lambda: gate.is_at_work(connections[2]), "the third has got its turn")
+    await until(lambda: gate.is_at_work(dials[2]), "the third has got its turn")
     turns[2].task.cancel()
     await until_at_work(turns, [3])
     turns[3].task.cancel()
@@ -836,23 +842,23 @@ async def test_a_turn_whose_dial_was_cancelled_is_given_to_the_next(
     turns[4].end.set()
     await asyncio.wait({turn.task for turn in turns})
     assert [turn.task.cancelled() for turn in turns] == [False, True, True, True, False]
-    assert not any(map(gate.is_at_work, connections))
+    assert not any(map(gate.is_at_work, dials))
 
 
 async def test_a_newcomer_does_not_overtake_one_that_was_just_given_its_turn(
-    clock: Clock, new: Callable[[], WebsocketConnection]
+    clock: Clock, new: Callable[[], Link]
 ) -> None:
     gate = Gate(1, clock)
     order: list[int] = []
 
     async def work(number: int) -> None:
-        async with gate.turn(new()):
+        async with gate.turn(Dial(new())):
             order.append(number)
         if number == 0:
             late.append(asyncio.create_task(work(2)))
 
     late: list[asyncio.Task[None]] = []
-    async with gate.turn(new()):  # so that both are in the line
+    async with gate.turn(Dial(new())):  # so that both are in the line
         working = asyncio.gather(work(0), work(1))
         await asyncio.sleep(0)
     await working
@@ -861,14 +867,14 @@ async def test_a_newcomer_does_not_overtake_one_that_was_just_given_its_turn(
 
 
 async def test_without_failures_nothing_is_waited(clock: Clock, longest: list[float]) -> None:
-    await Gate(1, clock).wait()
+    await Gate(1, clock, waits=WAITS).wait()
     assert longest == []
 
 
 async def test_each_round_of_failures_waits_longer_up_to_the_last_wait(
     clock: Clock, longest: list[float]
 ) -> None:
-    gate = Gate(1, clock)
+    gate = Gate(1, clock, waits=WAITS)
     for _ in range(5):
         gate.failed(gate.round)
         await gate.wait()
@@ -878,7 +884,7 @@ async def test_each_round_of_failures_waits_longer_up_to_the_last_wait(
 async def test_attempts_that_failed_together_are_one_round(
     clock: Clock, longest: list[float]
 ) -> None:
-    gate = Gate(10, clock)
+    gate = Gate(10, clock, waits=WAITS)
     began_in = gate.round
     for _ in range(10):
         gate.failed(began_in)
@@ -888,7 +894,7 @@ async def test_attempts_that_failed_together_are_one_round(
 
 
 async def test_a_success_ends_the_streak_and_every_wait(clock: Clock, longest: list[float]) -> None:
-    gate = Gate(10, clock)
+    gate = Gate(10, clock, waits=WAITS)
     gate.failed(gate.round, retry_after=20.0)
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await until(lambda: len(longest) == 3, "all three wait")
@@ -901,7 +907,7 @@ async def test_a_success_ends_the_streak_and_every_wait(clock: Clock, longest: l
 
 
 async def test_a_wait_that_is_cancelled_leaves_nothing(clock: Clock, longest: list[float]) -> None:
-    gate = Gate(10, clock)
+    gate = Gate(10, clock, waits=WAITS)
     gate.failed(gate.round, retry_after=20.0)
     waiting = asyncio.create_task(gate.wait())
     await until(lambda: longest, "it waits")
@@ -912,57 +918,56 @@ async def test_a_wait_that_is_cancelled_leaves_nothing(clock: Clock, longest: li
 
 
 async def test_connections_that_are_closed_at_once_make_the_streak_grow(
-    clock: Clock, longest: list[float], new: Callable[[], WebsocketConnection]
+    clock: Clock, longest: list[float], new: Callable[[], Link]
 ) -> None:
     """Each handshake is a success, and would begin the back-off anew."""
-    gate = Gate(1, clock)
+    gate = Gate(1, clock, waits=WAITS)
     for _ in range(3):
-        connection = new()
-        connection.round, connection.opened = gate.round, clock.now
+        link = new()
+        link.round, link.opened_at = gate.round, clock.now
         gate.succeeded()
         clock.now += 0.5
-        assert gate.lost(connection)
+        assert gate.lost(link)
         await gate.wait()
     assert gate.streak == 3
     assert longest == [1.0, 2.0, 4.0]
 
 
 async def test_many_connections_that_are_closed_at_once_together_are_one_failure(
-    clock: Clock, new: Callable[[], WebsocketConnection]
+    clock: Clock, new: Callable[[], Link]
 ) -> None:
     gate = Gate(10, clock)
     for expected in (1, 2):
-        connections = [new() for _ in range(10)]
-        for connection in connections:
-            connection.round, connection.opened = gate.round, clock.now
+        links = [new() for _ in range(10)]
+        for link in links:
+            link.round, link.opened_at = gate.round, clock.now
             gate.succeeded()
-        assert all(gate.lost(connection) for connection in connections)
+        assert all(gate.lost(link) for link in links)
         assert gate.streak == expected
 
 
 @pytest.mark.parametrize(("age", "messages"), [(1.5, 0), (0.5, 1)])
 async def test_a_close_after_a_while_or_after_use_says_nothing_about_the_next_dial(
-    clock: Clock, new: Callable[[], WebsocketConnection], age: float, messages: int
+    clock: Clock, new: Callable[[], Link], age: float, messages: int
 ) -> None:
     gate = Gate(1, clock)
-    connection = new()
-    connection.opened, connection.received_messages = clock.now - age, messages
-    connection.uses = messages
-    connection.close_code = 1001
-    assert not gate.lost(connection)
+    link = new()
+    link.opened_at, link.uses, link.close_code = clock.now - age, messages, 1001
+    link.wire = cast(Wire, SimpleNamespace(received_messages=messages))
+    assert not gate.lost(link)
     assert gate.streak == 0
 
 
 @pytest.mark.parametrize("code", [1012, 1013])
 async def test_a_server_that_says_that_it_restarts_is_one_failure(
-    clock: Clock, new: Callable[[], WebsocketConnection], code: int
+    clock: Clock, new: Callable[[], Link], code: int
 ) -> None:
     """However many connections it says it on."""
     gate = Gate(1, clock)
     for expected in (1, 2):
         clock.now += 60.0
         for _ in range(10):
-            connection = new()
-            connection.opened, connection.close_code = clock.now - 30.0, code
-            assert not gate.lost(connection)
+            link = new()
+            link.opened_at, link.close_code = clock.now - 30.0, code
+            assert not gate.lost(link)
         assert gate.streak == expected

@@ -19,6 +19,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, until
+from tests.support.inside import ids_of
 from wspool import State, WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
@@ -131,9 +132,9 @@ class Clients:
         self.read = 0
         self.foreign: list[tuple[str, dict[str, str]]] = []
         self.finished: set[str] = set()
-        # Who had each task; what each connection is to be told to finish.
+        # Who had each task; what each connection, by its id, is to be told to finish.
         self.connections: dict[str, WebsocketConnection] = {}
-        self._unfinished: dict[WebsocketConnection, str] = {}
+        self._unfinished: dict[int, str] = {}
 
     async def run(
         self,
@@ -160,7 +161,7 @@ class Clients:
         self.connections[task_id] = connection
         await connection.send_json({"action": "run-task", "task_id": task_id})
         if self.is_duplex:
-            self._unfinished[connection] = task_id
+            self._unfinished[connection.id] = task_id
         for count in range(2 * RESULTS + 2):
             if count == 1 + RESULTS:
                 await self.finish(connection)
@@ -176,7 +177,7 @@ class Clients:
 
     async def finish(self, connection: WebsocketConnection) -> None:
         """Tell the server that its client has no more to say, unless it knows; also a hook."""
-        task_id = self._unfinished.pop(connection, None)
+        task_id = self._unfinished.pop(connection.id, None)
         if task_id is not None:
             await connection.send_json({"action": "finish-task", "task_id": task_id})
 
@@ -264,8 +265,9 @@ async def test_a_failed_task_costs_its_connection_and_no_other(
     async with asyncio.timeout(NET), asyncio.TaskGroup() as group:
         for _ in range(BORROWERS):
             group.create_task(run_next_ones(ids))
-    lost = {clients.connections[task_id] for task_id in failing}
-    await until(lambda: all(c.state is State.CLOSED for c in lost), "they are closed")
+    unlucky = [clients.connections[task_id] for task_id in failing]
+    await until(lambda: all(c.state is State.CLOSED for c in unlucky), "they are closed")
+    lost = ids_of(unlucky)
     assert len(lost) == len(failing) == pool.stats.closes.total()
     assert clients.finished == set(tasks) - set(failing)
     assert clients.foreign == []

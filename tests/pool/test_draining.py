@@ -12,6 +12,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, until
+from tests.support.inside import link_of, wire_of
 from wspool import (
     CloseReason,
     ConnectionBusyError,
@@ -111,7 +112,7 @@ async def test_a_quiet_period_gives_a_connection_back(make_draining: MakePool) -
     await until(lambda: pool.available_connections == 1, "the drain has ended")
     assert pool.pending_connections == 0
     assert [line.trigger for line in connection.history[-2:]] == ["drain", "drained"]
-    assert await pool.acquire() is connection
+    assert (await pool.acquire()).id == connection.id
 
 
 async def test_a_message_begins_the_quiet_period_anew(
@@ -133,7 +134,7 @@ async def test_a_message_begins_the_quiet_period_anew(
     assert why_closed(connection) == CloseReason.DRAIN
     assert isinstance(connection.cause, ConnectionDrainTimeoutError)
     assert "drain_timeout" in str(connection.cause)
-    assert connection.drained_messages == pool.stats.drained_messages > 1
+    assert link_of(connection).drained_messages == pool.stats.drained_messages > 1
 
 
 async def test_drain_timeout_closes_a_connection_with_its_cause(make_draining: MakePool) -> None:
@@ -151,9 +152,10 @@ async def test_a_drain_is_open_to_inspection(make_draining: MakePool) -> None:
     pool = make_draining(check_server_data_on_release=True, drain_quiet_period=0.05)
     connection = await pool.acquire()
     await pool.release(connection)
-    pending = connection.pending
+    pending = link_of(connection).owner
     assert isinstance(pending, PendingConnection)
-    assert pending.connection is connection
+    assert pool.connections == (pending.connection,)
+    assert pending.connection.id == connection.id
     assert pending.drain_timeout == NEVER
     assert pending.drain_condition is None
     assert pending.drain_task is not None
@@ -162,18 +164,21 @@ async def test_a_drain_is_open_to_inspection(make_draining: MakePool) -> None:
     assert not await pending.mark_completed()
     assert connection.is_draining
     await until(lambda: pool.available_connections, "the drain has ended all the same")
-    assert connection.pending is None
+    assert link_of(connection).owner is None
 
 
 async def test_a_draining_connection_is_nobodys(make_draining: MakePool) -> None:
-    """Who has released a connection can neither send nor receive while it is drained."""
+    """Neither who has released a connection nor who looks at it can use it while it is drained."""
     pool = make_draining(check_server_data_on_release=True)
     connection = await pool.acquire()
     await pool.release(connection)
-    with pytest.raises(ConnectionBusyError, match="draining"):
-        await connection.send("mine")
-    with pytest.raises(ConnectionBusyError, match="draining"):
-        await connection.recv()
+    [shown] = pool.connections
+    for nobodys, why in [(connection, "is over"), (shown, "it is draining and not lent")]:
+        with pytest.raises(ConnectionBusyError, match=why):
+            await nobodys.send("mine")
+        with pytest.raises(ConnectionBusyError, match=why):
+            await nobodys.recv()
+    assert connection.is_draining
 
 
 async def test_a_close_during_the_drain_is_the_servers(
@@ -209,7 +214,7 @@ async def test_acquire_may_wait_for_a_drain(make_draining: MakePool) -> None:
     )
     connection = await pool.acquire()
     await pool.release(connection)
-    assert await pool.acquire(timeout=10.0) is connection
+    assert (await pool.acquire(timeout=10.0)).id == connection.id
 
 
 async def test_a_drain_that_fails_serves_its_waiter_with_a_new_connection(
@@ -253,7 +258,7 @@ async def test_by_default_an_empty_message_is_refused(
     await pool.release(connection)
     peer = await peer_of(server)
     await peer.send(b"\0")
-    await until(lambda: connection.drained_messages == 1, "any other message is drained")
+    await until(lambda: link_of(connection).drained_messages == 1, "any other message is drained")
     assert connection.is_draining
     await peer.send(empty)
     await until(lambda: connection.state is State.CLOSED, "the connection is given up")
@@ -286,9 +291,10 @@ async def test_a_callable_that_raises_costs_its_connection_alone(
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
     await until(lambda: pool.available_connections, "the other one is clean")
-    assert await pool.acquire() is lucky
-    await lucky.send("still there")
-    assert await lucky.recv() == "still there"
+    again = await pool.acquire()
+    assert again.id == lucky.id
+    await again.send("still there")
+    assert await again.recv() == "still there"
 
 
 # The named last message.
@@ -350,7 +356,7 @@ async def test_strays_behind_the_last_message_are_drained_at_once(
     async with pool.get_connection() as connection:
         await connection.send("work")
         assert await connection.recv() == "done"
-        await until(connection.has_news, "the stray has arrived")
+        await until(lambda: wire_of(connection).has_news, "the stray has arrived")
     assert connection.state is State.IDLE
     assert drained == [(1, "stray")]
 
@@ -393,11 +399,11 @@ async def test_a_pong_proves_a_connection_clean(
     assert not drained
     may_answer.set()
     async with pool.get_connection(timeout=10.0) as again:
-        assert again is connection
+        assert again.id == connection.id
         await again.send("theirs")
         assert await again.recv() == "theirs"
     assert drained == [(1, "late 1"), (1, "late 2")]
-    assert pool.stats.drained_messages == connection.drained_messages == 2
+    assert pool.stats.drained_messages == link_of(connection).drained_messages == 2
 
 
 async def test_a_fence_that_a_mute_peer_never_answers_ends_at_drain_timeout(
@@ -433,7 +439,7 @@ async def test_on_release_may_talk_to_the_server(
     await connection.send("subscribe")
     await pool.release(connection)
     assert connection.is_draining
-    assert await pool.acquire(timeout=10.0) is connection
+    assert (await pool.acquire(timeout=10.0)).id == connection.id
     assert (await peer_of(server)).received == ["subscribe", "unsubscribe"]
     assert (heard, drained) == (["subscribe"], [])
 
@@ -614,13 +620,14 @@ async def test_strays_while_idle_are_never_read_by_a_borrower(
         expected += 1
         # Either the next acquire finds it, or a sweep has been faster.
         await until(
-            lambda c=connection, n=expected: c.has_news() or len(drained) == n, "it has arrived"
+            lambda c=connection, n=expected: wire_of(c).has_news or len(drained) == n,
+            "it has arrived",
         )
     async with pool.get_connection(timeout=10.0) as connection:
         await connection.send("theirs")
         assert await connection.recv() == "theirs"
     assert drained == [(1, "stray")] * 4
-    assert pool.stats.drained_messages == connection.drained_messages == 4
+    assert pool.stats.drained_messages == link_of(connection).drained_messages == 4
 
 
 async def test_strays_are_disposed_of_without_any_acquire(
@@ -669,8 +676,11 @@ async def test_a_close_behind_unread_messages_is_noticed_at_release(
     pool = make_draining()
     connection = await pool.acquire()
     await connection.send("work")
-    await until(lambda: connection.has_news() or not connection.is_connected, "they arrive")
-    await until(lambda: server.peers[0].websocket.closed or not connection.is_connected, "it left")
+    wire = wire_of(connection)
+    await until(
+        lambda: len(wire.frames) + len(wire.inbox or ()) == 2 or not connection.is_connected,
+        "both are here",
+    )
     await pool.release(connection)
     await until(lambda: connection.state is State.CLOSED, "the close is noticed")
     assert why_closed(connection) == CloseReason.SERVER

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import MakePool, echoes, until
 from tests.pool.test_errands import ALWAYS, made_idle
+from tests.support.inside import link_of, router_of
 from wspool import (
     ConnectionBusyError,
     ConnectionPoolExhaustedError,
@@ -42,7 +43,7 @@ async def test_after_a_resize_nobody_waits_for_a_check_whose_connection_will_go(
     pool = make_pool(**ALWAYS, max_connections=2)
     connections = await made_idle(pool, 2)
     lent = await pool.acquire()
-    [other] = set(connections) - {lent}
+    [other] = [connection for connection in connections if connection.id != lent.id]
     await check_begun(pool, server, other)
     task = asyncio.create_task(pool.acquire(timeout=0))
     await until(lambda: pool.waiters == 1, "it waits for the check")
@@ -65,7 +66,7 @@ async def test_an_acquire_new_is_not_overtaken_by_who_takes_the_checked_one(
     await until(lambda: pool.waiters == 2, "both wait")
     resume(server)
     first = await new
-    assert first is not connection
+    assert first.id != connection.id
     await pool.release(first)
     await pool.release(await later)
 
@@ -94,7 +95,7 @@ async def test_a_borrower_may_read_the_websocket_itself(
     await until(lambda: server.peers, "the server has it")
     await server.peers[0].send("for him")
     while not reader.done():
-        pool.router.attend(connection)
+        router_of(pool).attending.attend(link_of(connection))
         await asyncio.sleep(0)
     assert (await reader).data == "for him"
 
@@ -133,17 +134,17 @@ async def test_a_failed_dial_does_not_end_who_waits_for_a_check(
 ) -> None:
     pool = make_pool(**ALWAYS, max_connections=3, max_retries=1)
     first, second = await made_idle(pool, 2)
-    monkeypatch.setattr("wspool._pool.errands.MUTE", 0.2)
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", 0.2)
     server.refuse(401)
     for peer in server.peers:
         peer.mute()
     task = asyncio.create_task(pool.acquire(timeout=0))
     await until(lambda: second.state is State.CLOSED, "the first check has failed")
-    monkeypatch.setattr("wspool._pool.errands.MUTE", 0.5)
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", 0.5)
     await until(lambda: pool.stats.dial_failures, "the dial has failed")
     if first.is_busy:  # else the machine was too slow to tell
         server.peers[0].unmute()
-        assert await task is first
+        assert (await task).id == first.id
     server.peers[1].unmute()
     await asyncio.wait([task])
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import ids_of, link_of, router_of, wire_of
 from wspool import (
     CloseReason,
+    ConnectionBusyError,
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     State,
@@ -26,7 +28,7 @@ ALWAYS: dict[str, Any] = {"check_after_idle": 0.0}
 @pytest.fixture
 def soon_mute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a check take a connection for mute after a tenth of the usual time."""
-    monkeypatch.setattr("wspool._pool.errands.MUTE", 0.05)
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", 0.05)
 
 
 async def made_idle(pool: WebsocketConnectionPool, count: int = 1) -> list[WebsocketConnection]:
@@ -56,7 +58,7 @@ async def test_a_connection_that_answers_a_ping_is_lent(
     pool = make_pool(**ALWAYS)
     [connection] = await made_idle(pool)
     async with pool.get_connection() as again:
-        assert again is connection
+        assert again.id == connection.id
         assert await echoes(again)
     assert triggers(connection)[3:6] == [
         ("checkout", "check"),
@@ -71,14 +73,15 @@ async def test_a_check_is_no_use(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(**ALWAYS)
     [connection] = await made_idle(pool)
     server.peers[0].mute()
-    uses, borrows, idle_since = connection.uses, pool.stats.borrows, connection.idle_since
+    link = link_of(connection)
+    uses, borrows, idle_since = link.uses, pool.stats.borrows, link.idle_since
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
     task.cancel()
     server.peers[0].unmute()
     await until(lambda: not connection.is_busy, "the check is over")
-    assert (connection.uses, pool.stats.borrows) == (uses, borrows)
-    assert connection.idle_since == idle_since
+    assert (link.uses, pool.stats.borrows) == (uses, borrows)
+    assert link.idle_since == idle_since
 
 
 async def test_a_connection_that_was_idle_for_less_is_not_checked(make_pool: MakePool) -> None:
@@ -96,8 +99,10 @@ async def test_nobody_else_has_a_connection_that_is_being_checked(
     server.peers[0].mute()
     task = asyncio.create_task(pool.acquire())
     await until(lambda: connection.is_busy, "it is being checked")
-    with pytest.raises(Exception, match="not lent"):
-        await connection.send("mine")
+    [shown] = pool.connections
+    for nobodys, why in [(connection, "is over"), (shown, "it is busy and not lent")]:
+        with pytest.raises(ConnectionBusyError, match=why):
+            await nobodys.send("mine")
     server.peers[0].unmute()
     await pool.release(await task)
 
@@ -113,8 +118,10 @@ async def test_strays_during_a_check_reach_no_borrower(server: Server, make_pool
     await peer.send("stray")
     await until(lambda: drained == ["stray"], "the check has read it")
     peer.unmute()
-    assert await echoes(await task)
-    await pool.release(connection)
+    again = await task
+    assert again.id == connection.id
+    assert await echoes(again)
+    await pool.release(again)
 
 
 @pytest.mark.usefixtures("soon_mute")
@@ -125,7 +132,7 @@ async def test_a_mute_one_is_closed_and_a_dial_takes_its_place(
     [connection] = await made_idle(pool)
     server.peers[0].mute()
     async with pool.get_connection(timeout=5.0) as another:
-        assert another is not connection
+        assert another.id != connection.id
         assert await echoes(another)
     assert why_closed(connection) == CloseReason.STALE
     server.peers[0].unmute()
@@ -143,12 +150,12 @@ async def test_after_a_mute_one_the_rest_of_its_age_is_asked_beside_a_dial(
     task = asyncio.create_task(pool.acquire(timeout=10.0))
     await until(lambda: pool.busy_connections, "the check has begun")
     assert [c for c in connections if c.is_busy] == [connections[-1]]
-    assert len(pool.router.queues.connecting) == 0
+    assert len(pool._router.queues.connecting) == 0
     await until(lambda: connections[-1].state is State.CLOSED, "it is found mute")
     assert [c.state for c in connections[:-1]] == [State.BUSY] * 4
-    assert len(pool.router.queues.connecting) == 1
+    assert len(pool._router.queues.connecting) == 1
     async with asyncio.timeout(5):
-        assert await task not in connections
+        assert (await task).id not in ids_of(connections)
     await until(lambda: pool.total_connections == 1, "all of them are found mute")
     assert {why_closed(c) for c in connections} == {CloseReason.STALE}
     assert pool.stats.dials == 6
@@ -171,7 +178,7 @@ async def test_where_all_places_are_mute_an_acquire_that_may_not_wait_gets_the_f
         await pool.acquire(timeout=0)
     async with asyncio.timeout(5):
         lent = await asyncio.gather(*tasks)
-    assert not set(lent) & set(connections)
+    assert ids_of(lent).isdisjoint(ids_of(connections))
     for peer in server.peers:
         peer.unmute()
 
@@ -181,7 +188,7 @@ async def test_each_waiter_has_one_check(make_pool: MakePool) -> None:
     pool = make_pool(**ALWAYS)
     connections = await made_idle(pool, 4)
     lent = await asyncio.gather(pool.acquire(), pool.acquire())
-    assert set(lent) == set(connections[-2:])
+    assert ids_of(lent) == ids_of(connections[-2:])
     assert [c.rtt is not None for c in connections] == [False, False, True, True]
     assert pool.stats.dials == 4
 
@@ -222,7 +229,7 @@ async def test_a_new_connection_is_to_be_had_during_checks(
     new_task = asyncio.create_task(pool.acquire_new())
     await until(lambda: pool.waiters == 1, "it waits")
     server.peers[0].unmute()
-    assert await new_task is not connection
+    assert (await new_task).id != connection.id
     assert why_closed(connection) == CloseReason.ROOM
 
 
@@ -242,9 +249,10 @@ async def test_an_idle_connection_is_kept_alive_again_and_again(
     [connection] = await made_idle(pool)
     last = ("checkin", "keepalive")
     await until(lambda: triggers(connection).count(last) >= 3, "three keepalives")
-    assert await pool.acquire() is connection
-    assert connection.uses == 2
-    assert await echoes(connection)
+    again = await pool.acquire()
+    assert again.id == connection.id
+    assert again.uses == 2
+    assert await echoes(again)
 
 
 async def test_a_keepalive_leaves_the_idle_age(make_pool: MakePool) -> None:
@@ -262,9 +270,9 @@ async def test_a_keepalive_leaves_the_order_of_reuse(make_pool: MakePool) -> Non
     pool = make_pool(keepalive=alive, keepalive_interval=3600)
     first, second, third = await made_idle(pool, 3)
     for connection in (second, first):
-        pool.router.keep_alive(connection)
+        router_of(pool).errands.begin(link_of(connection), "keepalive")
         await until(lambda c=connection: not c.is_busy, "its keepalive is over")
-    assert pool.router.next_idle() is third
+    assert router_of(pool).attending.next_idle() is link_of(third)
     pool.resize(2)
     assert first.state is State.CLOSED
     assert second.state is State.IDLE
@@ -311,7 +319,7 @@ async def test_at_the_limit_an_acquire_waits_for_a_keepalive_whatever_its_timeou
     with pytest.raises(ConnectionPoolExhaustedError):
         await pool.acquire(timeout=0)
     let_go.set()
-    assert await task is connection
+    assert (await task).id == connection.id
 
 
 async def test_below_the_limit_an_acquire_does_not_wait_for_a_keepalive(
@@ -323,7 +331,7 @@ async def test_below_the_limit_an_acquire_does_not_wait_for_a_keepalive(
     pool = make_pool(keepalive=hang, keepalive_interval=0.05)
     [connection] = await made_idle(pool)
     await until(lambda: connection.is_busy, "it is being kept alive")
-    assert await pool.acquire() is not connection
+    assert (await pool.acquire()).id != connection.id
 
 
 async def test_closing_does_not_wait_for_a_keepalive(make_pool: MakePool) -> None:
@@ -372,8 +380,9 @@ async def test_what_a_keepalive_leaves_unread_reaches_no_borrower(
     [connection] = await made_idle(pool)
     last = ("checkin", "keepalive")
     await until(lambda: last in triggers(connection), "one keepalive")
-    async with pool.get_connection():
-        assert await echoes(connection)
+    async with pool.get_connection() as again:
+        assert again.id == connection.id
+        assert await echoes(again)
     assert set(drained) == {"keepalive"}
 
 
@@ -391,7 +400,7 @@ async def test_pings_are_answered_while_a_hook_thinks(
         nonlocal is_lost
         thinking.set()
         await asyncio.sleep(1.5)
-        is_lost = connection.is_lost
+        is_lost = wire_of(connection).is_lost
 
     server.websocket_options["heartbeat"] = 0.6
     options = {"keepalive_interval": 0.05} if hook == "keepalive" else {}
@@ -399,8 +408,9 @@ async def test_pings_are_answered_while_a_hook_thinks(
     connection = await pool.acquire()
     await pool.release(connection)
     await thinking.wait()
-    await until(lambda: pool.available_connections or connection.is_lost, "the hook is over")
-    assert not connection.is_lost
+    wire = wire_of(connection)
+    await until(lambda: pool.available_connections or wire.is_lost, "the hook is over")
+    assert not wire.is_lost
     assert not is_lost
 
 

@@ -14,13 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
 
 from tests import ROOT
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import ids_of, link_of
 from tests.support.proxy import Proxy
 from wspool import (
     CloseReason,
@@ -136,9 +137,14 @@ class Stopped:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take a connection for mute, and dial again after a failure, in a tenth of a second."""
-    monkeypatch.setattr("wspool._pool.errands.MUTE", 0.1)
-    monkeypatch.setattr("wspool._pool.dialing.WAITS", (0.1,))
+    """Take a connection for mute in a tenth of a second."""
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", 0.1)
+
+
+@pytest.fixture
+def waits() -> Sequence[float]:
+    """Dial again after a failure in a tenth of a second."""
+    return (0.1,)
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +199,8 @@ async def made_idle(pool: WebsocketConnectionPool, count: int) -> list[Websocket
     for connection in connections:
         await pool.release(connection)
     assert pool.available_connections == count
-    idle_since = connections[-1].idle_since
-    await until(lambda: pool.router.clock() > idle_since, "uvloop's clock, of milliseconds, is on")
+    idle_since = link_of(connections[-1]).idle_since
+    await until(lambda: pool._router.clock() > idle_since, "uvloop's clock, of milliseconds, is on")
     return connections
 
 
@@ -217,11 +223,12 @@ async def test_a_vanished_peer_is_not_noticed_by_itself(peer: Peer, make_pool: M
     pool = make_pool(uri=peer.uri)
     [connection] = await made_idle(pool, 1)
     await peer.vanish()
-    assert await pool.acquire() is connection
-    await connection.send("anybody there?")
-    assert connection.is_connected
+    again = await pool.acquire()
+    assert again.id == connection.id
+    await again.send("anybody there?")
+    assert again.is_connected
     await peer.come_back()
-    assert await connection.recv() == "anybody there?"
+    assert await again.recv() == "anybody there?"
 
 
 async def test_a_process_that_is_killed_is_noticed_by_itself(make_pool: MakePool) -> None:
@@ -335,7 +342,7 @@ async def test_with_a_heartbeat_min_connections_come_back_by_themselves(
     lost = pool.connections
     await peer.vanish()
     await until(lambda: are_closed(*lost), "they are found lost")
-    await until(lambda: len(pool.router.queues.connecting) == 2, "two are dialled in vain")
+    await until(lambda: len(pool._router.queues.connecting) == 2, "two are dialled in vain")
     await peer.come_back()
     await until(lambda: pool.available_connections == 2, "two are back")
     assert pool.stats.borrows == 0
@@ -357,12 +364,12 @@ async def test_a_check_gives_a_working_connection_for_a_mute_one(
     await until(lambda: are_closed(mute[-1]), "the first is found mute")
     assert State.IDLE not in {connection.state for connection in mute}
     connection = await task
-    assert connection not in mute
+    assert connection.id not in ids_of(mute)
     assert await echoes(connection)
     await until(lambda: are_closed(*mute), "all are found mute")
     assert why_closed(*mute) == {CloseReason.STALE}
     others = await borrow(pool, 3)
-    assert not set(others) & set(mute)
+    assert ids_of(others).isdisjoint(ids_of(mute))
     assert pool.busy_connections == 4
 
 
@@ -384,8 +391,8 @@ async def test_where_nothing_is_reachable_an_acquire_times_out_and_no_place_is_l
     assert why_closed(*mute) == {CloseReason.STALE}
     await peer.come_back()
     lent = await borrow(pool, 3)
-    assert not set(lent) & set(mute)
-    assert repr(pool.router) == "connecting=0 idle=0 busy=3 draining=0 closed=0 waiting=0 max=3"
+    assert ids_of(lent).isdisjoint(ids_of(mute))
+    assert repr(pool._router) == "connecting=0 idle=0 busy=3 draining=0 closed=0 waiting=0 max=3"
 
 
 async def test_where_nothing_is_reachable_max_retries_end_an_acquire_without_a_timeout(
@@ -485,7 +492,7 @@ async def test_a_borrowers_own_deadline_keeps_the_connection_from_the_next(
     if not is_replaced:
         await peer.come_back()
     [other] = await borrow(pool, 1)
-    assert other is not connection
+    assert other.id != connection.id
 
 
 async def test_a_deadline_with_nothing_sent_proves_nothing(peer: Peer, make_pool: MakePool) -> None:
@@ -514,7 +521,7 @@ async def test_a_deadline_that_waits_for_a_last_message_ends_at_drain_timeout(
     connection = await asked_in_vain(pool)
     assert connection.is_draining
     [other] = await borrow(pool, 1)
-    assert other is not connection
+    assert other.id != connection.id
     assert why_closed(connection) == {CloseReason.DRAIN}
     assert isinstance(connection.cause, ConnectionDrainTimeoutError)
 
@@ -583,7 +590,7 @@ async def test_a_short_freeze_loses_nothing(peer: Peer, make_pool: MakePool) -> 
     pool = make_pool(
         uri=peer.uri, heartbeat=30.0, keepalive_interval=30.0, max_connections=3, close_timeout=NET
     )
-    idle, busy, receiving = connections = await borrow(pool, 3)
+    idle, busy, receiving = await borrow(pool, 3)
     await pool.release(idle)
     recv_task = asyncio.create_task(receiving.recv())
     await peer.vanish()
@@ -591,7 +598,7 @@ async def test_a_short_freeze_loses_nothing(peer: Peer, make_pool: MakePool) -> 
         await busy.send(message)
         await receiving.send(message)
     again = await pool.acquire()
-    assert again is idle
+    assert again.id == idle.id
     await again.send("three")
     ping_task = asyncio.create_task(busy.ping())
     await asyncio.sleep(0.3)  # a sweep looks at them
@@ -602,9 +609,9 @@ async def test_a_short_freeze_loses_nothing(peer: Peer, make_pool: MakePool) -> 
         assert [await recv_task, await receiving.recv()] == ["one", "two"]
         assert await again.recv() == "three"
         await ping_task
-    for connection in connections:
+    for connection in (again, busy, receiving):
         await pool.release(connection)
-    assert set(await borrow(pool, 3)) == set(connections)
+    assert ids_of(await borrow(pool, 3)) == ids_of((idle, busy, receiving))
     assert pool.stats.dials == 3
     assert not pool.stats.closes
 
@@ -613,13 +620,14 @@ async def test_a_check_that_a_short_freeze_holds_up_is_answered_after_it(
     peer: Peer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one who waits for it gets that very connection, and nothing is dialled."""
-    monkeypatch.setattr("wspool._pool.errands.MUTE", NET)
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", NET)
     pool = make_pool(uri=peer.uri, check_after_idle=0.0, connection_timeout=NET)
     [connection] = await made_idle(pool, 1)
     await peer.vanish()
     task = asyncio.create_task(pool.acquire(timeout=NET))
     await until(lambda: connection.is_busy, "it is being checked")
     await peer.come_back()
-    assert await task is connection
-    assert await echoes(connection)
+    again = await task
+    assert again.id == connection.id
+    assert await echoes(again)
     assert pool.stats.dials == 1

@@ -19,6 +19,7 @@ import pytest
 from aiohttp import ClientWebSocketResponse
 
 from tests.conftest import MakePool, until
+from tests.support.inside import link_of, queues_of, wire_of
 from wspool import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -328,12 +329,18 @@ async def test_the_counts_follow_a_connection(server: Server, make_pool: MakePoo
 
     connection = await pool.acquire()
     assert counts() == (1, 0, 1, 0)
-    assert pool.connections == (connection,)
+    assert [one.id for one in pool.connections] == [connection.id]
     await pool.release(connection)
     assert counts() == (1, 0, 0, 1)
     assert connection.is_draining
-    assert connection.pending.connection is connection
-    await connection.close()
+    pending = link_of(connection).owner
+    assert isinstance(pending, PendingConnection)
+    assert pool.connections == (pending.connection,)
+    with pytest.raises(ConnectionBusyError):
+        await connection.close()
+    assert counts() == (1, 0, 0, 1)
+    await server.peers[0].close()
+    await until(lambda: connection.state is State.CLOSED, "the close is noticed")
     assert counts() == (0, 0, 0, 0)
 
 
@@ -370,7 +377,7 @@ async def test_releasing_twice_is_only_a_warning_in_the_log(
         await pool.release(connection, force_remove=force_remove)
     [warning] = [record for record in caplog.records if record.name == "wspool"]
     assert "releasing it does nothing" in warning.getMessage()
-    assert pool.connections == (connection,)
+    assert [one.id for one in pool.connections] == [connection.id]
     assert connection.state is State.IDLE
 
 
@@ -402,7 +409,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
         await connection.recv()
         gone = await pool.acquire()
         await pool.release(gone, force_remove=True)
-        await until(lambda: gone in pool.router.queues.gone, "the connection is gone")
+        await until(lambda: link_of(gone) in queues_of(pool).gone, "the connection is gone")
         text = json.dumps(pool.snapshot().to_dict())
     assert SECRET not in text
     picture = json.loads(text)
@@ -529,13 +536,12 @@ async def test_last_activity_is_that_of_the_last_of_the_messages_that_came_toget
     async with pool.get_connection() as connection:
         for _ in range(2):
             await connection.send("hello")
-        await until(
-            lambda: len(connection._frames) + len(connection.inbox or ()) == 2, "both are here"
-        )
-        connection.last_activity = 0.0
+        wire = wire_of(connection)
+        await until(lambda: len(wire.frames) + len(wire.inbox or ()) == 2, "both are here")
+        wire.last_activity = 0.0
         await connection.recv()
         await connection.recv()
-        assert connection.last_activity > 0.0
+        assert connection.last_activity == wire.last_activity > 0.0
 
 
 async def test_last_activity_is_the_unix_time_of_the_last_message(make_pool: MakePool) -> None:
@@ -659,10 +665,11 @@ async def test_an_idle_connection_is_nobodys_to_use(make_pool: MakePool, doing: 
     connection = await pool.acquire()
     await pool.release(connection)
     arguments = ["hello"] if doing == "send" else []
-    with pytest.raises(ConnectionBusyError) as caught:
-        await getattr(connection, doing)(*arguments)
-    assert doing in str(caught.value)
-    assert "idle" in str(caught.value)
+    [shown] = pool.connections
+    for nobodys, why in [(connection, "is over"), (shown, "it is idle and not lent")]:
+        with pytest.raises(ConnectionBusyError, match=why) as caught:
+            await getattr(nobodys, doing)(*arguments)
+        assert doing in str(caught.value)
     assert connection.state is State.IDLE
 
 
@@ -803,7 +810,7 @@ def test_use_from_a_second_loop_is_an_error_that_names_both(use: Use) -> None:
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(pool.start())
         text = second.run(error_of(use, pool, connection))
-        max_connections = pool.router.options.max_connections
+        max_connections = pool._router.options.max_connections
         first.run(pool.close_all())
     assert "belongs to" in text
     assert len(re.findall(r"EventLoop|uvloop\.Loop", text)) == 2

@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import MakePool, until
+from tests.support.inside import link_of
 from wspool import (
     CloseReason,
     ConnectionPoolTimeoutError,
@@ -29,11 +30,10 @@ from wspool import (
 )
 from wspool._pool import upkeep
 from wspool._pool.introspection import (
-    OLDEST,
+    MAX_WAITERS,
     BorrowerSnapshot,
     ConnectionSnapshot,
     PoolSnapshot,
-    snapshot_connection,
 )
 from wspool._pool.routing import Router
 from wspool.testing import Server
@@ -58,8 +58,9 @@ def picture_of(
 
 def later(connection: WebsocketConnection, seconds: float) -> None:
     """Let so many seconds pass, for the clock of this connection."""
-    clock = connection.clock
-    connection.clock = lambda: clock() + seconds
+    link = link_of(connection)
+    clock = link.clock
+    link.clock = lambda: clock() + seconds
 
 
 # The connections.
@@ -70,9 +71,10 @@ async def test_a_connection_is_shown_in_each_state(server: Server, make_pool: Ma
     server.delay = 0.05
     acquiring = asyncio.create_task(pool.acquire())
     await until(lambda: pool.connections, "it is being dialled")
-    [connection] = pool.connections
-    shown = [picture_of(pool, connection)]
-    assert await acquiring is connection
+    [dialled] = pool.connections
+    shown = [picture_of(pool, dialled)]
+    connection = await acquiring
+    assert connection.id == dialled.id
     shown.append(picture_of(pool, connection))
     await pool.release(connection)
     shown.append(picture_of(pool, connection))
@@ -115,13 +117,14 @@ async def test_a_keepalive_does_not_make_an_idle_connection_younger(make_pool: M
     connection = await pool.acquire()
     assert picture_of(pool, connection).rtt is None
     await pool.release(connection)
-    idle_since = connection.idle_since
-    await until(lambda: len(connection.moves) > 6, "it was kept alive twice")
+    link = link_of(connection)
+    idle_since = link.idle_since
+    await until(lambda: len(link.moves) > 6, "it was kept alive twice")
     await until(lambda: connection.state is State.IDLE, "it is back")
     picture = picture_of(pool, connection)
     assert picture.idle_seconds is not None
     assert picture.idle_seconds >= 0.05
-    assert picture.idle_seconds <= connection.clock() - idle_since
+    assert picture.idle_seconds <= link.clock() - idle_since
     assert picture.seconds_in_state < picture.idle_seconds
     assert picture.uses == 1
     assert picture.rtt is not None
@@ -165,7 +168,7 @@ async def test_drained_messages_are_counted_and_were_received(
     await pool.release(connection)
     await until(lambda: connection.state is State.IDLE, "it is drained")
     await server.peers[0].send("a stray")
-    await until(lambda: connection.drained_messages == 4, "the stray is disposed of")
+    await until(lambda: link_of(connection).drained_messages == 4, "the stray is disposed of")
     picture = picture_of(pool, connection)
     assert (picture.drained_messages, picture.received_messages) == (4, 4)
     assert pool.snapshot().stats.drained_messages == 4
@@ -365,7 +368,8 @@ async def test_a_loan_is_named_by_the_line_that_took_it(make_pool: MakePool, way
     assert borrower.borrowed_at == connection.borrowed_at == expected
     await pool.release(connection)
     assert picture_of(pool, connection).borrower is None
-    assert connection.borrowed_at is None
+    assert pool.connections[0].borrowed_at is None
+    assert connection.borrowed_at == expected, "the loan that is over remembers"
 
 
 async def test_a_borrower_whose_task_has_ended_is_nowhere(make_pool: MakePool) -> None:
@@ -468,7 +472,7 @@ async def test_those_who_wait_are_shown_oldest_first(make_pool: MakePool) -> Non
     await until(lambda: pool.waiters == 1, "the first waits")
     second = asyncio.create_task(wait_for_a_new_one(), name="second")
     await until(lambda: pool.waiters == 2, "both wait")
-    since = [waiter.since for waiter in pool.router.line]
+    since = [loan._since for loan in pool._router.line]
     picture = pool.snapshot()
     assert picture.waiters == 2
     assert [waiter.wants_new for waiter in picture.waiting] == [False, True]
@@ -479,7 +483,7 @@ async def test_those_who_wait_are_shown_oldest_first(make_pool: MakePool) -> Non
     for waiter, (name, marker, function) in zip(picture.waiting, expected, strict=True):
         at = place(marker)
         assert waiter.borrower == BorrowerSnapshot(name, at, f"{at} in {function}")
-    now = pool.router.clock()
+    now = pool._router.clock()
     assert [0 <= w.seconds <= now - at for w, at in zip(picture.waiting, since, strict=True)]
     assert picture.waiting[0].seconds > picture.waiting[1].seconds > 0
     for task in (first, second):
@@ -492,7 +496,7 @@ async def test_those_who_wait_are_shown_oldest_first(make_pool: MakePool) -> Non
 async def test_of_many_who_wait_the_100_oldest_are_shown(make_pool: MakePool) -> None:
     pool = make_pool(max_connections=1, acquire_timeout=None)
     await pool.acquire()
-    tasks = [asyncio.create_task(pool.acquire(), name=str(n)) for n in range(OLDEST + 20)]
+    tasks = [asyncio.create_task(pool.acquire(), name=str(n)) for n in range(MAX_WAITERS + 20)]
     await until(lambda: pool.waiters == len(tasks), "all wait")
     picture = pool.snapshot()
     assert picture.waiters == 120
@@ -538,7 +542,7 @@ async def test_a_picture_comes_back_from_json_as_it_was(
     await drained.send("unread")
     await pool.release(drained)
     gone = await pool.acquire()
-    assert gone is idle
+    assert gone.id == idle.id
     await gone.close(4000, "€")
     waiting = asyncio.create_task(pool.acquire(timeout=None))
     waiting_too = asyncio.create_task(pool.acquire(timeout=None))
@@ -693,8 +697,8 @@ async def test_without_a_threshold_nothing_is_overdue(
     await sweeps()
     assert warnings_in(caplog) == []
     assert not picture_of(pool, connection).is_overdue
-    assert not snapshot_connection(connection).is_overdue
-    assert snapshot_connection(connection, 1e5).is_overdue
+    assert not link_of(connection).is_overdue(None)
+    assert link_of(connection).is_overdue(1e5)
 
 
 async def test_an_errand_or_a_drain_is_never_overdue(
@@ -711,7 +715,7 @@ async def test_an_errand_or_a_drain_is_never_overdue(
     connection = await pool.acquire()
     await pool.release(connection)
     await until(lambda: connection.is_busy, "it is being kept alive")
-    await until(lambda: connection.seconds_in_state > 0.05, "for a while")
+    await until(lambda: link_of(connection).seconds_in_state > 0.05, "for a while")
     assert not picture_of(pool, connection).is_overdue
     assert warnings_in(caplog) == []
     await server.peers[0].send("the keepalive's answer")
@@ -729,9 +733,9 @@ async def test_a_borrower_that_was_lost_is_shown_overdue_until_it_gives_back(
     count = len(warnings_in(caplog))
     await sweeps()
     assert len(warnings_in(caplog)) == count
-    assert snapshot_connection(connection, 0.02).is_overdue
+    assert picture_of(pool, connection).is_overdue
     await pool.release(connection)
-    assert not snapshot_connection(connection, 0.02).is_overdue
+    assert not picture_of(pool, connection).is_overdue
 
 
 async def test_who_waits_for_a_connection_is_not_overdue(

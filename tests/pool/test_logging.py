@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import link_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnection, WebsocketConnectionPool
 from wspool._connection import states
 from wspool.testing import Server
@@ -73,13 +74,14 @@ async def test_a_debug_line_says_how_long_it_was_in_the_state_that_it_leaves(
     pool = make_pool()
     connection = await pool.acquire()
     await pool.release(connection)
-    clock = connection.clock
-    connection.clock = lambda: clock() + 0.8
+    link = link_of(connection)
+    clock = link.clock
+    link.clock = lambda: clock() + 0.8
     log.clear()
-    states.checkout(connection, "acquire")
+    states.checkout(link, "acquire")
     assert lines(log, logging.DEBUG) == ["#1 idle → busy  checkout  0.8 s idle"]
-    connection.clock = lambda: clock() + 61.8
-    states.checkin(connection, "release")
+    link.clock = lambda: clock() + 61.8
+    states.checkin(link, "release")
     assert lines(log, logging.DEBUG)[1:] == ["#1 busy → idle  checkin  61.0 s busy"]
 
 
@@ -116,7 +118,7 @@ async def test_a_refused_transition_is_not_logged(
     connection = await pool.acquire()
     log.clear()
     with pytest.raises(states.IllegalTransitionError):
-        states.checkout(connection, "acquire")
+        states.checkout(link_of(connection), "acquire")
     assert log.records == []
 
 
@@ -160,10 +162,10 @@ async def test_a_loss_is_one_info_line_that_says_who_why_and_how_old(
     pool = make_pool()
     connection = await pool.acquire()
     await pool.release(connection)
-    clock = connection.clock
-    connection.clock = lambda: clock() + 42.0
-    connection.born -= 58.0
-    pool.router.clock = connection.clock
+    link = link_of(connection)
+    clock = link.clock
+    link.clock = lambda: clock() + 42.0
+    link.born -= 58.0
     line = await lose_idle(server, pool, log)
     assert re.fullmatch(
         r"lost #1: closed by the server, code 4001 'grüß dich'; it was idle for 42\.\d s, "
@@ -226,7 +228,7 @@ async def test_a_loss_of_each_kind_is_info(
     options: dict[str, Any],
     how: str,
 ) -> None:
-    monkeypatch.setattr("wspool._pool.errands.MUTE", 0.03)
+    monkeypatch.setattr("wspool._pool.errands.CHECK_SECONDS", 0.03)
     pool = make_pool(max_connections=1, **options)
     await lose(server, pool)
     await until(lambda: lines(log, logging.INFO), "it is logged")
@@ -240,12 +242,14 @@ async def test_what_was_closed_on_purpose_is_no_loss(
 ) -> None:
     """By the borrower, by force, to make room, past its uses, expired, at the end."""
     pool = make_pool(max_connections=1, acquire_timeout=10.0)
-    await (await pool.acquire()).close()
-    await pool.release(pool.connections[0] if pool.connections else await pool.acquire())
+    connection = await pool.acquire()
+    await connection.close()
+    await pool.release(connection)
+    await pool.release(await pool.acquire())
     await pool.release(await pool.acquire_new(), force_remove=True)
     async with pool.get_connection():
-        pool.router.options.max_uses = 1
-    pool.router.options.max_uses = None
+        pool._router.options.max_uses = 1
+    pool._router.options.max_uses = None
     async with pool.get_connection():
         pass
     pool.expire_connections()
@@ -284,12 +288,13 @@ async def test_a_normal_life_has_no_warning(
 
     await asyncio.gather(*(borrow() for _ in range(8)))
     await until(lambda: pool.available_connections == 2, "all are drained")
-    moves = len(pool.connections[0].moves)
-    await until(lambda: len(pool.connections[0].moves) != moves or moves == 16, "it is kept alive")
+    link = link_of(pool.connections[0])
+    moves = len(link.moves)
+    await until(lambda: len(link.moves) != moves or moves == 16, "it is kept alive")
     await borrow()
-    pool.router.options.idle_timeout = 0.01
+    pool._router.options.idle_timeout = 0.01
     await until(lambda: pool.stats.closes["idle"] == 2, "both were idle for too long")
-    pool.router.options.idle_timeout = 60.0
+    pool._router.options.idle_timeout = 60.0
     await borrow()
     await pool.close_all()
     assert [r.getMessage() for r in log.records if r.levelno >= logging.WARNING] == []

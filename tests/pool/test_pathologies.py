@@ -16,7 +16,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import link_of, queues_of
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -38,6 +39,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool._connection import states
+from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._pool.upkeep import tidy
 from wspool.testing import Peer, Server
@@ -46,9 +48,10 @@ NET = 10.0
 """Seconds; a limit that only a fault reaches."""
 
 
-@pytest.fixture(autouse=True)
-def hardly_any_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wspool._pool.dialing.WAITS", (0.001,) * 5)
+@pytest.fixture
+def waits() -> Sequence[float]:
+    """Hardly any."""
+    return (0.001,) * 5
 
 
 async def ticks(count: int = 1) -> None:
@@ -213,7 +216,7 @@ async def test_a_cancellation_at_any_await_costs_nothing(make_pool: MakePool) ->
             task = asyncio.create_task(close())
             await asyncio.wait({task})
             await pool.close_all()
-            assert not len(pool.router.queues)
+            assert not len(queues_of(pool))
             if not task.cancelled():
                 break
         assert step > 1
@@ -237,8 +240,9 @@ async def test_the_second_waiter_is_served_when_the_first_is_cancelled_in_that_t
         await ticks(1)
         assert first.cancelled()
         assert second.done()  # ... and knows
-        assert await second is connection
-        await pool.release(connection)
+        again = await second
+        assert again.id == connection.id
+        await pool.release(again)
 
 
 async def test_who_waits_is_not_overtaken_by_who_comes(make_pool: MakePool) -> None:
@@ -283,7 +287,7 @@ async def test_a_waiter_gets_the_place_of_a_connection_that_is_dropped(
     waiter = await waiting(pool, NET)
     await pool.release(bad, force_remove=True)
     good = await waiter
-    assert good is not bad
+    assert good.id != bad.id
     assert await echoes(good)
     await pool.release(good)
 
@@ -403,14 +407,14 @@ async def test_every_count_is_the_truth_after_every_action(
 ) -> None:
     """A number was kept beside the connections, and drifted: deadpool 0.9.5, audex."""
     pool = make_pool(max_connections=3, max_retries=1)
-    queues = pool.router.queues
+    queues = queues_of(pool)
 
     def look() -> None:
-        members = [connection for state in State for connection in queues[state]]
+        members = [link for state in State for link in queues[state]]
         assert len(set(members)) == len(members) == len(queues)
         for state in State:
-            assert all(connection.state is state for connection in queues[state])
-        assert not any(connection in queues[state] for connection in queues.gone for state in State)
+            assert all(link.state is state for link in queues[state])
+        assert not any(link in queues[state] for link in queues.gone for state in State)
         of = {state: sum(c.state is state for c in pool.connections) for state in State}
         assert pool.available_connections == of[State.IDLE]
         assert pool.busy_connections == of[State.BUSY]
@@ -505,10 +509,10 @@ async def test_no_borrower_sees_a_connection_that_died_while_idle(
         if end is become_mute:
             await until(lambda c=connection: not c.is_connected, "the heartbeat has failed")
         else:
-            await until(connection.has_news, "the end has arrived")
+            await until(lambda c=connection: link_of(c).has_news, "the end has arrived")
         async with borrowed_from.get_connection() as other:
             assert await echoes(other)
-        assert other is not connection
+        assert other.id != connection.id
 
 
 async def test_a_late_reply_is_never_read_by_the_next_borrower(
@@ -530,8 +534,11 @@ async def test_a_late_reply_is_never_read_by_the_next_borrower(
             await connection.send(message)
             return await connection.recv()
 
+    def has_asked() -> bool:
+        return any(link.wire is not None and link.wire.sent_messages for link in queues_of(pool))
+
     first = asyncio.create_task(ask("mine"))
-    await until(lambda: any(c.sent_messages for c in pool.connections), "the first has asked")
+    await until(has_asked, "the first has asked")
     await until(lambda: server.open, "the server has heard")
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -555,7 +562,7 @@ async def test_the_expiry_of_a_connection_spares_its_replacement(
     server.open[-1].drop()
     await until(lambda: old.state is State.CLOSED, "the old one is lost")
     replacement = await pool.acquire(timeout=NET)
-    assert replacement is not old
+    assert replacement.id != old.id
     await until(lambda: loop.time() > expiry + 0.02, "the old one's time is over")
     assert replacement.state is State.BUSY
     assert await echoes(replacement)
@@ -585,7 +592,7 @@ async def test_attending_does_not_make_a_connection_younger(
         assert await connection.recv() == "go"
     await until(lambda: connection.state is State.CLOSED, "it has been idle for too long")
     assert connection.history[-1].why == CloseReason.IDLE
-    assert connection.drained_messages > 1
+    assert link_of(connection).drained_messages > 1
 
 
 async def test_connections_of_one_age_do_not_go_in_one_moment(make_pool: MakePool) -> None:
@@ -611,12 +618,12 @@ async def test_connections_of_one_age_do_not_go_in_one_moment(make_pool: MakePoo
     now = asyncio.get_running_loop().time()
     most_at_once = 0
     for seconds in range(88, 102):
-        pool.router.clock = lambda now=now + seconds: now
+        pool._router.clock = lambda now=now + seconds: now
         closed = pool.stats.closes[CloseReason.LIFETIME]
-        tidy(pool.router)
+        tidy(pool._router)
         at_once = pool.stats.closes[CloseReason.LIFETIME] - closed
         most_at_once = max(most_at_once, at_once)
-    pool.router.clock = asyncio.get_running_loop().time
+    pool._router.clock = asyncio.get_running_loop().time
     assert pool.stats.closes[CloseReason.LIFETIME] == 20
     assert most_at_once < 10
     await until(lambda: pool.available_connections == 20, "all have been replaced")
@@ -637,6 +644,7 @@ async def test_a_pool_that_lost_everything_fills_up_again(
     await until(lambda: pool.available_connections == 2, "the minimum is back")
 
 
+@pytest.mark.parametrize("waits", [(600.0,) * 5])
 async def test_a_server_that_accepts_and_closes_is_not_dialled_in_a_loop(
     server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -646,7 +654,6 @@ async def test_a_server_that_accepts_and_closes_is_not_dialled_in_a_loop(
         await peer.close(1008, "no")
 
     server.handler = close_at_once
-    monkeypatch.setattr("wspool._pool.dialing.WAITS", (600.0,) * 5)
     monkeypatch.setattr("backoff.full_jitter", lambda longest: longest)
     pool = make_pool()
 
@@ -739,7 +746,7 @@ async def test_no_error_is_left_unretrieved_and_no_task_is_lost(
     await until(lambda: server.requests, "the handshake has begun")
     waiter.cancel()
     gc.collect()
-    await until(lambda: not len(pool.router.queues), "the dial has failed")
+    await until(lambda: not len(queues_of(pool)), "the dial has failed")
 
     # A waiter is given an error and is cancelled, in one tick.
     kept = await pool.acquire()
@@ -759,9 +766,9 @@ async def test_no_error_is_left_unretrieved_and_no_task_is_lost(
             connection = await other.acquire()
             assert await echoes(connection)
             server.open[-1].drop()
-            await until(connection.has_news, "the reset has arrived")
+            await until(lambda c=connection: link_of(c).has_news, "the reset has arrived")
             await other.release(connection)
-            await until(lambda pool=other: not len(pool.router.queues), "the connection is gone")
+            await until(lambda pool=other: not len(queues_of(pool)), "the connection is gone")
     del waiter, closing, kept, connection, other
     gc.collect()
     await ticks()
@@ -832,15 +839,16 @@ async def test_a_waiter_whose_time_is_up_is_not_served_any_more(make_pool: MakeP
     connection = await pool.acquire()
     waiter = await waiting(pool, 0.02)
     # Hold the loop up until both are due: it comes back in the tick in which the time is up.
-    loop.call_later(0.02, pool.router.give_back, connection)
+    loop.call_later(0.02, pool._router.give_back, connection)
     both_due = loop.time() + 0.021
     while loop.time() < both_due:
         pass
     with pytest.raises(ConnectionPoolTimeoutError):
         await waiter
     assert pool.available_connections == 1
-    assert await pool.acquire() is connection
-    await pool.release(connection)
+    again = await pool.acquire()
+    assert again.id == connection.id
+    await pool.release(again)
 
 
 async def test_a_hook_that_raises_costs_the_connection_and_no_slot(
@@ -878,7 +886,7 @@ async def test_a_hook_that_raises_costs_the_connection_and_no_slot(
         async with pool.get_connection() as connection:
             assert await echoes(connection)
             await connection.send("left unread")
-            await until(connection.has_news, "the reply has arrived")
+            await until(lambda c=connection: link_of(c).has_news, "the reply has arrived")
         await until(lambda c=connection: c.state is State.CLOSED, "it is given up")
         assert connection.history[-1].why == CloseReason.ERROR
         assert any(
@@ -886,7 +894,7 @@ async def test_a_hook_that_raises_costs_the_connection_and_no_slot(
         )
         is_broken = False
         async with pool.get_connection() as other:
-            assert other is not connection
+            assert other.id != connection.id
             assert await echoes(other)
 
 
@@ -902,23 +910,21 @@ async def test_an_illegal_trigger_is_an_error_and_nothing_has_moved() -> None:
     }
     assert way_to.keys() == set(State)
     for state, trigger in itertools.product(State, states.machine.events):
-        queues: Queues[WebsocketConnection] = Queues()
-        connection = WebsocketConnection(
-            1, queues, asyncio.get_running_loop(), on_close=lambda _: None
-        )
-        queues.add(connection)
+        queues: Queues[Link] = Queues()
+        link = Link(1, queues, asyncio.get_running_loop(), on_close=lambda _: None)
+        queues.add(link)
         for step in way_to[state]:
-            getattr(states, step)(connection, "on the way")
-        assert connection.state is state
-        moves = list(connection.moves)
+            getattr(states, step)(link, "on the way")
+        assert link.state is state
+        moves = list(link.moves)
         if (trigger, state) in legal:
-            getattr(states, trigger)(connection, "legal")
-            assert connection.state == legal[trigger, state]
-            assert connection in queues[connection.state]
+            getattr(states, trigger)(link, "legal")
+            assert link.state == legal[trigger, state]
+            assert link in queues[link.state]
             assert len(queues) == 1
             continue
         with pytest.raises(IllegalTransitionError, match=f"{trigger!r} .* {str(state)!r}"):
-            getattr(states, trigger)(connection, "illegal")
-        assert connection.state is state
-        assert list(queues[state]) == list(queues) == [connection]
-        assert list(connection.moves) == moves
+            getattr(states, trigger)(link, "illegal")
+        assert link.state is state
+        assert list(queues[state]) == list(queues) == [link]
+        assert list(link.moves) == moves

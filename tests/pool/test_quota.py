@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
 from tests.explore.schedules import Loop
+from tests.support.inside import ids_of, queues_of, router_of
 from wspool import (
     CloseReason,
     ConnectionPoolUnavailableError,
@@ -186,8 +187,8 @@ async def test_several_pools_keep_one_limit(make_pool: MakePool, server: Server)
             await pool.release(connection, force_remove=random.random() < 0.5)
 
     async def retire(pool: WebsocketConnectionPool) -> None:
-        for connection in list(pool.router.queues.idle):
-            connection.finish(CloseReason.IDLE)
+        for link in list(queues_of(pool).idle):
+            link.close(CloseReason.IDLE)
 
     borrowers = [asyncio.create_task(borrow(pool)) for pool in pools for _ in range(4)]
     while not all(task.done() for task in borrowers):
@@ -245,7 +246,7 @@ async def test_a_full_quota_ends_the_wait_with_an_error_that_names_it(
     assert "LocalQuota limit=3 leases=3" in str(caught.value)
     await until(lambda: not pool.connections, "the dial does not stay for ever")
     assert pool.stats.failures == {"quota": 1}
-    assert pool.router._gate.streak == 0, "the server is not to blame"
+    assert pool._router.supply.gate.streak == 0, "the server is not to blame"
     assert not server.requests
     assert (len(others), len(quota._waiting)) == (3, 0)
 
@@ -268,7 +269,7 @@ async def test_who_waits_beside_borrowers_gets_what_they_give_back(make_pool: Ma
     other = asyncio.create_task(pool.acquire(timeout=60))
     await until(lambda: pool.stats.failures["quota"] >= 1, "a dial has given up")
     await pool.release(connection)
-    assert await other is connection
+    assert (await other).id == connection.id
 
 
 async def test_closing_ends_a_dial_that_waits_for_a_lease(make_pool: MakePool) -> None:
@@ -302,7 +303,7 @@ async def test_the_start_of_a_pool_waits_no_longer_than_an_attempt_takes(
 async def test_what_has_lost_its_lease_is_closed_when_nobody_uses_it(make_pool: MakePool) -> None:
     quota = Recorder()
     pool = make_pool(quota=quota, max_lifetime=3600, check_server_data_on_release=True)
-    pool.router.options.drain_quiet_period = 0.01
+    pool._router.options.drain_quiet_period = 0.01
     used, idle, kept = [await pool.acquire() for _ in range(3)]
     for connection in (idle, kept):
         await pool.release(connection)
@@ -316,7 +317,7 @@ async def test_what_has_lost_its_lease_is_closed_when_nobody_uses_it(make_pool: 
     assert [c.history[-1].why for c in (idle, used)] == [CloseReason.QUOTA] * 2
     assert pool.stats.closes == {"quota": 2}
     await until(lambda: quota.calls.count("release") == 2, "the quota is told all the same")
-    assert pool.connections == (kept,)
+    assert ids_of(pool.connections) == {kept.id}
 
 
 async def test_a_lease_needs_no_attributes(make_pool: MakePool) -> None:
@@ -332,7 +333,7 @@ async def test_a_lease_needs_no_attributes(make_pool: MakePool) -> None:
     pool = make_pool(quota=quota)
     async with pool.get_connection() as connection:
         assert await echoes(connection)
-    pool.router.retire_unpermitted()
+    router_of(pool).closing.retire_unpermitted()
     assert pool.available_connections == 1
     await pool.close_all()
     assert quota.calls == ["release"]
@@ -374,7 +375,7 @@ async def test_a_quota_that_raises_is_a_failed_dial_that_names_it(
     assert caught.value.kind == "error"
     assert quota.calls == ["acquire"]
     assert not server.requests
-    assert pool.router._gate.streak == 1, "it is not asked again and again"
+    assert pool._router.supply.gate.streak == 1, "it is not asked again and again"
 
 
 async def raise_later() -> None:

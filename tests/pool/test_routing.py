@@ -34,7 +34,7 @@ async def test_room_is_made_only_for_the_acquire_new_that_is_next(
     assert pool.stats.closes == {"room": 1}
     await pool.release(second)
     assert pool.stats.closes == {"room": 1}
-    assert await waiting[1] is second
+    assert (await waiting[1]).id == second.id
     new = await waiting[0]
     assert new.uses == 1
     for task in waiting:

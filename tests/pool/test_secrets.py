@@ -16,7 +16,9 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, until
+from tests.support.inside import queues_of
 from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool._connection.loan import view_of
 from wspool.testing import Peer, Server
 
 CANARY = "canary-7f3a9d"
@@ -105,15 +107,16 @@ class Ears:
             yield from told_by(error)
 
     def seen(self, pool: WebsocketConnectionPool) -> Iterator[tuple[str, str]]:
-        yield "repr of the pool", f"{pool!r} {pool!s} {pool.router!r} {pool.router.options!r}"
+        yield "repr of the pool", f"{pool!r} {pool!s} {pool._router!r} {pool._router.options!r}"
         yield "diagram", pool.state_diagram()
         yield "stats", f"{pool.stats!r} {json.dumps(pool.stats.to_dict())}"
         picture = pool.snapshot()
         yield "snapshot", f"{picture!r} {json.dumps(picture.to_dict(), ensure_ascii=False)}"
-        for connection in (*pool.connections, *pool.router.queues.gone):
-            yield "repr of a connection", f"{connection!r} {connection.pending!r}"
+        for link in (*queues_of(pool), *queues_of(pool).gone):
+            connection = view_of(link)
+            yield "repr of a connection", f"{connection!r} {link!r} {link.loan!r} {link.owner!r}"
             yield "history", repr(connection.history)
-            yield "reason of a close", f"{connection.close_reason} {connection.how_closed()}"
+            yield "reason of a close", f"{connection.close_reason} {link.how_closed()}"
             if connection.cause is not None:
                 yield from told_by(connection.cause)
 
@@ -218,7 +221,7 @@ async def test_a_close_that_quotes_the_secret(
     assert "not valid" in connection.close_reason
     async with pool.get_connection(timeout=10) as connection:
         await connection.send("and later?")
-        connection.has_sent = False
+        connection._has_sent = False
     await until(lambda: pool.stats.closes["server"] == 2, "the second is noticed")
     await pool.close_all()
     ears.assert_no_canary(pool)

@@ -11,6 +11,7 @@ from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.conftest import MakePool, echoes, until
+from tests.support.inside import ids_of, link_of, queues_of, wire_of
 from wspool import (
     CloseReason,
     ConnectionPoolExhaustedError,
@@ -18,7 +19,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool._connection.link import INBOX_BYTES
+from wspool._connection.wire import MAX_INBOX_BYTES
 from wspool.testing import Peer, Server
 
 SOON = 0.05
@@ -44,6 +45,17 @@ async def made_idle(pool: WebsocketConnectionPool, count: int = 1) -> list[Webso
     return connections
 
 
+async def still_lent(
+    pool: WebsocketConnectionPool, connection: WebsocketConnection
+) -> WebsocketConnection:
+    """Return a loan of this very connection: the one in force, or else a new one."""
+    if not connection.is_busy:
+        again = await pool.acquire()
+        assert again.id == connection.id
+        return again
+    return connection
+
+
 def why_closed(connection: WebsocketConnection) -> str:
     assert connection.state is State.CLOSED
     return connection.history[-1].why
@@ -55,7 +67,7 @@ def why_closed(connection: WebsocketConnection) -> str:
 async def test_idle_timeout_closes(server: Server, make_pool: MakePool) -> None:
     pool = make_pool(idle_timeout=0.1, cleanup_interval=SOON)
     connections = await made_idle(pool, 3)
-    await until(lambda: not len(pool.router.queues), "all are gone")
+    await until(lambda: not len(pool._router.queues), "all are gone")
     assert {why_closed(connection) for connection in connections} == {CloseReason.IDLE}
     assert pool.stats.closes == {"idle": 3}
     await until(lambda: not server.open, "the server has seen them go")
@@ -75,11 +87,12 @@ async def test_idle_timeout_is_not_put_off_by_strays(server: Server, make_pool: 
     """What the server sends unasked is no use of the connection."""
     pool = make_pool(idle_timeout=0.3, cleanup_interval=SOON)
     [connection] = await made_idle(pool)
+    link = link_of(connection)
     while connection.state is State.IDLE:
-        so_far = connection.drained_messages
+        so_far = link.drained_messages
         await server.peers[0].send("stray")
         await until(
-            lambda n=so_far: connection.drained_messages > n or connection.state is State.CLOSED,
+            lambda n=so_far: link.drained_messages > n or link.state is State.CLOSED,
             "the stray is gone",
         )
     assert why_closed(connection) == CloseReason.IDLE
@@ -89,23 +102,25 @@ async def test_acquire_never_lends_what_is_too_old(make_pool: MakePool) -> None:
     """An idle connection past its time is not lent, even before a clean-up came by."""
     pool = make_pool(idle_timeout=0.05, cleanup_interval=60.0)
     [old] = await made_idle(pool)
-    await until(lambda: old.clock() - old.idle_since > 0.05, "it is too old")
+    link = link_of(old)
+    await until(lambda: link.clock() - link.idle_since > 0.05, "it is too old")
     assert old.state is State.IDLE
-    assert await pool.acquire() is not old
+    assert (await pool.acquire()).id != old.id
     assert why_closed(old) == CloseReason.IDLE
 
 
 async def test_max_lifetime_retires_the_idle(make_pool: MakePool) -> None:
     pool = make_pool(max_lifetime=0.2, cleanup_interval=SOON)
     connections = await made_idle(pool, 3)
-    await until(lambda: not len(pool.router.queues), "all are gone")
+    await until(lambda: not len(pool._router.queues), "all are gone")
     assert {why_closed(connection) for connection in connections} == {CloseReason.LIFETIME}
 
 
 async def test_max_lifetime_is_spread(make_pool: MakePool) -> None:
     """Connections of one age are retired at different times, up to 10 % early, never late."""
     pool = make_pool(max_lifetime=1000.0)
-    lifetimes = [c.retire_at - (c.opened or 0.0) for c in await borrow(pool, 5)]
+    links = [link_of(connection) for connection in await borrow(pool, 5)]
+    lifetimes = [link.retire_at - (link.opened_at or 0.0) for link in links]
     assert len(set(lifetimes)) == 5
     assert all(900.0 <= lifetime <= 1000.0 for lifetime in lifetimes)
 
@@ -114,7 +129,8 @@ async def test_max_lifetime_cuts_nobody_off(make_pool: MakePool) -> None:
     """A borrowed connection past its lifetime goes when it is given back."""
     pool = make_pool(max_lifetime=0.05, cleanup_interval=SOON)
     connection = await pool.acquire()
-    await until(lambda: connection.clock() >= connection.retire_at, "its time is over")
+    link = link_of(connection)
+    await until(lambda: link.clock() >= link.retire_at, "its time is over")
     assert await echoes(connection, "still here")
     await pool.release(connection)
     assert why_closed(connection) == CloseReason.LIFETIME
@@ -143,12 +159,12 @@ async def test_a_lost_idle_connection_leaves_without_an_acquire(
         await server.peers[0].close(4001, "go away")
     else:
         server.peers[0].drop()
-    await until(lambda: len(pool.router.queues) == 1, "the lost one is gone")
+    await until(lambda: len(pool._router.queues) == 1, "the lost one is gone")
     assert why_closed(lost) == CloseReason.SERVER
     expected = (4001, "go away") if how == "close" else (1006, "")
     assert (lost.close_code, lost.close_reason) == expected
-    assert lost in pool.router.queues.gone
-    assert pool.connections == (kept,)
+    assert link_of(lost) in queues_of(pool).gone
+    assert [connection.id for connection in pool.connections] == [kept.id]
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -199,9 +215,7 @@ async def test_pings_of_websockets_are_answered(make_pool: MakePool, is_busy: bo
         await until(has_answered, "four pings are answered")
         assert connection.is_connected
         assert connection.state is (State.BUSY if is_busy else State.IDLE)
-        if not is_busy:
-            assert await pool.acquire() is connection
-        assert await echoes(connection, "alive")
+        assert await echoes(await still_lent(pool, connection), "alive")
         await pool.close_all()
 
 
@@ -228,9 +242,7 @@ async def test_pings_of_aiohttp_are_answered(
         await pool.release(connection)
     await until(lambda: pongs >= 3 or not connection.is_connected, "three pings are answered")
     assert connection.is_connected
-    if not is_busy:
-        assert await pool.acquire() is connection
-    assert await echoes(connection, "alive")
+    assert await echoes(await still_lent(pool, connection), "alive")
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
@@ -261,7 +273,7 @@ async def test_a_sleeping_borrowers_messages_are_kept_in_order(
     assert await echoes(connection, "awake")
     for number in range(100):
         await server.peers[0].send(f"{number}")
-    await until(lambda: connection.received_messages == 101, "a sweep has read them")
+    await until(lambda: wire_of(connection).received_messages == 101, "a sweep has read them")
     last_activity = connection.last_activity
     for number in range(100, 200):
         await server.peers[0].send(f"{number}")
@@ -303,20 +315,21 @@ async def test_what_is_kept_for_a_sleeping_borrower_is_bounded(
     pool = make_pool()
     connection = await pool.acquire()
     await connection.send("go")
-    await until(connection.is_flooded, "reading has stopped at aiohttp's queue")
-    await until(lambda: connection.received_messages * size >= INBOX_BYTES, "the inbox is full")
-    await until(connection.is_flooded, "reading has stopped behind the inbox")
-    kept = connection.received_messages
-    assert kept * size <= INBOX_BYTES + size
+    wire = wire_of(connection)
+    await until(lambda: wire.is_flooded, "reading has stopped at aiohttp's queue")
+    await until(lambda: wire.received_messages * size >= MAX_INBOX_BYTES, "the inbox is full")
+    await until(lambda: wire.is_flooded, "reading has stopped behind the inbox")
+    kept = wire.received_messages
+    assert kept * size <= MAX_INBOX_BYTES + size
     assert sent < total
     for number in range(total):
         assert await connection.recv() == number.to_bytes(4, "big") * (size // 4)
-    assert connection.received_messages == sent == total
+    assert wire.received_messages == sent == total
 
 
 async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakePool) -> None:
     """Each message counts with its overhead, so that a flood of empty ones is bounded."""
-    total = 3 * INBOX_BYTES // 128
+    total = 3 * MAX_INBOX_BYTES // 128
 
     async def flood(peer: Peer) -> None:
         await peer.recv()
@@ -327,8 +340,9 @@ async def test_tiny_messages_fill_the_inbox_too(server: Server, make_pool: MakeP
     pool = make_pool()
     connection = await pool.acquire()
     await connection.send("go")
-    await until(lambda: connection.received_messages * 128 >= INBOX_BYTES, "the inbox is full")
-    assert connection.received_messages == INBOX_BYTES // 128
+    wire = wire_of(connection)
+    await until(lambda: wire.received_messages * 128 >= MAX_INBOX_BYTES, "the inbox is full")
+    assert wire.received_messages == MAX_INBOX_BYTES // 128
     for _ in range(total):
         assert await connection.recv() == ""
 
@@ -350,10 +364,10 @@ async def test_a_flood_at_an_idle_connection_is_disposed_of(
     async with pool.get_connection() as connection:
         assert await echoes(connection, "flood")
     await until(lambda: pool.stats.drained_messages == 160, "all of it is drained")
-    await until(lambda: not connection.is_flooding, "a look finds nothing more")
+    await until(lambda: not link_of(connection).is_flooding, "a look finds nothing more")
     assert connection.state is State.IDLE
     async with pool.get_connection() as again:
-        assert again is connection
+        assert again.id == connection.id
         assert await echoes(again, "mine")
 
 
@@ -365,7 +379,7 @@ async def test_a_connection_is_not_lent_in_the_middle_of_a_flood(
     pool = make_pool(max_connections=1, acquire_timeout=10.0)
     async with pool.get_connection() as connection:
         assert await echoes(connection, "flood")
-        await until(connection.is_flooded, "more is coming than is read")
+        await until(lambda: wire_of(connection).is_flooded, "more is coming than is read")
     async with pool.get_connection() as other:
         assert await echoes(other, "mine")
 
@@ -386,8 +400,8 @@ async def test_what_a_sweep_left_of_a_flood_reaches_no_borrower(
             await peer.flood([bytes(64 * 1024)] * 160)
 
     flooding = asyncio.create_task(flood())
-    await until(connection.is_flooded, "more is coming than is read")
-    pool.router.attend(connection)
+    await until(lambda: wire_of(connection).is_flooded, "more is coming than is read")
+    pool._router.attending.attend(link_of(connection))
     async with pool.get_connection() as other:
         assert await echoes(other, "mine")
     await pool.close_all()
@@ -406,9 +420,9 @@ async def test_min_connections_are_opened_and_kept(make_pool: MakePool) -> None:
     await made_idle(pool, 4)
     await until(lambda: pool.total_connections == 2, "the surplus is gone")
     assert pool.stats.closes == {"idle": 2}
-    now = pool.router.clock()
-    oldest = max(now - connection.idle_since for connection in pool.connections)
-    await until(lambda: pool.router.clock() - now > 0.3 - oldest, "the rest is too old as well")
+    now = pool._router.clock()
+    oldest = max(now - link.idle_since for link in queues_of(pool))
+    await until(lambda: pool._router.clock() - now > 0.3 - oldest, "the rest is too old as well")
     assert pool.total_connections == 2
     assert pool.stats.dials == 4
 
@@ -425,7 +439,7 @@ async def test_min_connections_are_refilled(server: Server, make_pool: MakePool)
     await until(lambda: pool.stats.dial_failures, "a dial has failed")
     await server.start()
     await until(lambda: pool.available_connections == 3, "they are back")
-    assert not set(old) & set(pool.connections)
+    assert ids_of(old).isdisjoint(ids_of(pool.connections))
     for connection in await borrow(pool, 3):
         assert await echoes(connection, "alive")
 
@@ -478,7 +492,7 @@ async def test_expired_connections_are_refilled(make_pool: MakePool) -> None:
     pool.expire_connections()
     assert pool.available_connections == 0
     await until(lambda: pool.available_connections == 2, "they are replaced")
-    assert {connection.id for connection in pool.router.queues.idle} == {3, 4}
+    assert ids_of(queues_of(pool).idle) == {3, 4}
 
 
 async def test_a_draining_connection_expires_too(make_pool: MakePool) -> None:
@@ -507,10 +521,11 @@ async def test_resize_down_closes_the_longest_idle(make_pool: MakePool) -> None:
     pool = make_pool(max_connections=4)
     first, *_, last = connections = await made_idle(pool, 4)
     pool.resize(1)
-    assert pool.connections[0] is last
+    assert pool.connections[0].id == last.id
     assert (pool.available_connections, why_closed(first)) == (1, CloseReason.ROOM)
     assert pool.stats.closes == {"room": 3}
-    await until(lambda: pool.connections == (last,), "the sockets are gone")
+    await until(lambda: list(queues_of(pool)) == [link_of(last)], "the sockets are gone")
+    assert [connection.id for connection in pool.connections] == [last.id]
     assert all(connection.state is State.CLOSED for connection in connections[:3])
 
 
@@ -525,8 +540,9 @@ async def test_resize_below_the_busy_cuts_nobody_off(server: Server, make_pool: 
         await pool.acquire()
     for connection in connections:
         await pool.release(connection)
-        await until(lambda c=connection: c not in pool.router.queues.closed, "its socket is gone")
-    assert pool.connections == (connections[2],)
+        link = link_of(connection)
+        await until(lambda link=link: link not in queues_of(pool).closed, "its socket is gone")
+    assert [connection.id for connection in pool.connections] == [connections[2].id]
     assert pool.stats.closes == {"room": 2}
     assert len(server.requests) == 3
 
@@ -549,10 +565,10 @@ async def test_there_is_one_task_for_the_pool_and_none_per_connection(
     pool = make_pool(warmup_connections=20)
     await pool.start()
     assert pool.available_connections == 20
-    assert len(pool.router._tasks) == 1
+    assert len(pool._router.tasks) == 1
     for connection in await borrow(pool, 10):
         assert await echoes(connection, "busy")
-    assert (pool.busy_connections, len(pool.router._tasks)) == (10, 1)
+    assert (pool.busy_connections, len(pool._router.tasks)) == (10, 1)
 
 
 async def test_a_pool_that_was_dropped_is_not_kept_alive_by_its_upkeep(server: Server) -> None:
@@ -561,7 +577,7 @@ async def test_a_pool_that_was_dropped_is_not_kept_alive_by_its_upkeep(server: S
     await pool.start()
     assert pool._session is not None
     await pool._session.close()  # its own warning is not what is tested here
-    tasks = set(pool.router._tasks)
+    tasks = set(pool._router.tasks)
     with pytest.warns(ResourceWarning, match="dropped without being closed"):
         del pool
     await until(lambda: all(task.done() for task in tasks), "the upkeep has ended")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
@@ -32,3 +34,8 @@ def queues_of(pool: WebsocketConnectionPool) -> Queues[Link]:
 def is_lent(connection: WebsocketConnection) -> bool:
     """Whether somebody has the connection in hand."""
     return link_of(connection).loan is not None
+
+
+def ids_of(connections: Iterable[WebsocketConnection | Link]) -> set[int]:
+    """Return which connections these are, whatever loan or view each was got by."""
+    return {connection.id for connection in connections}

@@ -10,6 +10,7 @@ import enum
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import typing
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ STORED: Final = Path(__file__).with_suffix(".txt")
 MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnectionPool: (
         "__init__ uri headers name is_started is_closed "
-        "total_connections available_connections busy_connections pending_connections waiters "
+        "max_connections total_connections available_connections busy_connections "
+        "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release "
         "expire_connections resize close_all "
         "stats connections snapshot subscribe state_diagram"
@@ -34,7 +36,7 @@ MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnection: (  # made by pools alone
         "send recv ping close send_json recv_json websocket "
         "id uri headers subprotocol state is_connected is_busy is_draining "
-        "created_at last_activity uses reused borrowed_at history "
+        "created_at last_activity uses reused borrowed_at rtt history context "
         "close_code close_reason cause"
     ).split(),
     wspool.PendingConnection: (
@@ -85,6 +87,12 @@ def _lines_of(path: str, named: Any) -> Iterator[str]:
         yield f"{path} = {named!r}"
 
 
+def _shown(annotation: Any) -> str:
+    """Return a type as it is written, without the modules that names come from."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(wspool|collections(\.abc)?|yarl|_?asyncio|aiohttp(\.\w+)?)\.", "", text)
+
+
 def _lines_of_members(kind: type) -> Iterator[str]:
     if issubclass(kind, enum.Enum):
         yield from (f"{member.name} = {member.value!r}" for member in kind)
@@ -94,7 +102,7 @@ def _lines_of_members(kind: type) -> Iterator[str]:
     for name in members(kind):
         member = inspect.getattr_static(kind, name, None)
         if name in declared:
-            yield f"{name}: {getattr(declared[name], '__forward_arg__', declared[name])}"
+            yield f"{name}: {_shown(declared[name])}"
         elif isinstance(member, property):
             yield f"{name}: {inspect.get_annotations(typing.cast(Any, member.fget))['return']}"
         elif not inspect.isroutine(member):

@@ -103,6 +103,8 @@ async def borrow(pool: WebsocketConnectionPool) -> None:
     loan: AbstractAsyncContextManager[WebsocketConnection] = pool.get_connection(timeout=1.0)
     async with loan:
         pass
+    assert_type(pool.get_connection(), WebsocketConnection)
+    assert_type(pool.get_new_connection(), WebsocketConnection)
     connection = await pool.acquire(timeout=5)
     assert_type(connection, WebsocketConnection)
     assert_type(await pool.acquire_new(), WebsocketConnection)
@@ -124,6 +126,8 @@ async def talk(connection: WebsocketConnection) -> None:
     assert_type(await connection.ping(), float)
     async for message in connection:
         assert_type(message, str | bytes)
+    connection.context = {"conversation": 1}
+    connection.rtt = 0.1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
     assert_type(await connection.close(1000, "bye"), None)
 
 
@@ -141,8 +145,10 @@ def look(connection: WebsocketConnection) -> None:
     assert_type(connection.uses, int)
     assert_type(connection.reused, bool)
     assert_type(connection.borrowed_at, str | None)
+    assert_type(connection.rtt, float | None)
     assert_type(connection.history, tuple[Transition, ...])
     assert_type(connection.history[-1].at, float)
+    assert_type(connection.context, Any)
     assert_type(connection.close_code, int | None)
     assert_type(connection.close_reason, str)
     assert_type(connection.cause, BaseException | None)
@@ -153,6 +159,7 @@ def look_at_the_pool(pool: WebsocketConnectionPool) -> None:
     assert_type(pool.name, str)
     assert_type(pool.is_started, bool)
     assert_type(pool.is_closed, bool)
+    assert_type(pool.max_connections, int)
     assert_type(pool.total_connections, int)
     assert_type(pool.available_connections, int)
     assert_type(pool.busy_connections, int)
@@ -232,6 +239,8 @@ def borrow_in_a_thread() -> None:
             connection.send("hello")
             assert_type(connection.recv(timeout=1.0), str | bytes)
             assert_type(connection.ping(), float)
+            assert_type(connection.context, Any)
+            connection.context = "mine"
             for message in connection:
                 assert_type(message, str | bytes)
         assert_type(pool.acquire(), BlockingWebsocketConnection)

@@ -63,77 +63,54 @@ _SCRIPT: Final = """
 local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, limit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local interval, ahead, patience = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local poll, known = tonumber(ARGV[7]), ARGV[8]
-local wanted, released = tonumber(ARGV[9]), tonumber(ARGV[10])
+local wanted, released = tonumber(ARGV[7]), tonumber(ARGV[8])
 local time = redis.call('TIME')
-local clock = time[1] * 1000000 + time[2]  -- all times are in microseconds
-local grace = math.floor(lease / 3)
+local now = time[1] * 1000000 + time[2]  -- all times are in microseconds
 
-local function count() return redis.call('ZCARD', leases) end
-local function leave(who)
-  redis.call('ZREM', queue, who)
-  redis.call('ZREM', heard, who)
+-- Nobody was heard of for a whole lease: let those who are alive renew theirs first.
+local seen = tonumber(redis.call('HGET', state, 'seen')) or now
+local hold = tonumber(redis.call('HGET', state, 'hold')) or 0
+if math.abs(now - seen) > lease then
+  hold = redis.call('ZCARD', leases) > 0 and now + math.floor(lease / 3) or 0
 end
 
--- Where some of the data is gone, all of it is: it begins again, as another epoch.
-local had = redis.call('HMGET', state, 'epoch', 'leases', 'clock', 'now', 'kept', 'shut', 'due')
-local is_torn = tonumber(had[2] or 0) ~= count()
-if is_torn then
-  redis.call('DEL', leases, queue, heard, state)
-  had = {}
-end
-if redis.call('ZCARD', queue) ~= redis.call('ZCARD', heard) then
-  redis.call('DEL', queue, heard)
-end
-local epoch = had[1] or worker .. '.' .. string.format('%d', clock)
-
--- The fleet's time stands still when the server's clock goes back.
-local passed = math.max(1, clock - (had[3] or clock))
-local now = (had[4] or clock) + passed
--- Nobody was heard of, or the clock went forward: let those who are alive renew theirs first.
-local kept = tonumber(had[5]) or 0
-if passed > grace then kept = now + grace end
--- Data was lost: let those who had leases enter them before anybody gets another, once an epoch.
-local shut = tonumber(had[6]) or 0
-if shut == 0 and (is_torn or known ~= '' and known ~= epoch) then shut = now + grace end
-
-for i = 11 + wanted, 10 + wanted + released do
+for i = 9 + wanted, 8 + wanted + released do
   redis.call('ZREM', leases, ARGV[i])
 end
-local lost, gone = {}, 0
-for i = 11 + wanted + released, #ARGV do
-  local is_there = redis.call('ZSCORE', leases, ARGV[i])
-  if not is_there then gone = gone + 1 end
-  if is_there or count() < limit then
+local lost = {}
+for i = 9 + wanted + released, #ARGV do
+  if redis.call('ZSCORE', leases, ARGV[i]) or redis.call('ZCARD', leases) < limit then
     redis.call('ZADD', leases, now + lease, ARGV[i])
   else
-    lost[#lost + 1] = i - 11 - wanted - released
+    lost[#lost + 1] = i - 9 - wanted - released
   end
 end
-if now >= kept then
+if now >= hold then
   redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
-end
-for _, who in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do leave(who) end
-
--- When the next dial may begin; how many may within `ahead`.
-local due = math.max(now, math.min(tonumber(had[7]) or now, now + ahead + interval))
-local function room()
-  if now < shut then return 0 end
-  if interval == 0 then return limit - count() end
-  return math.min(limit - count(), math.floor((now + ahead - due) / interval) + 1)
 end
 
 local delays, pause, waits, served = {}, 0, false, false
 if wanted > 0 then
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do
+    redis.call('ZREM', heard, gone)
+    redis.call('ZREM', queue, gone)
+  end
   redis.call('ZADD', queue, 'NX', now, worker)
   redis.call('ZADD', heard, now + patience, worker)
   local turn, round = redis.call('ZRANK', queue, worker), redis.call('ZCARD', queue)
-  local places = room()
+  local free = limit - redis.call('ZCARD', leases)
+  -- When the next dial may begin; how many may within `ahead`.
+  local due = tonumber(redis.call('HGET', state, 'due')) or now
+  due = math.max(now, math.min(due, now + ahead + interval))
+  local room = free
+  if interval > 0 then
+    room = math.min(free, math.floor((now + ahead - due) / interval) + 1)
+  end
   for i = 1, wanted do
-    local id = ARGV[10 + i]
+    local id = ARGV[8 + i]
     if redis.call('ZSCORE', leases, id) then  -- given before, and the answer was lost
       delays[i] = 0
-    elseif turn < places then
+    elseif turn < room then
       redis.call('ZADD', leases, now + lease, id)
       delays[i] = due - now
       due, turn, served = due + interval, turn + round, true
@@ -141,41 +118,31 @@ if wanted > 0 then
       delays[i], waits = -1, true
     end
   end
-end
-if waits then
-  if served then redis.call('ZADD', queue, now, worker) end
-  local turn = redis.call('ZRANK', queue, worker)
-  pause = due + interval * turn - now - ahead
-  if now < shut or turn >= limit - count() then pause = math.max(pause, poll * (turn + 1)) end
-  pause = math.max(pause, 1)
+  redis.call('HSET', state, 'due', due)
+  if not waits then
+    redis.call('ZREM', queue, worker)
+    redis.call('ZREM', heard, worker)
+  else
+    if served then redis.call('ZADD', queue, now, worker) end
+    turn = redis.call('ZRANK', queue, worker)
+    pause = math.max(50000 * (turn + 1), due + interval * turn - now - ahead)
+  end
 else
-  leave(worker)
+  redis.call('ZREM', queue, worker)
+  redis.call('ZREM', heard, worker)
 end
 
--- Whoever leaves room tells the next in line, if it listens and the server lets us.
-local head = redis.call('ZRANGE', queue, 0, 0)[1]
-if head and head ~= worker and room() > 0 then
-  redis.pcall('PUBLISH', queue .. ':' .. head, '')
-end
-
-redis.call('HSET', state, 'epoch', epoch, 'leases', count(), 'clock', clock, 'now', now,
-  'kept', kept, 'shut', shut, 'due', due)
-if head or count() > 0 then
-  redis.call('PERSIST', state)  -- whatever can expire, a server short of memory may evict
-else
-  redis.call('EXPIRE', state, 86400)
-end
-return {lost, delays, pause, gone, epoch}
+redis.call('HSET', state, 'seen', now, 'hold', hold)
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
+return {lost, delays, pause}
 """
 """One step of one process, for Redis 5 or newer.
 
-ARGV: the process, limit, lease, interval, ahead, patience, the pause of the next in line, the epoch
-that this process knows or nothing, how many ids of leases it wants, how many it gives back; then
-the ids of these, those, and the ones that it renews.
+ARGV: the process, limit, lease, interval, ahead, patience, how many ids of leases it wants, how
+many it gives back; then the ids of these, those, and the ones that it renews.
 
 Returns which of the latter are lost; for each that it wants, in how many microseconds its dial may
-begin, or -1; in how many microseconds to ask again, or 0; how many of those that it renews were not
-there; the epoch.
+begin, or -1; in how many microseconds to ask again.
 """
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.support.inside import router_of
-from wspool import WebsocketConnection, WebsocketConnectionPool
+from wspool import State, WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Server
 
 MakePool = Callable[..., WebsocketConnectionPool]
@@ -51,7 +51,14 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left() -> AsyncIterator[None]:
+def nothing_is_left(request: pytest.FixtureRequest) -> None:
+    """Hold each test that has an event loop to leaving nothing in it."""
+    if asyncio.iscoroutinefunction(request.function):
+        request.getfixturevalue("nothing_is_left_in_the_loop")
+
+
+@pytest.fixture
+async def nothing_is_left_in_the_loop() -> AsyncIterator[None]:
     """Fail the test on an exception that reached the loop, and on tasks that outlive it."""
     loop = asyncio.get_running_loop()
     if LOOP == "eager":
@@ -101,6 +108,12 @@ async def fair_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 async def server() -> AsyncIterator[Server]:
     async with Server() as server:
         yield server
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dials be tried again at once."""
+    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 @pytest.fixture
@@ -156,3 +169,8 @@ async def echoes(connection: WebsocketConnection, message: str = "hello") -> boo
     """Return whether the next message on the connection is the reply to this one."""
     await connection.send(message)
     return await connection.recv() == message
+
+
+def why_closed(connection: WebsocketConnection) -> str:
+    assert connection.state is State.CLOSED
+    return connection.history[-1].why

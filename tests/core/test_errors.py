@@ -41,11 +41,6 @@ ERRORS: list[type[WebsocketError]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py, which would start an event loop."""
-
-
 # The classes.
 
 

@@ -17,11 +17,6 @@ from wspool import LocalQuota, WebsocketConnectionPool
 SECRET = "hunter2"
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py: a pool is made without an event loop."""
-
-
 def make(**options: Any) -> WebsocketConnectionPool:
     if "keepalive" in options:
         options.setdefault("keepalive_interval", 1.0)

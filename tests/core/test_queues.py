@@ -8,11 +8,6 @@ from wspool._connection.queues import MAX_GONE, Queues
 from wspool._connection.states import State
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py, which would start an event loop."""
-
-
 @pytest.fixture
 def queues() -> Queues[str]:
     return Queues()

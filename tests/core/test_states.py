@@ -71,11 +71,6 @@ stateDiagram-v2
     draining --> closed: close"""
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py, which would start an event loop."""
-
-
 class Thing:
     """The least that the machine can move."""
 

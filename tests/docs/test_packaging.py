@@ -22,11 +22,6 @@ from tests.support.pages import rows
 pytestmark = pytest.mark.once
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py, which would start an event loop."""
-
-
 def text(file: str) -> str:
     return (ROOT / file).read_text(encoding="utf-8")
 

@@ -28,11 +28,6 @@ NAMED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """Take the place of the fixture in conftest.py, which would start an event loop."""
-
-
 def test_the_public_names_are_those_of_the_stored_list() -> None:
     stored = public_names.STORED.read_text(encoding="utf-8").splitlines()
     changes = [*difflib.unified_diff(stored, public_names.text().splitlines(), lineterm="", n=3)]

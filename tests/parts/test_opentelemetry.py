@@ -34,6 +34,8 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 
 from wspool.opentelemetry import BUCKETS, instrument
 
+pytestmark = pytest.mark.usefixtures("no_backoff")
+
 POOL, STATE, REASON = (f"wspool.connection.{key}" for key in ("pool.name", "state", "reason"))
 
 Numbers = dict[tuple[str, frozenset[tuple[str, Any]]], float]
@@ -74,12 +76,6 @@ class Telemetry:
 @pytest.fixture
 def telemetry() -> Telemetry:
     return Telemetry()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 def number_of(kind: type[Event], heard: list[Event]) -> int:

@@ -37,6 +37,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from wspool.prometheus import KINDS, PoolCollector, register
 
+pytestmark = pytest.mark.usefixtures("no_backoff")
+
 Numbers = dict[tuple[str, frozenset[str]], float]
 """A number for each metric and its labels' values, the pool's name among them."""
 
@@ -44,12 +46,6 @@ Numbers = dict[tuple[str, frozenset[str]], float]
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 def scraped(registry: CollectorRegistry) -> Numbers:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, until, why_closed
 from tests.explore.network import CALM
 from tests.explore.schedules import Loop, World
 from tests.support.inside import link_of, router_of, wire_of
@@ -23,11 +23,6 @@ from wspool import (
 )
 from wspool._pool.waiting import Line
 from wspool.testing import Peer, Server
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 async def next_reads(pool: WebsocketConnectionPool, within: float = 0.3) -> list[str | bytes]:

@@ -9,7 +9,7 @@ import logging
 import aiohttp
 import pytest
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, until, why_closed
 from tests.support.inside import is_lent, wire_of
 from wspool import (
     CloseReason,
@@ -30,11 +30,6 @@ async def nothing_is_open(server: Server, pool: WebsocketConnectionPool) -> None
     assert (len(pool._router.queues), pool.total_connections, pool.waiters) == (0, 0, 0)
     assert not pool._router.tasks
     await until(lambda: not server.open, "the server has no socket")
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 # All at once.

@@ -17,7 +17,7 @@ import asyncio
 
 import pytest
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, until, why_closed
 from tests.support.inside import ids_of, link_of, queues_of
 from wspool import (
     CloseReason,
@@ -55,20 +55,9 @@ def doorman() -> Doorman:
     return Doorman()
 
 
-@pytest.fixture
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
-
-
 async def works(connection: WebsocketConnection) -> bool:
     await connection.send("hello")
     return await connection.recv() == "hello"
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 def is_empty(pool: WebsocketConnectionPool) -> bool:

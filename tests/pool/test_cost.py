@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Final
 
-import pytest
-
 from tests.support.inside import router_of
 from wspool import WebsocketConnectionPool
 from wspool.testing import Server
@@ -40,11 +38,6 @@ BORROWS: Final = 200
 
 Borrow = Callable[[], Awaitable[None]]
 Measure = Callable[[WebsocketConnectionPool, Borrow], Awaitable[float]]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> None:
-    """These tests have loops of their own."""
 
 
 def measured(measure: Measure) -> float:

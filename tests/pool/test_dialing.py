@@ -15,11 +15,10 @@ import socket
 import ssl
 import traceback
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import pytest
@@ -37,9 +36,6 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool._connection.link import Link
-from wspool._connection.queues import Queues
-from wspool._connection.wire import Wire
 from wspool._pool.dialing import Dial, is_transient
 from wspool._pool.gate import Gate
 from wspool.testing import Peer, Server, echo

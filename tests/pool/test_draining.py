@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType
 
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, until, why_closed
 from tests.support.inside import link_of, wire_of
 from wspool import (
     CloseReason,
@@ -72,11 +72,6 @@ async def peer_of(server: Server) -> Peer:
     await until(lambda: server.open, "the server has a connection")
     assert len(server.open) == 1
     return server.open[0]
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 async def leave_by(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, until, why_closed
 from tests.support.inside import ids_of, link_of, router_of, wire_of
 from wspool import (
     CloseReason,
@@ -38,11 +38,6 @@ async def made_idle(pool: WebsocketConnectionPool, count: int = 1) -> list[Webso
         await pool.release(connection)
     await until(lambda: pool.available_connections == count, "they are idle")
     return connections
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 def triggers(connection: WebsocketConnection) -> list[tuple[str, str]]:

@@ -50,6 +50,8 @@ from wspool.events import (
 )
 from wspool.testing import Server
 
+pytestmark = pytest.mark.usefixtures("no_backoff")
+
 FIELDS: dict[type[Event], list[str]] = {
     PoolReady: [],
     PoolCleared: [],
@@ -73,12 +75,6 @@ FIRST_LOAN: list[type[Event]] = [
     ConnectionReady,
     ConnectionCheckedOut,
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 def heard_from(pool: WebsocketConnectionPool) -> list[Any]:

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from aiohttp import WSCloseCode
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, until, why_closed
 from tests.support.inside import router_of
 from wspool import (
     CloseReason,
@@ -27,11 +27,6 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool.testing import Peer, Server
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 class Closes:

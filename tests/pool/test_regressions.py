@@ -19,12 +19,6 @@ from wspool import (
 from wspool.testing import Peer, Server
 
 
-@pytest.fixture
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
-
-
 async def every_slot_works(pool: WebsocketConnectionPool, slots: int) -> None:
     """Borrow as many connections as there are slots, use each, and give them back."""
     borrowed = [await pool.acquire() for _ in range(slots)]

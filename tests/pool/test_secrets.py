@@ -21,6 +21,8 @@ from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
 from wspool._connection.loan import view_of
 from wspool.testing import Peer, Server
 
+pytestmark = pytest.mark.usefixtures("no_backoff")
+
 CANARY = "canary-7f3a9d"
 """The secret. No name of a test, a header or a parameter contains it."""
 
@@ -139,12 +141,6 @@ def told_by(error: BaseException) -> Iterator[tuple[str, str]]:
             if isinstance(one, WebsocketError):
                 yield f"attributes of {type(one).__name__}", repr(vars(one))
             chain += (one.__cause__, one.__context__)
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import WSMsgType
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.conftest import MakePool, echoes, until
+from tests.conftest import MakePool, echoes, until, why_closed
 from tests.support.inside import ids_of, link_of, queues_of, wire_of
 from wspool import (
     CloseReason,
@@ -24,12 +24,6 @@ from wspool.testing import Peer, Server
 
 SOON = 0.05
 """Seconds between clean-ups."""
-
-
-@pytest.fixture
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dials be tried again at once."""
-    monkeypatch.setattr("backoff.full_jitter", lambda longest: 0.0)
 
 
 async def borrow(pool: WebsocketConnectionPool, count: int) -> list[WebsocketConnection]:
@@ -54,11 +48,6 @@ async def still_lent(
         assert again.id == connection.id
         return again
     return connection
-
-
-def why_closed(connection: WebsocketConnection) -> str:
-    assert connection.state is State.CLOSED
-    return connection.history[-1].why
 
 
 # What is too old.

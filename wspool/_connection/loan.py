@@ -15,33 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 
 from wspool._connection.callsites import Callsite, line_of
+from wspool._connection.dialogue import GIVEN_UP, Dialogue
 from wspool._connection.errors import (
-    ENDS_PROGRAM,
     ConnectionBusyError,
     ConnectionClosedError,
     ConnectionUnavailableError,
     WebsocketError,
 )
 from wspool._connection.exporting import exported
-from wspool._connection.link import Link, Transition
-from wspool._connection.states import CLOSED, CloseReason, State
+from wspool._connection.link import Link
+from wspool._connection.states import CLOSED, CloseReason
 from wspool._connection.wire import BINARY, TEXT, Wire, check_close, encoded
-
-logger = logging.getLogger("wspool")
-
-GIVEN_UP: Final[Any] = object()
-"""In the place of the last message: a recv that was cancelled or timed out came after it."""
 
 
 class LoanRouter(Protocol):
@@ -65,7 +59,7 @@ class Lender(Protocol):
 
 
 @exported
-class WebsocketConnection:
+class WebsocketConnection(Dialogue):
     """One loan of a WebSocket to the server.
 
     What is a property here may be read at any time, also when the loan is over. To send, to
@@ -75,18 +69,13 @@ class WebsocketConnection:
     """
 
     __slots__ = (
-        "__weakref__",
         "_arrival",
         "_callsite",
         "_failure",
         "_gate_closed",
-        "_has_sent",
         "_horizon",
         "_is_cut_off",
-        "_last_message",
         "_lender",
-        "_link",
-        "_outstanding",
         "_since",
         "_timeout",
         "_uses",
@@ -101,10 +90,12 @@ class WebsocketConnection:
         wants_new: bool = False,
         link: Link | None = None,
     ) -> None:
+        self._link = link
+        self._has_sent = False
+        self._last_message = None
+        self._outstanding = None
         # None: of the pool's own, or a view.
         self._lender = lender
-        # None until it is served.
-        self._link = link
         # Seconds for which it may wait; only a connection that nobody has used will do.
         self._timeout = timeout
         self._wants_new = wants_new
@@ -123,72 +114,8 @@ class WebsocketConnection:
         self._is_cut_off: bool
         # Once it is served: which use of the link it is.
         self._uses: int
-        # Whether something was sent in this loan, so that a reply may be under way.
-        self._has_sent = False
-        # What recv returned last, unless something was sent after it; whether it is an answer that
-        # was given up: GIVEN_UP.
-        self._last_message: str | bytes | None = None
-        # How many last messages are still to come, if the borrower has said so.
-        self._outstanding: int | None = None
-
-    def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if not name.startswith("_") or name[:2] == "__"]
 
     # What there is to see.
-
-    @property
-    def id(self) -> int:
-        """Counts the pool's connections from 1. A later loan of the same connection has it too."""
-        return self._served().id
-
-    @property
-    def uri(self) -> str:
-        """That of the last dial attempt, secrets included."""
-        return self._served().uri
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Those of the last dial attempt, secrets included."""
-        return self._served().headers
-
-    @property
-    def state(self) -> State:
-        """Where in its life the connection is."""
-        return self._served().state
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether messages can be exchanged, as far as the event loop has heard."""
-        return self._served().is_connected
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether it is lent, or the pool itself uses it for a check or a keepalive."""
-        return self._served().state is State.BUSY
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it was given back and is being cleaned."""
-        return self._served().state is State.DRAINING
-
-    @property
-    def created_at(self) -> float:
-        """When its dial was decided on, in Unix seconds."""
-        return self._served().created_at
-
-    @property
-    def last_activity(self) -> float:
-        """When a message was last sent or received, in Unix seconds; before that, `created_at`.
-
-        Of several messages that came together, that of the last.
-        """
-        link = self._served()
-        return max(link.created_at, link.wire.last_activity if link.wire is not None else 0.0)
-
-    @property
-    def uses(self) -> int:
-        """Loans of the connection so far, the present one included."""
-        return self._served().uses
 
     @property
     def reused(self) -> bool:
@@ -206,38 +133,6 @@ class WebsocketConnection:
         return loan.borrowed_at if loan is not None and loan is not self else None
 
     @property
-    def rtt(self) -> float | None:
-        """Seconds that the last ping's round trip took, the pool's own included, or None."""
-        wire = self._served().wire
-        return wire.rtt if wire is not None else None
-
-    @property
-    def subprotocol(self) -> str | None:
-        """The subprotocol that the server chose, or None."""
-        wire = self._served().wire
-        return wire.websocket.protocol if wire is not None else None
-
-    @property
-    def history(self) -> tuple[Transition, ...]:
-        """The last 16 transitions, oldest first."""
-        return self._served().history
-
-    @property
-    def close_code(self) -> int | None:
-        """Code of the CLOSE frame; 1006: there was none, 1005: it had no code. None while open."""
-        return self._served().close_code
-
-    @property
-    def close_reason(self) -> str:
-        """Text of the CLOSE frame."""
-        return self._served().close_reason
-
-    @property
-    def cause(self) -> BaseException | None:
-        """The error that closed it, if one did."""
-        return self._served().cause
-
-    @property
     def context(self) -> Any:
         """Whatever you set, for as long as the connection lives: later loans have it too.
 
@@ -251,21 +146,6 @@ class WebsocketConnection:
         if link.owner is not self and link.loan is not self:
             raise self._refusal("set the context")
         link.context = context
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing of this loan's is under way, as far as that is known.
-
-        Nothing was sent, or the last message read is the end of its answer, as `drain_until` says,
-        or as many ends were read as `outstanding` said. In `on_release` it tells of the loan that
-        was given back.
-        """
-        if self._outstanding is not None:
-            return self._outstanding == 0
-        if not self._has_sent:
-            return True
-        last = self._last_read()
-        return last is not None and self._is_last(last)
 
     @property
     def outstanding(self) -> int | None:
@@ -314,11 +194,6 @@ class WebsocketConnection:
         over = " (this loan is over)" if self._callsite is not None and self._is_over else ""
         return f"<WebsocketConnection {link.shown()}{over}>"
 
-    def _served(self) -> Link:
-        if self._link is None:
-            raise ConnectionBusyError("This loan has no connection yet: use `async with`")
-        return self._link
-
     # What a borrower does.
 
     async def __aenter__(self) -> Self:
@@ -350,12 +225,6 @@ class WebsocketConnection:
         except (OSError, aiohttp.ClientError) as error:
             raise self._served().closed_error() from error
 
-    def _note_send(self) -> None:
-        """From now on a reply may be under way; one that was given up still is."""
-        self._has_sent = True
-        if self._last_message is not GIVEN_UP:
-            self._last_message = None
-
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.
 
@@ -363,9 +232,10 @@ class WebsocketConnection:
         once the messages that came before the close have been read, ConnectionBusyError when the
         connection is not the caller's or another task is in recv.
         """
-        link = self._served()
-        wire = link.wire
-        if wire is None or (link.owner is not self and link.loan is not self):
+        link = self._link
+        if link is None or (wire := link.wire) is None:
+            raise self._refusal("recv")
+        if link.owner is not self and link.loan is not self:
             raise self._refusal("recv")
         frames = wire.frames
         if frames and not (wire.is_receiving or wire.is_reading or wire.inbox):
@@ -404,21 +274,6 @@ class WebsocketConnection:
             self._count_down(message)
         wire.last_activity = time()
         return message
-
-    def _count_down(self, message: str | bytes) -> None:
-        if self._outstanding and self._is_last(message):
-            self._outstanding -= 1
-
-    def _is_last(self, message: str | bytes) -> bool:
-        """Return whether `drain_until` says that a message is the last of an answer."""
-        is_last = self._served().is_last
-        try:
-            return is_last is not None and bool(is_last(message))
-        except ENDS_PROGRAM:
-            raise
-        except BaseException:
-            logger.exception("drain_until raised; the message does not count as the last")
-            return False
 
     async def ping(self) -> float:
         """Send a ping, wait for its pong and return the round trip in seconds.
@@ -511,22 +366,6 @@ class WebsocketConnection:
         wire = self._served().wire
         if wire is not None and not self._is_over:
             wire.put_back(message)
-
-    def _last_read(self) -> str | bytes | None:
-        """Return what recv returned last, if nothing was sent and nothing has arrived since."""
-        wire, last = self._served().wire, self._last_message
-        return None if wire is None or wire.inbox or last is GIVEN_UP else last
-
-    @property
-    def _has_given_up(self) -> bool:
-        """Whether the last recv after a send ended without a message: the answer may still come."""
-        return self._has_sent and self._last_message is GIVEN_UP and self._outstanding != 0
-
-    def _take_over(self, loan: WebsocketConnection) -> None:
-        """As the loan of a hook's, begin with what another loan has left under way."""
-        if not loan.is_clean:
-            self._has_sent, self._last_message = loan._has_sent, loan._last_message
-            self._outstanding = loan._outstanding
 
     def _refusal(self, doing: str) -> WebsocketError:
         """Return why this loan cannot do that now."""

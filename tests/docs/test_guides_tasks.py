@@ -477,7 +477,7 @@ Tokens = tuple[Watched, Any, WebsocketConnectionPool]
 @pytest.fixture
 async def tokens(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tokens]:
     """The service, the guide's access to it and its pool, which tries again at once."""
-    monkeypatch.setattr("wspool._pool.dialing.backoff.full_jitter", lambda _: 0.0)
+    monkeypatch.setattr("backoff.full_jitter", lambda _: 0.0)
     guide = load("short_lived_tokens")
     watched = Watched(guide)
     async with TestServer(watched.service.app) as server, ClientSession() as session:

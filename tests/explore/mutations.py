@@ -133,9 +133,9 @@ MUTATIONS: Final = (
         9,
         "too many dials for the demand",
         "test_there_are_no_more_dials_than_are_needed",
-        "_pool/routing.py",
-        "len(waiting) - len(self.queues.connecting)",
-        "len(waiting)",
+        "_pool/supply.py",
+        "len(self._line) - promised - len(self._queues.connecting)",
+        "len(self._line)",
     ),
     Mutation(
         10,
@@ -202,8 +202,8 @@ MUTATIONS: Final = (
         "keepalive refreshes the idle age",
         "test_attending_does_not_make_a_connection_younger",
         "_pool/attending.py",
-        "            self.dispose(link, most)\n        elif",
-        "            self.dispose(link, most)\n"
+        "            self.dispose(link)\n        elif",
+        "            self.dispose(link)\n"
         "            link.idle_since = link.clock()\n"
         "        elif",
     ),
@@ -227,9 +227,9 @@ MUTATIONS: Final = (
         20,
         "busy loop against accept-then-close",
         "test_a_server_that_accepts_and_closes_is_not_dialled_in_a_loop",
-        "_pool/dialing.py",
-        "if is_young and not",
-        "if False and not",
+        "_pool/supply.py",
+        "        gate.refused(failure)\n",
+        "",
     ),
     Mutation(
         21,

@@ -34,9 +34,9 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "stats connections snapshot subscribe state_diagram"
     ).split(),
     wspool.WebsocketConnection: (  # made by pools alone
-        "send recv ping close send_json recv_json websocket "
+        "send recv ping close retire send_json recv_json websocket "
         "id uri headers subprotocol state is_connected is_busy is_draining "
-        "created_at last_activity uses reused borrowed_at rtt history context "
+        "created_at last_activity uses reused borrowed_at rtt history context is_clean outstanding "
         "close_code close_reason cause"
     ).split(),
     wspool.PendingConnection: (
@@ -79,7 +79,8 @@ def members(kind: type) -> list[str]:
 
 def _lines_of(path: str, named: Any) -> Iterator[str]:
     if inspect.isclass(named):
-        yield f"class {path}({', '.join(base.__name__ for base in named.__bases__)})"
+        bases = (base for base in named.__bases__ if not base.__module__.startswith("wspool._"))
+        yield f"class {path}({', '.join(base.__name__ for base in bases) or 'object'})"
         yield from (f"    {line}" for line in _lines_of_members(named))
     elif inspect.isroutine(named):
         yield from _signature(path, named)

@@ -302,10 +302,6 @@ class Router:
         link.loan = None
         # Without a send nothing can be under way, however the borrower left.
         is_failed = loan._has_sent and (is_failed or loan._has_given_up)
-        if loan._has_sent and loan._last_message is None and not self._knows_ends:
-            self._knows_ends = True
-            if not wire.is_exposed:
-                telling.warn_of_no_end(loan)
         why: CloseReason | None = None
         cause: BaseException | None = None
         if link.state is not BUSY:
@@ -330,6 +326,10 @@ class Router:
         if why is not None:
             link.close(why, cause=cause)
         elif link.state is BUSY:
+            if loan._has_sent and loan._last_message is None and not self._knows_ends:
+                self._knows_ends = True
+                if not wire.is_exposed:
+                    telling.warn_of_no_end(loan)
             self._check_in(link, "release")
             return
         loan._is_cut_off = True

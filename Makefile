@@ -4,16 +4,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Processes that run tests, which wait for most of their time: two for each core. `ARGS="-n 0"`: none.
+JOBS ?= 4
 
-.PHONY: demo test soak lint docs build bench bench-plot clean
+PYTEST := PYTHONDEVMODE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: demo test test-all soak lint docs build bench bench-plot clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -X dev -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
-# Minutes: many more schedules, a long soak, and each known fault put back once.
+# With the long searches.
+test-all: .venv/installed
+	WSPOOL_TEST_ALL=1 $(PYTEST) $(ARGS)
+
+# Many minutes: many more schedules, long soaks, and each known fault put back once.
 soak: .venv/installed
 	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/explore/test_schedules.py
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 120 $(ARGS)

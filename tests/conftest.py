@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tests import IS_WHOLE
 from tests.support.inside import router_of
 from wspool import State, WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Server
@@ -35,6 +36,9 @@ if LOOP == "uvloop":
         return {LOOP: uvloop.new_event_loop}
 
 
+# Development mode is meant for the tests; the programs that they start are a user's.
+os.environ.pop("PYTHONDEVMODE", None)
+
 # A shell ignores Ctrl+C for what it runs in the background, and so would the tests' programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,6 +46,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # In debug mode asyncio warns of slow callbacks, which are the machine's matter.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Leave the long ones to `make test-all`."""
+    if not IS_WHOLE:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 def pytest_collection_finish() -> None:

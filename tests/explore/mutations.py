@@ -203,9 +203,7 @@ MUTATIONS: Final = (
         "test_attending_does_not_make_a_connection_younger",
         "_pool/attending.py",
         "            self.dispose(link)\n        elif",
-        "            self.dispose(link)\n"
-        "            link.idle_since = link.clock()\n"
-        "        elif",
+        "            self.dispose(link)\n            link.idle_since = link.clock()\n        elif",
     ),
     Mutation(
         18,

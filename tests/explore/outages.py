@@ -47,6 +47,7 @@ from wspool import (
     WebsocketError,
 )
 from wspool._connection.link import Link
+from wspool._pool.gate import EARLY_SECONDS
 from wspool.testing import Peer, Server
 
 T = TypeVar("T")
@@ -278,6 +279,7 @@ class Scene:
             ),
             "some connections have lain idle, and the others are busy",
         )
+        await asyncio.sleep(EARLY_SECONDS)  # a loss before that is taken for a refusal
         self.old = set(queues)
         self.secretly_lost = self.old - (unused() if setup.is_checked else set())
         vars(self.dials).update(begun=0, failed=0, most=0)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import wspool
+from tests import IS_WHOLE
 from tests.explore.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
 from tests.support.inside import link_of
 from wspool import (
@@ -43,7 +44,7 @@ from wspool._connection.link import Link
 T = TypeVar("T")
 Task = asyncio.Task[Any]
 
-SCHEDULES: Final = int(os.environ.get("WSPOOL_SCHEDULES", "2000"))
+SCHEDULES: Final = int(os.environ.get("WSPOOL_SCHEDULES", 2000 if IS_WHOLE else 300))
 """How many a test explores."""
 
 HORIZON: Final = 120.0

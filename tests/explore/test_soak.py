@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests import ROOT
+from tests import IS_WHOLE, ROOT
 
-SECONDS = os.environ.get("WSPOOL_SOAK_SECONDS", "15")
+SECONDS = "15" if IS_WHOLE else "4"
 
 
 @pytest.mark.parametrize("crowd", [["--borrowers", "2000"], ["--borrowers", "100", "--threads"]])

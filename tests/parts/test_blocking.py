@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests import ROOT
+from tests import IS_WHOLE, ROOT
 from tests.benchmarks.server import echo_server
 from tests.conftest import MakePool, until
 from tests.support.inside import queues_of, wire_of
@@ -48,7 +48,7 @@ from wspool.testing import Peer, Server
 
 MakeBlocking = Callable[..., BlockingWebsocketConnectionPool]
 
-BORROWS = int(os.environ.get("WSPOOL_BORROWS", "1000"))
+BORROWS = 1000 if IS_WHOLE else 100
 """Of each of the 64 threads."""
 
 

@@ -4,26 +4,26 @@ The dialogue is that of DashScope's speech services. `run-task` is answered by `
 partial results and `task-finished`; a task that streams both ways ends only after the client's
 `finish-task`. After `task-failed` the server closes. Every message carries the id of its task.
 
-There are ten thousand tasks; `WSPOOL_TASKS` is another number.
+There are a thousand tasks; ten thousand with `make test-all`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import Callable, Iterable
 
 import pytest
 from aiohttp import WSMsgType
 
+from tests import IS_WHOLE
 from tests.conftest import MakePool, until
 from tests.support.inside import ids_of
 from wspool import State, WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
-TASKS = int(os.environ.get("WSPOOL_TASKS", "10000"))
+TASKS = 10_000 if IS_WHOLE else 1000
 CONNECTIONS = 4
 BORROWERS = 12
 

@@ -158,6 +158,7 @@ async def test_a_peer_that_has_not_answered_the_close_has_all_its_time(make_pool
 # Borrowers that have time.
 
 
+@pytest.mark.usefixtures("fair_clock")
 async def test_a_call_goes_on_within_the_grace_of_close_all(make_pool: MakePool) -> None:
     """The server's pings are answered until the last borrower is back."""
 

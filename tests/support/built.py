@@ -77,8 +77,9 @@ def main(arguments: list[str]) -> int:
         installed = Path(run(binaries / "python", "-c", places).strip()) / "wspool"
         (source / "wspool").rename(directory / "not installed")
         (source / "wspool").symlink_to(installed)
-        command = [binaries / "python", "-X", "dev", "-m", "pytest", *arguments]
-        return subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": ""}).returncode
+        env = os.environ | {"PYTHONPATH": "", "PYTHONDEVMODE": "1"}
+        command = [binaries / "python", "-m", "pytest", *arguments]
+        return subprocess.run(command, cwd=source, env=env).returncode
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ async def test_a_minimum_that_cannot_be_kept_is_no_storm_and_one_warning(
         router_of(pool).gate.waits = (0.3, 0.6, 2.0)
         async with pool:
             await asyncio.sleep(1.0)
-            assert server.refused <= 40
+            assert server.refused <= 80  # four times the minimum
             told = [r.getMessage() for r in caplog.records if "min_connections=20" in r.message]
             assert len(told) == 1
             assert "cannot be kept" in told[0]

@@ -181,9 +181,9 @@ MUTATIONS: Final = (
         15,
         "dirty hand-out (off by one)",
         "test_a_late_reply_is_never_read_by_the_next_borrower",
-        "_connection/loan.py",
-        "is_failed=kind is not None",
-        "is_failed=False",
+        "_pool/routing.py",
+        "loan._has_sent and (is_failed or loan._has_given_up)",
+        "False",
     ),
     Mutation(
         16,

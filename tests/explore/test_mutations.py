@@ -48,4 +48,5 @@ def test_a_mutation_neither_raises_nor_deletes_a_function(mutation: Mutation) ->
 async def test_a_mutation_is_caught(number: int) -> None:
     """That its test passes without it, the suite itself shows."""
     mutation = MUTATIONS[number - 1]
-    assert await asyncio.to_thread(mutations.run, mutation.test, mutation) == "fails"
+    verdict = await asyncio.to_thread(mutations.run, mutation.test, mutation)
+    assert verdict in ("fails", "hangs")

@@ -635,7 +635,7 @@ async def test_a_pool_that_lost_everything_fills_up_again(
     server: Server, make_pool: MakePool
 ) -> None:
     """After an outage the pool stayed empty until it was asked: psycopg#370, HikariCP#1474."""
-    pool = make_pool(min_connections=2, cleanup_interval=0.01)
+    pool = make_pool(min_connections=2, max_retries=1, cleanup_interval=0.01)
     await pool.start()
     assert pool.available_connections == 2
     await server.stop()

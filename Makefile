@@ -26,6 +26,7 @@ soak: .venv/installed
 	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/explore/test_schedules.py
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 120 $(ARGS)
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 60 --borrowers 200 --threads
+	$(BIN)/python -X dev -W error -m tests.explore.limits --seconds 60
 	$(BIN)/python -m tests.explore.mutations
 
 lint: .venv/lint-installed

@@ -91,11 +91,17 @@ class Setup:
     is_checked: bool = False
 
 
+REFUSALS = ("429", "503", "1013")
+"""What a server says that listens on and admits nobody."""
+
 IDLE = 0.2
 SETUPS = (
     Setup("close 1001", "1001"),
     Setup("close 1012", "1012"),
     Setup("reset", "reset"),
+    Setup("reset, then 503", "503"),
+    Setup("reset, then 429", "429"),
+    Setup("reset, then admitted and 1013", "1013"),
     Setup("mute, check_after_idle", "mute", CROWD, {"check_after_idle": IDLE}, 1.0, True),
     Setup("mute, heartbeat", "mute", CROWD, {"heartbeat": 1.0}, 2.0),
     Setup("reset, no load", "reset", 0, {"min_connections": KEPT}),
@@ -111,7 +117,7 @@ class Service:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.is_frozen = False
+        self.is_frozen = self.is_refusing = False
         self.thawed = threading.Event()
         self.closing: list[asyncio.Task[None]] = []
 
@@ -119,6 +125,9 @@ class Service:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
     async def serve(self, peer: Peer) -> None:
+        if self.is_refusing:
+            await peer.close(1013, "try again later")
+            return
         try:
             async for frame in peer.websocket:
                 if frame.type is WSMsgType.TEXT:
@@ -136,11 +145,16 @@ class Service:
             await self.call(self.lose(kind))
 
     async def lose(self, kind: str) -> None:
-        assert self.server._runner is not None
-        for site in list(self.server._runner.sites):
-            await site.stop()
+        if kind in ("429", "503"):
+            self.server.refuse(int(kind), times=10_000)
+        elif kind == "1013":
+            self.is_refusing = True
+        else:
+            assert self.server._runner is not None
+            for site in list(self.server._runner.sites):
+                await site.stop()
         for peer in list(self.server.open):
-            if kind == "reset":
+            if kind in ("reset", *REFUSALS):
                 assert peer.request.transport is not None
                 sock = peer.request.transport.get_extra_info("socket")
                 # With this a close sends no FIN but a RST.
@@ -154,13 +168,17 @@ class Service:
         self.thawed.wait()
         self.is_frozen = False
 
-    async def finish_closing(self) -> None:
+    async def finish_closing(self, kind: str) -> None:
         await asyncio.gather(*self.closing, return_exceptions=True)
-        await self.stop()
+        if kind not in REFUSALS:
+            await self.stop()
 
     async def come_back(self, kind: str) -> None:
         if kind == "mute":
             self.thawed.set()
+        elif kind in REFUSALS:
+            self.is_refusing = False
+            self.server.refusals.clear()
         else:
             await self.call(self.server.start())
 
@@ -295,7 +313,7 @@ class Scene:
             self.secretly_lost.clear()
         crowd += [asyncio.create_task(self.borrow_on()) for _ in range(setup.borrowers - STEADY)]
         if setup.kind != "mute":
-            await self.service.call(self.service.finish_closing())
+            await self.service.call(self.service.finish_closing(setup.kind))
         await asyncio.sleep(self.began + seconds - self.clock())
 
         # Of the dials that wait for a turn none begins before one at work has given up.
@@ -365,6 +383,8 @@ class Scene:
         if connection is None:
             return isinstance(error, ConnectionPoolTimeoutError)
         link = link_of(connection)
+        if isinstance(error, ConnectionClosedError) and str(error.code) in REFUSALS:
+            return self.setup.kind == str(error.code)  # nobody can know before it is said
         if link not in self.old:
             return isinstance(error, TimeoutError)
         if link in self.secretly_lost:

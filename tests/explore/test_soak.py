@@ -19,10 +19,18 @@ def test_a_crowd_on_few_connections_to_a_bad_server_gets_its_own_replies(crowd: 
     Or 100 threads. In a process of its own, where whatever is left over has nothing else to be
     mistaken for.
     """
+    soak("tests.explore.soak", *crowd, "--connections", "50")
+
+
+def test_patient_borrowers_do_not_notice_a_server_s_limit_that_changes() -> None:
+    soak("tests.explore.limits")
+
+
+def soak(module: str, *options: str) -> None:
     soak = subprocess.run(
         [
-            *(sys.executable, "-X", "dev", "-W", "error", "-m", "tests.explore.soak"),
-            *("--seconds", SECONDS, *crowd, "--connections", "50", "--seed", "1"),
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", module),
+            *("--seconds", SECONDS, "--seed", "1", *options),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -25,7 +25,7 @@ def browser() -> str:
 
 
 async def test_ten_tasks_take_ten_pages_over_three_connections() -> None:
-    async with start_python("-X", "dev", "examples/devtools.py") as process:
+    async with start_python("examples/devtools.py") as process:
         async with asyncio.timeout(60):  # only a net
             out, err = map(bytes.decode, await process.communicate())
     assert process.returncode == 0, err

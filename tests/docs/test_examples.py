@@ -36,7 +36,7 @@ async def run(name: str, *arguments: str) -> tuple[str, str, int | None]:
     """Run an example as a script; return what it printed, its complaints and its exit status."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-W", "error", str(ROOT / "examples" / name), *arguments),
+        *(sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments),
         env=os.environ
         | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8"},
         stdout=asyncio.subprocess.PIPE,

@@ -71,7 +71,7 @@ async def run(*arguments: str, status: int, **environment: str) -> AsyncIterator
 
     It is in development mode, where every warning is an error.
     """
-    async with start_python("-X", "dev", *arguments, environment=environment) as process:
+    async with start_python(*arguments, environment=environment) as process:
         try:
             yield process
         finally:

@@ -91,7 +91,7 @@ async def test_each_example_runs(
 
 async def run_as_script(code: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-W", "error", "-c", code),
+        *(sys.executable, "-W", "error", "-c", code),
         cwd=README.parent,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

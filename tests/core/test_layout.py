@@ -21,8 +21,8 @@ FILES = """
     _connection.facts _connection.dialogue _connection.loan
     _pool.options _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
-    _pool.attending _pool.closing _pool.supply _pool.telling _pool.routing _pool.upkeep
-    _pool.introspection _pool.pool _pool.portal _pool.blocking
+    _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.routing
+    _pool.upkeep _pool.introspection _pool.pool _pool.portal _pool.blocking
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.commands
 """

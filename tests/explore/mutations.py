@@ -285,9 +285,10 @@ MUTATIONS: Final = (
         27,
         "a timed-out waiter is still served",
         "test_a_waiter_whose_time_is_up_is_not_served_any_more",
-        "_pool/routing.py",
-        "self.line.fail(loan, error)",
-        "self.tasks.loop.call_soon(self.line.fail, loan, error)",
+        "_pool/patience.py",
+        "        self._line.fail(loan, error)\n\n    def turn_away_at",
+        "        asyncio.get_running_loop().call_soon(self._line.fail, loan, error)\n\n"
+        "    def turn_away_at",
     ),
     Mutation(
         28,

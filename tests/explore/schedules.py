@@ -196,8 +196,8 @@ class World:
         self._hopes: dict[WebsocketConnection, set[Link]] = {}
         # What was found within a step, where raising would be an error of the pool's.
         self._judged: list[str] = []
-        supply = self.pool._router.supply
-        supply._speak = partial(self._judge_failures, supply._speak)  # type: ignore[method-assign]
+        patience, supply = self.pool._router.patience, self.pool._router.supply
+        patience.speak = partial(self._judge_failures, patience.speak)  # type: ignore[method-assign]
         supply.serve = partial(self._judge_dials, supply.serve)  # type: ignore[method-assign]
         loop.set_exception_handler(self._on_trouble)
         loop.before_step, loop.after_step = self._before, self._after
@@ -337,7 +337,8 @@ class World:
                 may_wait = place < coming or (is_patient and coming + capacity.held > 0)
                 if may_wait and not is_waiting:
                     self._judged.append(f"a loan failed that could still be served: {self.pool!r}")
-                if is_waiting and not (may_wait or (is_patient and failure.kind == "quota")):
+                assert loan._failure is not None
+                if is_waiting and not (may_wait or (is_patient and loan._failure.kind == "quota")):
                     self._judged.append(f"a loan waits on, and for nothing: {self.pool!r}")
             place += is_waiting
         return is_anybody

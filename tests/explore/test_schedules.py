@@ -20,7 +20,7 @@ import pytest
 from tests.explore.schedules import SCHEDULES, Outcome, Violation, explore
 from wspool import quota
 from wspool._connection import aiohttp_internals, link, loan
-from wspool._pool import attending, capacity, errands, routing, supply, waiting
+from wspool._pool import attending, capacity, errands, patience, routing, supply, waiting
 
 FACTORY = getattr(asyncio, "eager_task_factory", None)
 
@@ -67,28 +67,28 @@ FAULTS = [
     Fault(
         7,
         "a failed dial speaks to those who came after it had begun",
-        supply.Supply._speak,
+        patience.Patience.speak,
         "if loan._arrival < failed.number:",
         "if True:",
     ),
     Fault(
         7,
         "a failed dial ends the wait of those whom another will serve",
-        supply.Supply._speak,
+        patience.Patience.speak,
         "bisect_right(begun, loan._horizon)",
         "0",
     ),
     Fault(
         20,
         "dials that began later prolong a wait",
-        supply.Supply._speak,
+        patience.Patience.speak,
         "bisect_right(begun, loan._horizon)",
         "len(begun)",
     ),
     Fault(
         20,
         "a server that refuses everybody is dialled for those whose hope is at work",
-        supply.Supply._entitled,
+        patience.Patience.entitled,
         "horizon is None or horizon < first",
         "True",
     ),

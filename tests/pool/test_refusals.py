@@ -83,12 +83,13 @@ class Picky(Server):
             self.inside.discard(peer)
 
 
-async def use_again_and_again(pool: WebsocketConnectionPool, seconds: float) -> None:
+async def use_again_and_again(pool: WebsocketConnectionPool, seconds: float, pause: float) -> None:
     """Borrow and ask, patiently; what a server that refuses does to a loan is borne."""
     end = asyncio.get_running_loop().time() + seconds
     while (left := end - asyncio.get_running_loop().time()) > 0:
         try:
             async with pool.get_connection(timeout=left) as connection:
+                await asyncio.sleep(pause)
                 await echoes(connection)
                 await asyncio.sleep(0.05)
         except WebsocketError:
@@ -101,7 +102,9 @@ async def refused_dials(refusal: str, admitted: int, max_connecting: int, second
     async with server:
         options: dict[str, Any] = {"max_connecting": max_connecting, "close_timeout": 1.0}
         async with WebsocketConnectionPool(uri=server.uri, **options) as pool:
-            await asyncio.gather(*(use_again_and_again(pool, seconds) for _ in range(40)))
+            # With a message that was sent, 1000 would be the end of a command.
+            pause = 0.02 if refusal == "1000, unused" else 0.0
+            await asyncio.gather(*(use_again_and_again(pool, seconds, pause) for _ in range(40)))
     return server.refused
 
 

@@ -18,7 +18,6 @@ from wspool._connection.budget import Budget
 from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
-    WebsocketError,
 )
 from wspool._connection.link import Link, clock_of
 from wspool._connection.loan import WebsocketConnection
@@ -34,6 +33,7 @@ from wspool._pool.errands import Errand, Errands
 from wspool._pool.gate import Gate
 from wspool._pool.listeners import Events
 from wspool._pool.options import DEFAULT, Options
+from wspool._pool.patience import Patience
 from wspool._pool.permits import Permits
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
@@ -69,12 +69,17 @@ class Router:
         if options.quota is not None:
             permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
         self.gate = Gate(options.max_connecting, permits)
+        self.patience = Patience(
+            options, self.stats, self.queues, self.line, self.capacity, self.gate
+        )
+        self.gate.on_wait = weakly(self.patience.turn_away_at_the_gate)
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
             *(
                 self.tasks,
                 self.budget,
                 self.gate,
+                self.patience,
                 _or_abort(weakly(self._closed)),
                 weakly(self._dialled),
             ),
@@ -93,8 +98,7 @@ class Router:
         self.supply.start(session)
 
     def __repr__(self) -> str:
-        counts = " ".join(f"{state}={count}" for state, count in self.queues.counts().items())
-        return f"{counts} waiting={len(self.line)} max={self.options.max_connections}"
+        return repr(self.patience)
 
     # Lending.
 
@@ -132,7 +136,7 @@ class Router:
         try:
             if self.is_closing:  # by a callable that the look at the idle ones has run
                 raise ConnectionPoolUnavailableError("The pool was closed")
-            self._check_may_wait(loan)
+            self.patience.check(loan)
             self.stats.waits += 1
             waiter = self.line.join(loan)
             loan._gate_closed = self.gate.closed_seconds
@@ -141,7 +145,7 @@ class Router:
             if self.queues.idle or self.capacity.room > 0:
                 self.route()
             if self.gate.streak:
-                self.supply.turn_away()
+                self.patience.turn_away_at_the_gate()
             await waiter
             while (link := loan._link) is None or link.owner is not loan:
                 await self._wait_on(loan)
@@ -165,8 +169,7 @@ class Router:
         seconds = loan._timeout
         if self.is_closing:
             raise ConnectionPoolUnavailableError("The pool was closed")
-        if seconds == 0 and not self.capacity.may_wait(0, self.capacity.coming, is_patient=False):
-            raise telling.exhausted(self, self.queues)
+        self.patience.check_at_the_head(loan)
         self.line.rejoin(loan)
         if seconds and self.tasks.loop.time() >= loan._since + seconds:
             self._time_out(loan)
@@ -194,31 +197,9 @@ class Router:
             else:
                 self._check_in(link, "cancelled waiter")
 
-    def _check_may_wait(self, loan: WebsocketConnection) -> None:
-        """Raise unless waiting is allowed, or needless: a link is to come anyway."""
-        is_patient, most = loan._timeout != 0, self.options.max_waiting
-        if is_patient and most is None:
-            return
-        waiting, coming = len(self.line), self.capacity.coming
-        if waiting >= coming:  # some may have been cancelled, and are about to leave
-            waiting = sum(not one._waiter.done() for one in self.line.loans)
-        if not is_patient and not self.capacity.may_wait(waiting, coming, is_patient=False):
-            raise telling.exhausted(self, self.queues)
-        if most is not None and waiting - coming >= most:
-            raise telling.too_many_wait(self, most)
-
     def _time_out(self, loan: WebsocketConnection) -> None:
         if not loan._waiter.done():
-            self.stats.timeouts += 1
-            seconds = loan._timeout
-            assert seconds is not None
-            failure = loan._failure or self.gate.failure
-            error: WebsocketError = telling.timed_out(self, self.queues, seconds, failure)
-            permits = self.gate.permits
-            if permits is not None and permits.waiting:
-                error = permits.full(seconds)
-            error.__cause__ = failure
-            self.line.fail(loan, error)
+            self.patience.time_out(loan)
             self.route()
 
     # Routing.
@@ -410,14 +391,7 @@ class Router:
         if link.opened_at is not None and not self.is_closing:
             self.supply.refill()
         if self.capacity.room < 0:  # after a resize() its place serves nobody any more
-            self._turn_away()
-
-    def _turn_away(self) -> None:
-        """End the wait of those who may not wait for a borrower, and now would."""
-        coming = self.capacity.coming
-        for place, loan in enumerate(self.line):
-            if not self.capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
-                self.line.fail(loan, telling.exhausted(self, self.queues))
+            self.patience.turn_away_the_surplus()
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
@@ -433,7 +407,7 @@ class Router:
         self.options.max_connections = max_connections
         self.closing.make_room(self.capacity.surplus)
         self.route()
-        self._turn_away()
+        self.patience.turn_away_the_surplus()
 
     def close(self) -> None:
         """Refuse everybody from now on, and close what nobody has borrowed."""

@@ -1,12 +1,10 @@
-"""Supply: the dials of one pool, how they end, and whom a failure speaks to."""
+"""Supply: the dials of one pool, when they begin and how they end."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import logging
-from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -16,7 +14,7 @@ import aiohttp
 from wspool._connection import states
 from wspool._connection.budget import Budget
 from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
-from wspool._connection.link import NEVER, Link
+from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
 from wspool._pool.capacity import Capacity
@@ -24,6 +22,7 @@ from wspool._pool.dialing import Dial
 from wspool._pool.gate import EARLY_SECONDS, Gate
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
+from wspool._pool.patience import Patience
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Tasks, close_if_still, weakly
@@ -50,6 +49,7 @@ class Supply:
         tasks: Tasks,
         budget: Budget,
         gate: Gate,
+        patience: Patience,
         on_close: Callable[[Link], object],
         then: Callable[[Dial, ConnectionUnavailableError | None], bool],
     ) -> None:
@@ -57,8 +57,7 @@ class Supply:
         self._queues, self._line = queues, line
         self._capacity, self._retiring, self._tasks = capacity, retiring, tasks
         self._budget = budget
-        self._gate = gate
-        gate.on_wait = weakly(self.turn_away)
+        self._gate, self._patience = gate, patience
         # What each link calls when it closes, and each dial when it has ended, well or badly.
         self._on_close = on_close
         self._then = then
@@ -83,23 +82,7 @@ class Supply:
     def serve(self, promised: int) -> None:
         """Begin the dials that the line is short of, when so many are served otherwise."""
         wanted = len(self._line) - promised - len(self._queues.connecting)
-        self.dial(min(wanted, self._entitled(), self._capacity.room))
-
-    def _entitled(self) -> int:
-        """Return how many of those who wait may have a dial begun for them.
-
-        While nothing is open, not those to whom a failure has spoken and whose hope is at work: a
-        server that refuses everybody has seen enough.
-        """
-        if self._capacity.open:
-            return len(self._line)
-        first = min(self._begun(), default=NEVER)
-        horizons = (loan._horizon for loan in self._line.loans)
-        return sum(horizon is None or horizon < first for horizon in horizons)
-
-    def _begun(self) -> list[int]:
-        """Return the numbers of the dials that have begun and not ended, in order."""
-        return sorted(link.number for link in self._queues.connecting if link.number)
+        self.dial(min(wanted, self._patience.entitled(), self._capacity.room))
 
     def dial(self, count: int) -> None:
         """Begin so many dials."""
@@ -169,7 +152,7 @@ class Supply:
 
     def failed(self, dial: Dial, failure: ConnectionUnavailableError) -> None:
         """Close the link of a dial that failed for good, and tell whom it concerns."""
-        if not self._speak(failure, dial.link):
+        if not self._patience.speak(failure, dial.link):
             is_full = failure.kind == "quota"  # as a fleet's normally is
             logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
         dial.link.close(CloseReason.DIAL, cause=failure)
@@ -192,66 +175,17 @@ class Supply:
         self._stats.failures[failure.kind] += 1
         gate.refused(failure)
         if gate.streak >= self._options.max_retries:
-            self._speak(failure, link)
-
-    def _speak(self, failure: ConnectionUnavailableError, failed: Link) -> bool:
-        """Tell those who were in the line when a dial began that it has failed.
-
-        What else had begun at a loan's first such failure stays its hope, one loan each in the
-        order of the line; after that, for a patient one, whoever may give something back. Those
-        to whom nothing of that is left fail. Returns whether there was anybody.
-        """
-        line, capacity = self._line, self._capacity
-        begun = [number for number in self._begun() if number != failed.number]
-        is_anybody = False
-        place = 0
-        for loan in line:
-            if loan._arrival < failed.number:
-                is_anybody = True
-                loan._failure = failure
-                loan._horizon = loan._horizon or line.latest
-            if loan._horizon is not None and loan._failure is not None:
-                is_patient = loan._timeout != 0
-                coming = capacity.left(bisect_right(begun, loan._horizon))
-                may_wait = capacity.may_wait(place, coming, is_patient=is_patient)
-                # What a quota has not given yet, it may still give.
-                if not (may_wait or (is_patient and loan._failure.kind == "quota")):
-                    line.fail(loan, _twin(loan._failure))
-                    continue
-            place += 1
-        return is_anybody
+            self._patience.speak(failure, link)
 
     def _call_off(self) -> None:
         """After a failure, give up the dials that have not begun and that nobody waits for."""
         connecting = self._queues.connecting
         queued = [link for link in connecting if not link.number]
         begun = len(connecting) - len(queued)
-        for_line = min(self._entitled(), len(self._line) - begun)
+        for_line = min(self._patience.entitled(), len(self._line) - begun)
         for_minimum = self._options.min_connections - self._capacity.open - begun
         for link in queued[max(0, for_line, for_minimum) :]:
             link.close(CloseReason.DIAL)
-
-    def turn_away(self) -> None:
-        """Let nobody that may not wait stand at the gate for longer than its own retries take.
-
-        That is, nobody to whom only a dial can come.
-        """
-        due = self._gate.next_attempt
-        failure = self._gate.failure
-        if due is None or failure is None:
-            return
-        patience = self._gate.patience(self._options.max_retries)
-        seconds = due - self._tasks.loop.time()
-        for loan in itertools.islice(self._line, self._capacity.left(0), None):
-            waited = self._gate.closed_seconds - loan._gate_closed
-            if loan._timeout == 0 and waited + seconds > patience:
-                error = _twin(failure)
-                error.message = (
-                    f"No attempt is made now: the next is due in {seconds:.1f} s. Pass a timeout "
-                    f"to wait for it. {failure}"
-                )
-                error.args = (error.message,)
-                self._line.fail(loan, error)
 
     def watch_minimum(self) -> None:
         """Say once in an outage that `min_connections` cannot be kept, and when that is over."""
@@ -286,10 +220,3 @@ def _was_of_use(link: Link) -> bool:
     if link.close_code in (1000, 1001) and link.wire.sent_messages:
         return True
     return link.close_code in (1000, 1001, 1005, 1006) and link.wire.received_messages > 0
-
-
-def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:
-    """Return an equal error: each that is raised has a traceback of its own."""
-    twin = copy.copy(failure)
-    twin.__cause__ = failure.__cause__
-    return twin

@@ -1,0 +1,160 @@
+"""Patience: who may wait, for what, and who is told that nothing can come any more.
+
+Three sentences say whom a dial that has failed concerns. It draws its number when it begins, so it
+speaks to those who were in the line by then. What else had begun at a loan's first such failure
+stays its hope, one loan each in the order of the line; after that, for a patient one, whoever may
+give something back. Dials that begin later may serve it but prolong nothing, and none begins for it
+while nothing is open and its hope is at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+from bisect import bisect_right
+
+from wspool._connection.errors import ConnectionUnavailableError, WebsocketError
+from wspool._connection.link import NEVER, Link
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.queues import Queues
+from wspool._pool import telling
+from wspool._pool.capacity import Capacity
+from wspool._pool.gate import Gate
+from wspool._pool.options import Options
+from wspool._pool.stats import Stats
+from wspool._pool.waiting import Line
+
+
+class Patience:
+    """What those in the line of one pool may hope for."""
+
+    def __init__(
+        self,
+        options: Options,
+        stats: Stats,
+        queues: Queues[Link],
+        line: Line,
+        capacity: Capacity,
+        gate: Gate,
+    ) -> None:
+        self._options, self._stats = options, stats
+        self._queues, self._line = queues, line
+        self._capacity, self._gate = capacity, gate
+
+    def __repr__(self) -> str:
+        """Say what the errors of those who get nothing show of the pool."""
+        counts = " ".join(f"{state}={count}" for state, count in self._queues.counts().items())
+        return f"{counts} waiting={len(self._line)} max={self._options.max_connections}"
+
+    # Joining.
+
+    def check(self, loan: WebsocketConnection) -> None:
+        """Raise unless waiting is allowed, or needless: a link is to come anyway."""
+        is_patient, most = loan._timeout != 0, self._options.max_waiting
+        if is_patient and most is None:
+            return
+        waiting, coming = len(self._line), self._capacity.coming
+        if waiting >= coming:  # some may have been cancelled, and are about to leave
+            waiting = sum(not one._waiter.done() for one in self._line.loans)
+        if not is_patient and not self._capacity.may_wait(waiting, coming, is_patient=False):
+            raise telling.exhausted(self, self._queues)
+        if most is not None and waiting - coming >= most:
+            raise telling.too_many_wait(self, most)
+
+    def check_at_the_head(self, loan: WebsocketConnection) -> None:
+        """Raise unless a loan may wait on that was served, and could not take it."""
+        coming = self._capacity.coming
+        if not self._capacity.may_wait(0, coming, is_patient=loan._timeout != 0):
+            raise telling.exhausted(self, self._queues)
+
+    # What a failure means.
+
+    def entitled(self) -> int:
+        """Return how many of those who wait may have a dial begun for them.
+
+        While nothing is open, not those to whom a failure has spoken and whose hope is at work: a
+        server that refuses everybody has seen enough.
+        """
+        if self._capacity.open:
+            return len(self._line)
+        first = min(self._begun(), default=NEVER)
+        horizons = (loan._horizon for loan in self._line.loans)
+        return sum(horizon is None or horizon < first for horizon in horizons)
+
+    def _begun(self) -> list[int]:
+        """Return the numbers of the dials that have begun and not ended, in order."""
+        return sorted(link.number for link in self._queues.connecting if link.number)
+
+    def speak(self, failure: ConnectionUnavailableError, failed: Link) -> bool:
+        """Tell those whom a failed dial concerns; return whether there was anybody."""
+        line, capacity = self._line, self._capacity
+        begun = [number for number in self._begun() if number != failed.number]
+        is_anybody = False
+        place = 0
+        for loan in line:
+            if loan._arrival < failed.number:
+                is_anybody = True
+                loan._failure = failure
+                loan._horizon = loan._horizon or line.latest
+            if loan._horizon is not None and loan._failure is not None:
+                is_patient = loan._timeout != 0
+                coming = capacity.left(bisect_right(begun, loan._horizon))
+                may_wait = capacity.may_wait(place, coming, is_patient=is_patient)
+                # What a quota has not given yet, it may still give.
+                if not (may_wait or (is_patient and loan._failure.kind == "quota")):
+                    line.fail(loan, _twin(loan._failure))
+                    continue
+            place += 1
+        return is_anybody
+
+    # Waiting in vain.
+
+    def time_out(self, loan: WebsocketConnection) -> None:
+        """End a wait whose time is up."""
+        seconds = loan._timeout
+        assert seconds is not None
+        self._stats.timeouts += 1
+        failure = loan._failure or self._gate.failure
+        error: WebsocketError = telling.timed_out(self, self._queues, seconds, failure)
+        permits = self._gate.permits
+        if permits is not None and permits.waiting:
+            error = permits.full(seconds)
+        error.__cause__ = failure
+        self._line.fail(loan, error)
+
+    def turn_away_at_the_gate(self) -> None:
+        """Let nobody that may not wait stand at the gate for longer than its own retries take.
+
+        That is, nobody to whom only a dial can come.
+        """
+        due = self._gate.next_attempt
+        failure = self._gate.failure
+        if due is None or failure is None:
+            return
+        most = self._gate.patience(self._options.max_retries)
+        seconds = due - asyncio.get_running_loop().time()
+        for loan in itertools.islice(self._line, self._capacity.left(0), None):
+            waited = self._gate.closed_seconds - loan._gate_closed
+            if loan._timeout == 0 and waited + seconds > most:
+                error = _twin(failure)
+                error.message = (
+                    f"No attempt is made now: the next is due in {seconds:.1f} s. Pass a timeout "
+                    f"to wait for it. {failure}"
+                )
+                error.args = (error.message,)
+                self._line.fail(loan, error)
+
+    def turn_away_the_surplus(self) -> None:
+        """End the wait of those who may not wait for a borrower, and after a resize() would."""
+        coming = self._capacity.coming
+        for place, loan in enumerate(self._line):
+            if not self._capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
+                self._line.fail(loan, telling.exhausted(self, self._queues))
+
+
+def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:
+    """Return an equal error: each that is raised has a traceback of its own."""
+    twin = copy.copy(failure)
+    twin.__cause__ = failure.__cause__
+    return twin

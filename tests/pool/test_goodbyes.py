@@ -18,7 +18,7 @@ import trustme
 from aiohttp import WSCloseCode
 
 from tests.conftest import MakePool, echoes, until, why_closed
-from tests.support.inside import router_of
+from tests.support.inside import router_of, wire_of
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -211,6 +211,27 @@ async def test_a_sender_learns_why_the_server_has_closed(make_pool: MakePool) ->
             router_of(pool).gate.streak = 0  # the next dial does not wait
     assert codes == [(4008, "slow down")] * 30
     assert read == ["error: too much audio"] * 30
+
+
+async def test_nothing_is_sent_once_a_close_has_arrived(
+    server: Server, make_pool: MakePool
+) -> None:
+    """It would seem to have been taken; what came before can still be read."""
+
+    async def leave(peer: Peer) -> None:
+        await peer.recv()
+        await peer.send("so long")
+        await peer.websocket.close(code=4008, message=b"enough", drain=False)
+
+    server.handler = leave
+    async with make_pool().get_connection() as connection:
+        await connection.send("hello")
+        wire = wire_of(connection)
+        await until(lambda: len(wire.frames) == 2, "both have arrived")
+        with pytest.raises(ConnectionClosedError) as caught:
+            await connection.send("a question")
+        assert (caught.value.code, wire.sent_messages) == (4008, 1)
+        assert await connection.recv() == "so long"
 
 
 # Our own limits.

@@ -35,7 +35,7 @@ from wspool._connection.errors import (
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
-from wspool._connection.wire import BINARY, TEXT, Wire, check_close, encoded
+from wspool._connection.wire import BINARY, CLOSE_FRAME, TEXT, Wire, check_close, encoded
 
 
 class LoanRouter(Protocol):
@@ -354,6 +354,10 @@ class WebsocketConnection(Dialogue):
         assert wire is not None
         if wire.is_lost:
             raise link.closed_error()
+        if wire.frames and wire.frames[-1][0].type is CLOSE_FRAME:
+            wire.attend()  # else what is sent now would seem to have been taken
+            if link.owner is not self:
+                raise self._refusal(doing)
         return wire
 
     @property

@@ -42,6 +42,7 @@ MAX_PINGS: Final = 1024
 
 TEXT: Final = WSMsgType.TEXT
 BINARY: Final = WSMsgType.BINARY
+CLOSE_FRAME: Final = WSMsgType.CLOSE
 
 OnLost = Callable[[CloseReason, int, str, BaseException | None], object]
 """Is told why, the close code, the reason, and the error, if there was one."""
@@ -255,7 +256,7 @@ class Wire:
                 await self._answer(self.websocket.pong, frame.data)
             elif kind is WSMsgType.PONG:
                 self._settle(bytes(frame.data))
-            elif kind is WSMsgType.CLOSE:
+            elif kind is CLOSE_FRAME:
                 self.lose(CloseReason.SERVER, frame.data or 1005, frame.extra or "")
             elif isinstance(frame.data, aiohttp.WebSocketError):
                 # aiohttp has closed it, because of what it has read.

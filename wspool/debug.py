@@ -147,15 +147,13 @@ def _checked(allowed_hosts: Iterable[str]) -> frozenset[str]:
 
 
 def _host(authority: str) -> str:
-    """Return the host of 'host:port' in its normal form; "" where there is none."""
+    """Return the host of 'host' or 'host:port' in its normal form; "" where there is none."""
     found = _AUTHORITY.fullmatch(authority)
-    if found is None:
-        return ""
-    name = (found[1] or found[2]).lower().removesuffix(".")
+    name = (found[1] or found[2]).lower().removesuffix(".") if found else authority
     try:
         return ip_address(name).compressed
     except ValueError:
-        return "" if found[1] else name
+        return name if found and found[2] else ""
 
 
 def _is_loopback(host: str) -> bool:
@@ -175,15 +173,14 @@ def _guard(allowed: frozenset[str]) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        named = request.headers.get("Host", "")
-        if is_allowed(named) and named:
-            named = request.url.host_subcomponent or ""  # the request line's, if it has one
-        if not is_allowed(named):
-            raise web.HTTPForbidden(
-                text=f"The debug page does not answer for the host {named!r}, only for loopback "
-                "names and addresses and for those that wspool.debug.setup() was given as "
-                "allowed_hosts."
-            )
+        # `request.host` is the request line's, if there is one in it.
+        for named in (request.headers.get("Host", ""), request.host):
+            if not is_allowed(named):
+                raise web.HTTPForbidden(
+                    text=f"The debug page does not answer for the host {named!r}, only for "
+                    "loopback names and addresses and for those that wspool.debug.setup() was "
+                    "given as allowed_hosts."
+                )
         origin = request.headers.get("Origin")
         is_foreign = origin is not None and not is_allowed(origin.partition("://")[2])
         fetched = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")

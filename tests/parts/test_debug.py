@@ -739,7 +739,7 @@ async def answer(client: Client, head: str) -> tuple[int, str]:
     [
         *("localhost", "LOCALHOST:80", "localhost.", "app.localhost:1", "127.0.0.1", "127.9.9.9:1"),
         *("[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "debug.example.org", "Debug.Example.ORG.:99"),
-        *("192.0.2.7:80", "[2001:db8::7]:80"),
+        *("192.0.2.7:80", "[2001:db8::7]:80", "localhost:99999", "localhost:"),
     ],
 )
 async def test_it_answers_for_loopback_and_for_allowed_hosts(
@@ -756,7 +756,7 @@ async def test_it_answers_for_loopback_and_for_allowed_hosts(
     [
         *("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"),
         *("evil@localhost", "localhost@evil.example", "xlocalhost", "[::2]:80", "[localhost]"),
-        *("::1", "192.0.2.7", "0.0.0.0", "", "localhost:evil", "a b", "localhost/evil", "*"),
+        *("::2", "192.0.2.7", "0.0.0.0", "", "localhost:evil", "a b", "localhost/evil", "*"),
     ],
 )
 async def test_another_host_is_refused_in_plain_words(make_pool: MakePool, host: str) -> None:
@@ -821,7 +821,7 @@ async def test_what_a_page_of_another_site_asks_for_is_refused(
 
 async def test_with_a_star_it_answers_for_any_host(make_pool: MakePool) -> None:
     async with serving(make_pool(), allowed_hosts=["*"]) as client:
-        for host in ("evil.example", "[::2]:80"):
+        for host in ("evil.example", "[::2]:80", "evil.example:99999", "a b", ""):
             assert (await answer(client, f"GET {HERE}/ HTTP/1.1\nHost: {host}"))[0] == 200
         headers = {"Host": "any.example", "Sec-Fetch-Site": "cross-site"}
         async with client.get(HERE + "/snapshot", headers=headers) as response:

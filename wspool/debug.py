@@ -173,8 +173,8 @@ def _guard(allowed: frozenset[str]) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        # `request.host` is the request line's, if there is one in it.
-        for named in (request.headers.get("Host", ""), request.host):
+        host = request.headers.get("Host", "")
+        for named in (host, request.host):  # the second is the request line's, if it has one
             if not is_allowed(named):
                 raise web.HTTPForbidden(
                     text=f"The debug page does not answer for the host {named!r}, only for "
@@ -182,7 +182,7 @@ def _guard(allowed: frozenset[str]) -> Any:
                     "given as allowed_hosts."
                 )
         origin = request.headers.get("Origin")
-        is_foreign = origin is not None and not is_allowed(origin.partition("://")[2])
+        is_foreign = origin is not None and origin.partition("://")[2] != host
         fetched = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
         # A link may lead here from anywhere.
         if is_foreign or (fetched[0] == "cross-site" and fetched[1] != "navigate"):

@@ -489,14 +489,16 @@ async def test_no_picture_is_made_while_nobody_reads(
 async def test_snapshots_that_are_asked_for_at_once_are_made_once(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.2)
-    pool = make_pool()
-    async with serving(pool) as client:
-        first, *others = [await get(client, "/snapshot") for _ in range(3)]
-        assert others == [first, first]
-        async with borrowing(pool, 1), asyncio.timeout(10):
+    """It is served for as long as a picture lasts, and no longer."""
+    brief, lasting = make_pool(name="brief"), make_pool(name="lasting")
+    async with serving(brief, lasting) as client:
+        await get(client, "/snapshot")
+        monkeypatch.setattr(debug, "PICTURE_SECONDS", 3600.0)
+        first = await get(client, "/snapshot?pool=lasting")
+        async with borrowing(brief, 1), borrowing(lasting, 1), asyncio.timeout(10):
             while (await get(client, "/snapshot"))["counts"]["busy"] != 1:
                 await asyncio.sleep(0.02)
+            assert await get(client, "/snapshot?pool=lasting") == first
 
 
 async def test_more_streams_than_are_allowed_are_refused_in_plain_words(
@@ -804,7 +806,8 @@ async def test_a_host_in_the_request_line_counts_too_and_none_is_none(
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
         ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
-        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "http://localhost:3000", "Host": "localhost:8000"}, 403),
+        ({"Origin": "http://localhost:8000", "Host": "localhost:8000"}, 200),
     ],
 )
 async def test_what_a_page_of_another_site_asks_for_is_refused(

@@ -473,6 +473,48 @@ async def test_a_page_too_many_says_so(
     await eventually(page.locator("#status").text_content, lambda: says)
 
 
+async def test_a_page_of_another_site_holds_no_stream(
+    browser: Browser, make_pool: MakePool
+) -> None:
+    """However it asks for one; a link on it leads to the page."""
+
+    async def blank(request: web.Request) -> web.Response:
+        return web.Response(text="<!doctype html>", content_type="text/html")
+
+    async def note(request: web.Request, response: web.StreamResponse) -> None:
+        if request.path.startswith("/debug/wspool/"):
+            answers.append(response.status)
+
+    answers: list[int] = []
+    pool = make_pool()
+    app = web.Application()
+    app.router.add_get("/", blank)
+    app.on_response_prepare.append(note)
+    debug.setup(app, pool)
+    async with TestServer(app) as server:
+        stream = str(server.make_url("/debug/wspool/events"))
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/")).replace("127.0.0.1", "localhost"))
+        for ask in (
+            "(url) => { fetch(url, {mode: 'no-cors'}).catch(() => {}) }",
+            "(url) => { fetch(url).catch(() => {}) }",
+            "(url) => { new EventSource(url) }",
+            "(url) => { new Image().src = url }",
+            "(url) => { new WebSocket(url.replace('http', 'ws')) }",
+        ):
+            answers.clear()
+            await page.evaluate(ask, stream)
+            await until(lambda: answers, "it is answered")
+            assert answers == [403], ask
+        assert not pool._router.events.listeners
+        answers.clear()
+        url = stream.removesuffix("events")
+        await page.evaluate("(url) => { location = url }", url)
+        await page.wait_for_selector("#connections th")
+        assert set(answers) == {200}
+        await page.close()
+
+
 async def test_one_page_leads_to_the_other_pools(look: OpenPage, make_pool: MakePool) -> None:
     one, two = make_pool(name="one"), make_pool(name="two & more")
     page = await look(one, two)

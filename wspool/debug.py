@@ -1,16 +1,22 @@
 """A live page of one pool or several, mounted on the user's own aiohttp application.
 
 It reads and never changes anything: GET and HEAD are all there is. What it serves is as frank as a
-snapshot, with the places in the code of those who borrow: put it behind the application's own
-authentication. While no page is open there is no task and no subscription; an open one is a
-request that does not end, and whatever breaks in it ends that request alone.
+snapshot, with the places in the code of those who borrow, and it trusts whoever the application's
+own authentication lets through; without one, all who reach the port. Of browsers it trusts only
+its own pages: it answers for loopback names and addresses and for `allowed_hosts`, since a foreign
+site can let its own name lead here (DNS rebinding), and refuses what a page of another site asks
+for. Where a proxy sends a `Host` of its own, the check is the proxy's to make.
+
+While no page is open there is no task and no subscription. An open one is a request that does not
+end. All that look at a pool are sent the same pictures, each of which is made once; a client that
+is slow to take one misses those in between, with their events.
 
 Behind the prefix:
 
     GET /                    the page, with what it is made of beside it
     GET /events              the page's stream (Server-Sent Events): two pictures a second
     GET /connection?id=7     one connection with its history; null when it is forgotten
-    GET /snapshot            `pool.snapshot().to_dict()` as JSON
+    GET /snapshot            `pool.snapshot().to_dict()` as JSON, at most half a second old
     GET /diagram             `pool.state_diagram()`, Mermaid as plain text
 
 All but the first take `pool=name`; without it they show the first pool that `setup` was given.
@@ -23,8 +29,11 @@ import json
 import logging
 import re
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.resources import files
+from ipaddress import ip_address
 from time import time
 from typing import Any, Final
 
@@ -52,10 +61,14 @@ PICTURE_SECONDS: Final = 0.5
 TAKE_SECONDS: Final = 10.0
 """For a client to take a picture. One that does not is gone, or as good as gone."""
 
+MAX_READERS: Final = 100
+"""Open streams of one mounted page, whatever their pools."""
+
 MAX_ROWS: Final = 100
 """Connections of each state in a picture, those that have been in it for longest: 20 µs apiece."""
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)+")
+_AUTHORITY: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII)
 _LOANS: Final = (ConnectionCheckedOut, ConnectionCheckedIn)
 _FILES: Final = {
     "index.html": "text/html",
@@ -78,12 +91,20 @@ _HEADERS: Final = {
 Shown = WebsocketConnectionPool | web.AppKey[WebsocketConnectionPool]
 
 
-def setup(app: web.Application, *pools: Shown, prefix: str = "/debug/wspool") -> web.Application:
+def setup(
+    app: web.Application,
+    *pools: Shown,
+    prefix: str = "/debug/wspool",
+    allowed_hosts: Iterable[str] = (),
+) -> web.Application:
     """Mount the page of these pools on an application, and return the sub-application.
 
     A pool that the application makes when it starts, in a `cleanup_ctx`, is given by its AppKey.
-    Raises TypeError for what is no pool, ValueError for two pools of one name, and for a prefix
-    that is not a path such as '/debug/wspool' or is taken.
+    `allowed_hosts` are the names and addresses, without ports, that the page is asked for by,
+    beside the loopback ones; with "*" it answers for any, and relies on the application's
+    authentication alone. Other requests get status 403, and the stream 503 while 100 are open.
+    Raises TypeError for what is no pool, ValueError for two pools of one name, for a prefix that is
+    not a path such as '/debug/wspool' or is taken, and for what is no host.
     """
     if not pools:
         raise TypeError("setup() was given no pool to show")
@@ -95,7 +116,7 @@ def setup(app: web.Application, *pools: Shown, prefix: str = "/debug/wspool") ->
     if any(resource.canonical == prefix for resource in app.router.resources()):
         raise ValueError(f"prefix is {prefix!r}, where the application serves something already")
     debug = _Debug(app, pools)
-    sub = web.Application()
+    sub = web.Application(middlewares=[_guard(_checked(allowed_hosts))])
     for name, content_type in _FILES.items():
         body = (files("wspool") / "page" / name).read_bytes()
         sub.router.add_get("/" if name == "index.html" else f"/{name}", _serve(body, content_type))
@@ -109,6 +130,66 @@ def setup(app: web.Application, *pools: Shown, prefix: str = "/debug/wspool") ->
     sub.on_shutdown.append(debug.end)
     app.add_subapp(prefix, sub)
     return sub
+
+
+def _checked(allowed_hosts: Iterable[str]) -> frozenset[str]:
+    """Return the hosts in their normal form."""
+    if isinstance(allowed_hosts, str):
+        raise TypeError(f"allowed_hosts is {allowed_hosts!r}; it must be several, as in a list")
+    hosts = {given: _host(f"[{given}]" if ":" in given else given) for given in allowed_hosts}
+    for given, host in hosts.items():
+        if not host and given != "*":
+            raise ValueError(
+                f"allowed_hosts has {given!r}; use a name as browsers send it, such as "
+                "'debug.example.org', an address, both without a port, or '*' for any"
+            )
+    return frozenset(host or "*" for host in hosts.values())
+
+
+def _host(authority: str) -> str:
+    """Return the host of 'host' or 'host:port' in its normal form; "" where there is none."""
+    found = _AUTHORITY.fullmatch(authority)
+    name = (found[1] or found[2]).lower().removesuffix(".") if found else authority
+    try:
+        return ip_address(name).compressed
+    except ValueError:
+        return name if found and found[2] else ""
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether it is this machine, without asking a name server."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return f".{host}".endswith(".localhost")
+
+
+def _guard(allowed: frozenset[str]) -> Any:
+    """Return the middleware that refuses foreign hosts, and what pages of other sites ask for."""
+
+    def is_allowed(authority: str) -> bool:
+        host = _host(authority)
+        return "*" in allowed or host in allowed or _is_loopback(host)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        for named in (host, request.host):  # the second is the request line's, if it has one
+            if not is_allowed(named):
+                raise web.HTTPForbidden(
+                    text=f"The debug page does not answer for the host {named!r}, only for "
+                    "loopback names and addresses and for those that wspool.debug.setup() was "
+                    "given as allowed_hosts."
+                )
+        origin = request.headers.get("Origin")
+        is_foreign = origin is not None and origin.partition("://")[2] != host
+        fetched = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
+        # A link may lead here from anywhere.
+        if is_foreign or (fetched[0] == "cross-site" and fetched[1] != "navigate"):
+            raise web.HTTPForbidden(text="The debug page answers no page of another site.")
+        return await handler(request)  # type: ignore[no-any-return]
+
+    return guard
 
 
 async def _harden(request: web.Request, response: web.StreamResponse) -> None:
@@ -135,7 +216,7 @@ class _Debug:
     def __init__(self, app: web.Application, shown: tuple[Shown, ...]) -> None:
         self._app = app
         self._shown = shown
-        self._pools = _by_name([pool for pool in shown if not isinstance(pool, web.AppKey)])
+        self._views = _by_name([pool for pool in shown if not isinstance(pool, web.AppKey)])
         # Each stream's time limit; by it a stream is also ended from outside.
         self._timers: set[asyncio.Timeout] = set()
         self._is_ending = False
@@ -147,12 +228,12 @@ class _Debug:
             if isinstance(shown, web.AppKey):
                 if shown not in self._app:
                     raise LookupError(
-                        f"the application has no pool under {shown!r} when it starts; make it in "
-                        "a cleanup_ctx: those run before the debug page begins"
+                        f"the application has no pool under {shown!r} when it starts; make it in a "
+                        "cleanup_ctx: those run before the debug page begins"
                     )
                 shown = self._app[shown]
             pools.append(shown)
-        self._pools = _by_name(pools)
+        self._views = _by_name(pools)
 
     async def end(self, _: web.Application) -> None:
         """End the streams; a server that stops waits for its requests."""
@@ -161,63 +242,132 @@ class _Debug:
             if not timer.expired():
                 timer.reschedule(asyncio.get_running_loop().time())
 
-    def _chosen(self, request: web.Request) -> WebsocketConnectionPool:
-        name = request.query.get("pool", next(iter(self._pools)))
-        if name not in self._pools:
-            raise web.HTTPNotFound(text=f"no pool {name!r}; there are {list(self._pools)}")
-        return self._pools[name]
+    def _chosen(self, request: web.Request) -> _View:
+        name = request.query.get("pool", next(iter(self._views)))
+        if name not in self._views:
+            raise web.HTTPNotFound(text=f"no pool {name!r}; there are {list(self._views)}")
+        return self._views[name]
 
     async def snapshot(self, request: web.Request) -> web.Response:
-        return _answer(self._chosen(request).snapshot().to_dict())
+        return _answer(self._chosen(request).snapshot())
 
     async def diagram(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._chosen(request).state_diagram())
+        return web.Response(text=self._chosen(request).pool.state_diagram())
 
     async def connection(self, request: web.Request) -> web.Response:
-        shown = introspection.found(self._chosen(request), request.query.get("id", ""))
+        shown = introspection.found(self._chosen(request).pool, request.query.get("id", ""))
         if shown is None:
-            return _answer(None)
-        return _answer(_row(shown) | {"history": [move._asdict() for move in shown.history]})
+            return _answer(_dumps(None))
+        return _answer(_dumps(_row(shown) | {"history": [m._asdict() for m in shown.history]}))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        pool = self._chosen(request)
+        view = self._chosen(request)
+        if sum(len(view.readers) for view in self._views.values()) >= MAX_READERS:
+            raise web.HTTPServiceUnavailable(
+                text=f"{MAX_READERS} debug pages are open, and more are not served at a time: "
+                "close one, then reload this."
+            )
         stream = web.StreamResponse()
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # else nginx collects before it passes on
-        await stream.prepare(request)
-        if request.method == "GET":
-            unshown = _Unshown()
-            unsubscribe = pool.subscribe(unshown.add)
+        with view.reading():
+            await stream.prepare(request)
             try:
-                await self._show(pool, unshown, stream)
+                if request.method == "GET":
+                    await self._show(view, request, stream)
             except ConnectionResetError:
                 pass  # the page was closed
             except TimeoutError:
                 if request.transport is not None and request.transport.get_write_buffer_size():
                     request.transport.abort()  # nobody takes what is under way
-            except Exception:
-                logger.exception("a debug page of %r broke down; the pool goes on", pool)
-            finally:
-                unsubscribe()
         return stream
 
-    async def _show(
-        self, pool: WebsocketConnectionPool, unshown: _Unshown, stream: web.StreamResponse
-    ) -> None:
-        """Send pictures until the page is gone or the application ends."""
-        machine = {"states": list(State), "transitions": TRANSITIONS, "pools": list(self._pools)}
+    async def _show(self, view: _View, request: web.Request, stream: web.StreamResponse) -> None:
+        """Send pictures until the page is gone, one cannot be made, or the application ends."""
+        machine = {"states": list(State), "transitions": TRANSITIONS, "pools": list(self._views)}
         clock = asyncio.get_running_loop().time
         async with asyncio.timeout(TAKE_SECONDS) as timer:
             self._timers.add(timer)
             try:
-                await stream.write(f"event: machine\ndata: {_dumps(machine)}\n\n".encode())
+                await stream.write(b"event: machine\ndata: %b\n\n" % _dumps(machine))
                 while not self._is_ending:
-                    timer.reschedule(clock() + PICTURE_SECONDS + TAKE_SECONDS)
-                    picture = _dumps(_picture(pool) | unshown.take())
-                    await stream.write(f"data: {picture}\n\n".encode())
-                    await asyncio.sleep(PICTURE_SECONDS)
+                    picture = await view.picture()
+                    if self._is_ending or not picture:
+                        break
+                    # What is not taken is not added to: it is one picture of each reader at most.
+                    if request.transport is None or request.transport.get_write_buffer_size() == 0:
+                        timer.reschedule(clock() + PICTURE_SECONDS + TAKE_SECONDS)
+                        await stream.write(picture)
             finally:
                 self._timers.discard(timer)
+
+
+class _View:
+    """A pool as all see it that look at it: each picture is made once, and while somebody waits."""
+
+    def __init__(self, pool: WebsocketConnectionPool) -> None:
+        self.pool = pool
+        # One for each open stream. The pool is listened to while there is any.
+        self.readers: set[object] = set()
+        self._unsubscribe: Callable[[], object] = bool
+        self._unshown = _Unshown()
+        # Those of the streams that have taken the last picture, and when they get the next.
+        self._picture_waiters: set[asyncio.Future[bytes]] = set()
+        self._tick: asyncio.Handle | None = None
+        # The JSON of the last snapshot, for as long as a picture lasts.
+        self._snapshot = b""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        reader = object()
+        if not self.readers:
+            self._unsubscribe = self.pool.subscribe(self._unshown.add)
+        self.readers.add(reader)
+        try:
+            yield
+        finally:
+            self.readers.discard(reader)
+            if not self.readers:
+                self._unsubscribe()
+                self._unshown.take()
+
+    async def picture(self) -> bytes:
+        """Return the next picture as an event of the stream; empty if it cannot be made."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bytes] = loop.create_future()
+        self._picture_waiters.add(waiter)
+        if self._tick is None:
+            self._tick = loop.call_soon(self._show)
+        try:
+            return await waiter
+        finally:
+            self._picture_waiters.discard(waiter)
+
+    def _show(self) -> None:
+        """Make a picture, if anybody waits for one, and see to the next."""
+        self._tick = None
+        if not self._picture_waiters:
+            return
+        self._tick = asyncio.get_running_loop().call_later(PICTURE_SECONDS, self._show)
+        try:
+            picture = _dumps(_picture(self.pool) | self._unshown.take())
+            frame = b"data: %b\n\n" % picture
+        except Exception:
+            logger.exception("a debug page of %r broke down; the pool goes on", self.pool)
+            frame = b""
+        for waiter in self._picture_waiters:
+            if not waiter.done():
+                waiter.set_result(frame)
+
+    def snapshot(self) -> bytes:
+        """Return the pool's snapshot as JSON, the same to all for as long as a picture lasts."""
+        if not self._snapshot:
+            self._snapshot = _dumps(self.pool.snapshot().to_dict())
+            asyncio.get_running_loop().call_later(PICTURE_SECONDS, self._forget)
+        return self._snapshot
+
+    def _forget(self) -> None:
+        self._snapshot = b""
 
 
 class _Unshown:
@@ -244,12 +394,12 @@ class _Unshown:
         return {"events": events, "skipped": skipped}
 
 
-def _by_name(pools: list[WebsocketConnectionPool]) -> dict[str, WebsocketConnectionPool]:
-    named = {pool.name: pool for pool in pools}
-    if len(named) < len(pools):
+def _by_name(pools: list[WebsocketConnectionPool]) -> dict[str, _View]:
+    views = {pool.name: _View(pool) for pool in pools}
+    if len(views) < len(pools):
         names = [pool.name for pool in pools]
         raise ValueError(f"the pools are called {names}; give each a name of its own")
-    return named
+    return views
 
 
 def _picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
@@ -270,6 +420,7 @@ def _picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         "gone": [_row(shown) for shown in introspection.gone(pool)],
         "waiting": [as_dict(waiter) for waiter in introspection.waiting(pool)],
         "stats": pool.stats.to_dict(),
+        "failure": introspection.failure(pool),
     }
 
 
@@ -283,10 +434,10 @@ def _row(shown: ConnectionSnapshot) -> dict[str, Any]:
     }
 
 
-def _dumps(value: Any) -> str:
+def _dumps(value: Any) -> bytes:
     """Return JSON that is also safe where somebody takes it for HTML."""
-    return json.dumps(value).replace("<", "\\u003c")
+    return json.dumps(value).replace("<", "\\u003c").encode()
 
 
-def _answer(value: Any) -> web.Response:
-    return web.Response(text=_dumps(value), content_type="application/json")
+def _answer(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", charset="utf-8")

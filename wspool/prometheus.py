@@ -37,7 +37,9 @@ from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["PoolCollector", "register"]
 
-KINDS: Final = ("dns", "network", "timeout", "tls", "closed", "quota", "error")
+KINDS: Final = (
+    *("dns", "network", "proxy", "tls", "timeout", "handshake", "closed", "quota", "error"),
+)
 """Kinds of failures that are 0 from the start: `rate()` does not see a series' first value.
 
 The HTTP statuses of refused handshakes, such as "status 503", appear when they occur.

@@ -166,6 +166,15 @@ async def test_a_field_that_a_newer_version_adds_is_no_trouble(make_pool: MakePo
     assert top.as_made(PoolSnapshot, found) == snapshot
 
 
+async def test_a_field_that_an_older_version_lacks_is_as_if_there_was_nothing_to_say(
+    make_pool: MakePool,
+) -> None:
+    snapshot = make_pool().snapshot()
+    found = json.loads(json.dumps(snapshot.to_dict()))
+    del found["failure"]
+    assert top.as_made(PoolSnapshot, found) == snapshot
+
+
 async def test_json_is_the_snapshot_and_nothing_else(application: Application) -> None:
     await idle_ones(application.pool, 2)
     status, out, err = await run("--once", "--json", application.url)

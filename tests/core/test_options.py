@@ -85,6 +85,8 @@ def test_a_wrong_type_is_a_type_error_that_names_the_argument(name: str, value: 
         *cases([*ABOVE_ZERO, *OPTIONAL_ABOVE_ZERO], [0, 0.0, -0.0]),
         *cases(COUNTS, [-1, -(10**400)]),
         *cases([*COUNTS_FROM_ONE, *OPTIONAL_COUNTS_FROM_ONE], [0]),
+        *cases(["name"], ["a\ud800", "\udcff", "a\nb", "\x00", "a\x1b[2J", "\x85", "a\u2028b"]),
+        *cases(["name"], ["a\u202eb", "a\u200bb", "\t", "\ufeffa", "\ud83d"]),
     ],
 )
 def test_a_wrong_value_is_a_value_error_that_names_the_argument(name: str, value: Any) -> None:
@@ -107,6 +109,7 @@ def test_a_wrong_value_is_a_value_error_that_names_the_argument(name: str, value
         *cases(["headers"], [None, {}, {"a": "b"}, dict]),
         *cases(["uri"], ["ws://h", "wss://h/p?q=1", "WS://H/", URL("ws://h/"), str]),
         *cases(["name", "session"], [None]),
+        *cases(["name"], ["", "a b", 'quotes " and \\', "Börse", "行情", "\N{WAVING HAND SIGN}"]),
         *cases(["quota"], [None, LocalQuota(1)]),
     ],
 )

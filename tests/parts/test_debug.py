@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.conftest import MakePool, echoes, until
-from wspool import State, WebsocketConnectionPool, debug
+from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
 from wspool.testing import Server
 
@@ -287,6 +287,7 @@ async def test_a_picture_says_what_a_snapshot_does_but_for_the_histories(
         row["why"] = row.pop("history")[-1]["why"]
     del expected["min_connections"], expected["max_connecting"]
     assert still(shown) == still(expected) | {"events": [], "skipped": 0}
+    assert shown["failure"] is None
     assert [row["is_overdue"] for row in shown["connections"]] == [True] * 3
     assert [waiter["borrower"]["task"] for waiter in shown["waiting"]] == [
         "borrower 3",
@@ -352,6 +353,19 @@ async def test_a_crowd_of_loans_hides_no_other_event(
     )
 
 
+async def test_a_picture_says_why_the_last_dial_has_failed(
+    server: Server, make_pool: MakePool
+) -> None:
+    server.refusals = [web.Response(status=503)]
+    pool = make_pool(max_retries=1)
+    async with serving(pool) as client, opened(client) as page:
+        with pytest.raises(ConnectionUnavailableError):
+            await pool.acquire()
+        shown = await page.picture(lambda picture: picture["failure"])
+        assert "the server answered 503" in shown["failure"]
+        assert shown["failure"] == (await get(client, "/snapshot"))["failure"]
+
+
 async def test_a_closed_pool_is_shown_as_closed(make_pool: MakePool) -> None:
     pool = make_pool()
     async with serving(pool) as client, opened(client) as page:
@@ -398,20 +412,23 @@ async def test_a_client_that_vanishes_takes_its_page_along(make_pool: MakePool) 
         async with opened(client) as page, opened(client) as other:
             await page.picture()
             await other.picture()
-            assert len(pool._router.events.listeners) == 2
+            handlers = client.server.runner.server
+            assert handlers is not None
+            assert len(handlers.connections) == 2
             connection = page.response.connection
             assert connection is not None
             assert connection.transport is not None
             connection.transport.abort()
-            await until(lambda: len(pool._router.events.listeners) == 1, "the one is gone")
+            await until(lambda: len(handlers.connections) == 1, "the one is gone")
             await other.picture()
+            assert pool._router.events.listeners
         await until(lambda: not pool._router.events.listeners, "the other is gone")
 
 
 @asynccontextmanager
 async def stuck(pool: WebsocketConnectionPool, client: Client) -> AsyncIterator[asyncio.Transport]:
     """Open a page whose client takes nothing, until its stream waits for it."""
-    request = f"GET {HERE}/events HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+    request = f"GET {HERE}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port, limit=1024)
     writer.write(request)
     await until(lambda: pool._router.events.listeners, "the page is open")
@@ -420,6 +437,121 @@ async def stuck(pool: WebsocketConnectionPool, client: Client) -> AsyncIterator[
     finally:
         writer.transport.abort()
         del reader
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the pool's name for each picture that is made."""
+    made: list[str] = []
+    make = debug._picture
+
+    def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
+        made.append(pool.name)
+        return make(pool)
+
+    monkeypatch.setattr(debug, "_picture", picture)
+    return made
+
+
+async def test_all_that_look_at_a_pool_share_each_picture(
+    make_pool: MakePool, pictures: list[str]
+) -> None:
+    """Thirty see those of the same moments; of another pool there are none until it is shown."""
+    pool, other = make_pool(name="one"), make_pool(name="other")
+    async with serving(pool, other) as client, AsyncExitStack() as stack:
+        pages = [await stack.enter_async_context(opened(client)) for _ in range(30)]
+        times = [(await pages[-1].picture())["at"] for _ in range(3)]
+        for page in pages[:-1]:
+            shared = [await page.picture(lambda picture: picture["at"] == times[0])]
+            shared += [await page.picture() for _ in times[1:]]
+            assert [picture["at"] for picture in shared] == times
+        assert "other" not in pictures
+        async with opened(client, "/events?pool=other") as page:
+            assert (await page.picture())["name"] == "other"
+        assert "other" in pictures
+
+
+async def test_no_picture_is_made_while_nobody_reads(
+    make_pool: MakePool, pictures: list[str]
+) -> None:
+    """A reader that comes and goes leaves at most the tick that it has begun."""
+    pool = make_pool()
+    async with serving(pool) as client:
+        for _ in range(5):
+            async with opened(client) as page:
+                await page.picture()
+            await until(lambda: not pool._router.events.listeners, "it is gone")
+            made = len(pictures)
+            await asyncio.sleep(5 * debug.PICTURE_SECONDS)
+            assert len(pictures) == made
+
+
+async def test_snapshots_that_are_asked_for_at_once_are_made_once(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is served for as long as a picture lasts, and no longer."""
+    brief, lasting = make_pool(name="brief"), make_pool(name="lasting")
+    async with serving(brief, lasting) as client:
+        await get(client, "/snapshot")
+        monkeypatch.setattr(debug, "PICTURE_SECONDS", 3600.0)
+        first = await get(client, "/snapshot?pool=lasting")
+        async with borrowing(brief, 1), borrowing(lasting, 1), asyncio.timeout(10):
+            while (await get(client, "/snapshot"))["counts"]["busy"] != 1:
+                await asyncio.sleep(0.02)
+            assert await get(client, "/snapshot?pool=lasting") == first
+
+
+async def test_more_streams_than_are_allowed_are_refused_in_plain_words(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their pools; one that ends gives its place to another."""
+    monkeypatch.setattr(debug, "MAX_READERS", 3)
+    one, two = make_pool(name="one"), make_pool(name="two")
+    async with serving(one, two) as client, AsyncExitStack() as stack:
+        for path in ("/events", "/events?pool=two"):
+            await stack.enter_async_context(opened(client, path))
+        async with opened(client) as page:
+            await page.picture()
+            for method in ("GET", "HEAD"):
+                async with client.request(method, HERE + "/events?pool=two") as response:
+                    assert response.status == 503
+                    check_headers(response)
+                    text = await response.text()
+                    assert ("3 debug pages are open" in text) == (method == "GET")
+            assert (await get(client, "/snapshot"))["name"] == "one"
+            await page.picture()
+        async with asyncio.timeout(10):
+            while True:
+                async with client.head(HERE + "/events") as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.02)
+        async with opened(client) as page:
+            await page.picture()
+
+
+async def test_a_stream_that_nobody_takes_keeps_one_picture_and_holds_up_no_other(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have theirs, and what waits for the stalled one does not grow."""
+    make = debug._picture
+    padding = "x" * 30_000
+    monkeypatch.setattr(debug, "_picture", lambda pool: make(pool) | {"padding": padding})
+    pool = make_pool()
+    async with serving(pool) as client, stuck(pool, client), opened(client) as page:
+        handlers = client.server.runner.server
+        assert handlers is not None
+
+        def waiting_bytes() -> int:
+            transports = [handler.transport for handler in handlers.connections]
+            assert len(transports) == 2
+            return max(t.get_write_buffer_size() for t in transports if t is not None)
+
+        while not waiting_bytes():  # until the buffers of the operating system are full
+            await page.picture()
+        for _ in range(20):
+            await page.picture()
+            assert waiting_bytes() < 2 * len(padding)
 
 
 @pytest.fixture
@@ -467,11 +599,32 @@ async def test_a_shutdown_ends_the_streams_at_once(
     pool = make_pool()
     async with serving(pool) as client, opened(client) as page, opened(client) as other:
         await page.picture()
-        await other.picture()
+        await other.next()
         async with asyncio.timeout(8):
             await client.server.close()
         assert not pool._router.events.listeners
         assert not pool.is_closed
+
+
+async def test_a_shutdown_in_the_moment_of_a_picture_ends_the_stream_too(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent after it: whoever does not take that would hold up the shutdown."""
+    app = web.Application()
+    pool = make_pool()
+    sub = debug.setup(app, pool)
+    make = debug._picture
+    endings: list[asyncio.Task[None]] = []
+
+    def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
+        endings.append(asyncio.create_task(sub.shutdown()))
+        return make(pool)
+
+    monkeypatch.setattr(debug, "_picture", picture)
+    async with TestClient(TestServer(app)) as client, opened(client) as page:
+        assert (await page.next())[0] == "machine"
+        assert await page.next() == ("", None)
+    await asyncio.gather(*endings)
 
 
 async def test_a_page_that_breaks_reaches_the_log_and_not_the_pool(
@@ -488,7 +641,7 @@ async def test_a_page_that_breaks_reaches_the_log_and_not_the_pool(
                     async with asyncio.timeout(10):
                         assert await broken.response.content.read() is not None
         assert not pool._router.events.listeners
-        assert "a debug page of" in caplog.text
+        assert caplog.text.count("a debug page of") == 1, "it is said once for all that look"
         assert "ZeroDivisionError" in caplog.text
         assert await echoes(connection)
         monkeypatch.undo()
@@ -567,6 +720,135 @@ async def test_the_applications_own_authentication_guards_all_of_it(make_pool: M
         headers = {"Authorization": "Bearer sesame"}
         async with client.get(HERE + "/snapshot", headers=headers) as response:
             assert response.status == 200
+
+
+# Whom it answers.
+
+
+async def answer(client: Client, head: str) -> tuple[int, str]:
+    """Return the status and the body of the answer to a request with this head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        status = int((await reader.readline()).split()[1])
+        body = "" if status == 200 else (await reader.read()).partition(b"\r\n\r\n")[2].decode()
+    writer.close()
+    return status, body
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LOCALHOST:80", "localhost.", "app.localhost:1", "127.0.0.1", "127.9.9.9:1"),
+        *("[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "debug.example.org", "Debug.Example.ORG.:99"),
+        *("192.0.2.7:80", "[2001:db8::7]:80", "localhost:99999", "localhost:"),
+    ],
+)
+async def test_it_answers_for_loopback_and_for_allowed_hosts(
+    make_pool: MakePool, host: str
+) -> None:
+    hosts = ["debug.example.ORG", "192.0.2.7", "2001:DB8:0::7"]
+    async with serving(make_pool(), allowed_hosts=hosts) as client:
+        for path in ("/", "/snapshot", "/events"):
+            assert (await answer(client, f"GET {HERE}{path} HTTP/1.1\nHost: {host}"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"),
+        *("evil@localhost", "localhost@evil.example", "xlocalhost", "[::2]:80", "[localhost]"),
+        *("::2", "192.0.2.7", "0.0.0.0", "", "localhost:evil", "a b", "localhost/evil", "*"),
+    ],
+)
+async def test_another_host_is_refused_in_plain_words(make_pool: MakePool, host: str) -> None:
+    """As a name is that leads here by DNS rebinding: for the page, its JSON and its stream."""
+    pool = make_pool()
+    async with serving(pool, allowed_hosts=["debug.example.org"]) as client:
+        for path in ("", *FILES, *DATA, "/events", "/nothing"):
+            status, body = await answer(client, f"GET {HERE}{path} HTTP/1.1\nHost: {host}")
+            assert status == 403
+            assert f"does not answer for the host {host!r}" in body
+            assert "allowed_hosts" in body
+        async with client.get(HERE + "/", headers={"Host": host}) as response:
+            check_headers(response)
+    assert not pool._router.events.listeners
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (f"GET http://localhost{HERE}/ HTTP/1.1\nHost: localhost", 200),
+        (f"GET http://[::1]:80{HERE}/ HTTP/1.1\nHost: localhost", 200),
+        (f"GET http://evil.example{HERE}/ HTTP/1.1\nHost: localhost", 403),
+        (f"GET http://localhost{HERE}/ HTTP/1.1\nHost: evil.example", 403),
+        (f"GET http://localhost@evil.example{HERE}/ HTTP/1.1\nHost: localhost", 403),
+        (f"GET {HERE}/ HTTP/1.0", 403),
+    ],
+)
+async def test_a_host_in_the_request_line_counts_too_and_none_is_none(
+    make_pool: MakePool, line: str, status: int
+) -> None:
+    async with serving(make_pool()) as client:
+        assert (await answer(client, line))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost.evil.example:80"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://evil.example", "Upgrade": "websocket", "Connection": "upgrade"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Origin": "http://localhost:3000", "Host": "localhost:8000"}, 403),
+        ({"Origin": "http://localhost:8000", "Host": "localhost:8000"}, 200),
+    ],
+)
+async def test_what_a_page_of_another_site_asks_for_is_refused(
+    make_pool: MakePool, headers: dict[str, str], status: int
+) -> None:
+    """By fetch, as a stream, as a WebSocket or as an image; a link may lead here from anywhere."""
+    async with serving(make_pool()) as client:
+        for path in ("/", "/snapshot", "/events"):
+            async with client.get(HERE + path, headers=headers) as response:
+                assert response.status == status
+                check_headers(response)
+                assert status == 200 or "no page of another site" in await response.text()
+
+
+async def test_with_a_star_it_answers_for_any_host(make_pool: MakePool) -> None:
+    async with serving(make_pool(), allowed_hosts=["*"]) as client:
+        for host in ("evil.example", "[::2]:80", "evil.example:99999", "a b", ""):
+            assert (await answer(client, f"GET {HERE}/ HTTP/1.1\nHost: {host}"))[0] == 200
+        headers = {"Host": "any.example", "Sec-Fetch-Site": "cross-site"}
+        async with client.get(HERE + "/snapshot", headers=headers) as response:
+            assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "a b", "http://a.example", "a.example/x", "*.a.example", "a@b", "bücher.example"]
+)
+async def test_what_is_no_host_is_refused(make_pool: MakePool, wrong: str) -> None:
+    with pytest.raises(ValueError, match="use a name as browsers send it") as info:
+        debug.setup(web.Application(), make_pool(), allowed_hosts=["a.example", wrong])
+    assert repr(wrong) in str(info.value)
+
+
+@pytest.mark.parametrize("wrong", ["a.example:80", "[::1]:80"])
+async def test_a_host_with_a_port_is_refused(make_pool: MakePool, wrong: str) -> None:
+    with pytest.raises(ValueError, match="without a port"):
+        debug.setup(web.Application(), make_pool(), allowed_hosts=[wrong])
+
+
+async def test_one_text_is_not_taken_for_several_hosts(make_pool: MakePool) -> None:
+    with pytest.raises(TypeError, match="it must be several, as in a list"):
+        debug.setup(web.Application(), make_pool(), allowed_hosts="a.example")
 
 
 # Setting it up.

@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.conftest import MakePool, echoes, needs_chromium, until
 from tests.support.inside import link_of
-from wspool import State, WebsocketConnectionPool, debug
+from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
 from wspool.testing import Server
 
@@ -116,6 +116,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def waits() -> list[float]:
+    """Dial again at once, though the scene's server closes connections soon."""
+    return [0.0]
+
+
+@pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     chromium = needs_chromium(None if async_playwright else "playwright is not installed")
     async with async_playwright() as playwright:
@@ -131,7 +137,13 @@ OpenPage = Callable[..., Any]
 
 
 @pytest.fixture
-async def look(browser: Browser) -> AsyncIterator[OpenPage]:
+def tolerated() -> list[str]:
+    """What the browser may complain of, since the test is about it."""
+    return []
+
+
+@pytest.fixture
+async def look(browser: Browser, tolerated: list[str]) -> AsyncIterator[OpenPage]:
     """Open the debug page of some pools, and find no complaint and no foreign request after."""
     complaints: list[str] = []
     requests: list[str] = []
@@ -158,7 +170,7 @@ async def look(browser: Browser) -> AsyncIterator[OpenPage]:
             return page
 
         yield look
-    assert complaints == []
+    assert [text for text in complaints if text not in tolerated] == []
     assert {url.rpartition("/")[0].split("//")[1].split(":")[0] for url in requests} <= {
         "127.0.0.1"
     }
@@ -427,6 +439,80 @@ async def test_a_stream_that_breaks_is_said_and_taken_up_again(
         await eventually(status.text_content, lambda: "connection lost, trying again …")
     await eventually(status.text_content, lambda: "live")
     assert await page.locator("#legend li").count() == len(State)
+
+
+async def test_why_the_last_dial_has_failed_is_said_until_one_is_well(
+    look: OpenPage, server: Server, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_retries=1)
+    page = await look(pool)
+    failure = page.locator("#failure")
+    assert not await failure.is_visible()
+    server.refusals = [web.Response(status=503)]
+    with pytest.raises(ConnectionUnavailableError) as caught:
+        await pool.acquire()
+    assert "the server answered 503 instead of a WebSocket handshake" in str(caught.value)
+    says = f"The last dial has failed: {caught.value}"
+    await eventually(failure.text_content, lambda: says)
+    assert await failure.is_visible()
+    async with pool.get_connection() as connection:
+        assert await echoes(connection)
+        await eventually(failure.is_visible, lambda: False)
+
+
+async def test_a_page_too_many_says_so(
+    look: OpenPage, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tolerated: list[str]
+) -> None:
+    page = await look(make_pool())
+    tolerated.append(
+        "Failed to load resource: the server responded with a status of 503 (Service Unavailable)"
+    )
+    monkeypatch.setattr(debug, "MAX_READERS", 0)
+    await page.reload()
+    says = "too many pages are open: close one, then reload"
+    await eventually(page.locator("#status").text_content, lambda: says)
+
+
+async def test_a_page_of_another_site_holds_no_stream(
+    browser: Browser, make_pool: MakePool
+) -> None:
+    """However it asks for one; a link on it leads to the page."""
+
+    async def blank(request: web.Request) -> web.Response:
+        return web.Response(text="<!doctype html>", content_type="text/html")
+
+    async def note(request: web.Request, response: web.StreamResponse) -> None:
+        if request.path.startswith("/debug/wspool/"):
+            answers.append(response.status)
+
+    answers: list[int] = []
+    pool = make_pool()
+    app = web.Application()
+    app.router.add_get("/", blank)
+    app.on_response_prepare.append(note)
+    debug.setup(app, pool)
+    async with TestServer(app) as server:
+        stream = str(server.make_url("/debug/wspool/events"))
+        page = await browser.new_page()
+        await page.goto(str(server.make_url("/")).replace("127.0.0.1", "localhost"))
+        for ask in (
+            "(url) => { fetch(url, {mode: 'no-cors'}).catch(() => {}) }",
+            "(url) => { fetch(url).catch(() => {}) }",
+            "(url) => { new EventSource(url) }",
+            "(url) => { new Image().src = url }",
+            "(url) => { new WebSocket(url.replace('http', 'ws')) }",
+        ):
+            answers.clear()
+            await page.evaluate(ask, stream)
+            await until(lambda: answers, "it is answered")
+            assert answers == [403], ask
+        assert not pool._router.events.listeners
+        answers.clear()
+        url = stream.removesuffix("events")
+        await page.evaluate("(url) => { location = url }", url)
+        await page.wait_for_selector("#connections th")
+        assert set(answers) == {200}
+        await page.close()
 
 
 async def test_one_page_leads_to_the_other_pools(look: OpenPage, make_pool: MakePool) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -272,11 +273,39 @@ async def test_scrapes_from_another_thread_under_load(
         *(TimeoutError(), OSError(), ValueError(), ConnectionPoolTimeoutError()),
         *(aiohttp.ClientConnectionError(), aiohttp.ServerDisconnectedError()),
         *(ConnectionClosedError(), aiohttp.ClientPayloadError(), socket.gaierror()),
+        aiohttp.ClientProxyConnectionError(Mock(), OSError()),
+        aiohttp.WSServerHandshakeError(Mock(), (), status=101),
     ],
-    ids=repr,
+    ids=lambda error: type(error).__name__,
 )
 def test_the_kinds_that_begin_at_0_are_those_of_dials(error: Exception) -> None:
     assert kind_of(error) in KINDS
+
+
+async def test_whatever_a_server_says_the_scrape_stays_whole(
+    make_pool: MakePool, registry: CollectorRegistry
+) -> None:
+    """Bytes that are no UTF-8 get neither into a label nor into the errors, which are logged."""
+    head = b"HTTP/1.1 %d \xff\xfe\r\nLocation: http://h/\xff\xed\xa0\x80\r\n\r\n"
+    statuses = [200, 302, 404, 599, 999]
+    kinds = {f"status {status}" for status in statuses}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head % statuses.pop())
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1")
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        pool = make_pool(uri=f"ws://127.0.0.1:{port}/", name='quotes " and \\', max_retries=1)
+        register(pool, registry)
+        while statuses:
+            with pytest.raises(ConnectionUnavailableError) as caught:
+                await pool.acquire()
+            assert str(caught.value).encode()
+    assert pool.stats.failures.keys() == kinds
+    assert scraped(registry) == expected(pool.snapshot())
 
 
 def test_the_package_does_not_import_the_client() -> None:

@@ -228,6 +228,7 @@ def export(pool: WebsocketConnectionPool, app: web.Application, provider: MeterP
     assert_type(opentelemetry.instrument(pool, provider), Callable[[], None])
     key = web.AppKey("pool", WebsocketConnectionPool)
     assert_type(debug.setup(app, pool, key, prefix="/debug"), web.Application)
+    debug.setup(app, pool, allowed_hosts={"debug.example.org"})
 
 
 def borrow_in_a_thread() -> None:

@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from http import HTTPStatus
 from time import perf_counter
@@ -123,10 +123,18 @@ def _status(status: int) -> str:
 _hints = cache(get_type_hints)
 
 
+@cache
+def _optional(kind: Any) -> set[str]:
+    """Return the fields that a snapshot of an older version may be without."""
+    found = fields(kind) if is_dataclass(kind) else ()
+    return {field.name for field in found if field.default is not MISSING}
+
+
 def as_made(kind: Any, value: Any, where: str = "it") -> Any:
     """Return a value of a snapshot's JSON as the object that it was made from.
 
-    Raise ValueError where it is none; fields of a newer version are left out.
+    Raise ValueError where it is none; fields of a newer version are left out, and those that an
+    older one does not have are as their class says.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
@@ -143,9 +151,10 @@ def as_made(kind: Any, value: Any, where: str = "it") -> Any:
     if kind is State and value in list(State):
         return State(value)
     if isinstance(kind, type) and (hints := _hints(kind)) and isinstance(value, dict):
-        if missing := hints.keys() - value.keys():
+        given = hints.keys() & value.keys()
+        if missing := hints.keys() - given - _optional(kind):
             raise ValueError(f"{where} has no {min(missing)!r}")
-        return kind(**{name: as_made(hints[name], value[name], name) for name in hints})
+        return kind(**{name: as_made(hints[name], value[name], name) for name in given})
     raise ValueError(f"{where} is of another type")
 
 

@@ -162,13 +162,19 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
         gone=tuple(gone(pool)),
         waiting=tuple(waiting(pool)),
         stats=router.stats.copy(),
-        failure=str(router.gate.failure) if router.gate.failure is not None else None,
+        failure=failure(pool),
     )
 
 
 def counts(pool: Pool) -> dict[State, int]:
     """Return how many connections are in each state; from any thread."""
     return pool._router.queues.counts()
+
+
+def failure(pool: Pool) -> str | None:
+    """Return why the last attempt of a dial has failed; None once a connection has lived."""
+    error = pool._router.gate.failure
+    return str(error) if error is not None else None
 
 
 def connections(pool: Pool, most: int) -> list[ConnectionSnapshot]:

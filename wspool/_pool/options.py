@@ -156,6 +156,20 @@ class Options:
                 setattr(self, name, self.max_connections)
 
 
+def check_name(name: object) -> str | None:
+    """Return the pool's name, which has to stay whole in a log line and as a metric's label."""
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise TypeError(_found("name", name, "a string or None"))
+    if not name.isprintable():  # one lone surrogate, and a whole scrape cannot be encoded
+        shown = ", ".join(
+            sorted({ascii(character) for character in name if not character.isprintable()})
+        )
+        raise ValueError(f"name is {name!a}; it must be printable text, without {shown}")
+    return name
+
+
 def check_uri(uri: object) -> str | URL:
     """Return the URI as it was given, or raise what is wrong with it, without its secrets."""
     if not isinstance(uri, (str, URL)):

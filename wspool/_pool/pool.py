@@ -35,6 +35,7 @@ from wspool._pool.options import (
     Uri,
     check_connector,
     check_count,
+    check_name,
     check_timeout,
 )
 from wspool._pool.routing import Router
@@ -57,7 +58,7 @@ class WebsocketConnectionPool:
     uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
     headers: for the handshake, read at each attempt; or such a callable.
     session: an aiohttp session to share; it is never closed. None: the pool has its own.
-    name: for logs and metrics; None makes one up.
+    name: printable text for logs and metrics; None makes one up.
     idle_timeout: a connection that is idle for longer is closed, at the next cleanup.
     max_connections: sockets at most, those being opened or closed included.
     max_retries: attempts of a dial in all.
@@ -145,9 +146,7 @@ class WebsocketConnectionPool:
         options = Options(**settings)
         if session is not None and not isinstance(session, aiohttp.ClientSession):
             raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name is {name!r}; it must be a string or None")
-        self.name = name or f"pool-{next(_names)}"
+        self.name = check_name(name) or f"pool-{next(_names)}"
         self._router = Router(options, Events(self.name))
         self._session = session
         self._owns_session = session is None

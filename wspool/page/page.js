@@ -302,6 +302,8 @@ function drawAll() {
   put($("uri"), picture.uri);
   const { is_closed: isClosed, is_started: isStarted } = picture;
   say(isClosed ? "closed" : "live", isClosed ? "pool closed" : isStarted ? "live" : "not started");
+  $("failure").hidden = picture.failure === null;
+  put($("failure"), picture.failure === null ? "" : `The last dial has failed: ${picture.failure}`);
   for (const part of [drawFigures, drawTimeline, drawConnections, drawWaiting, drawEvents, drawStats]) part();
   if ($("details").open) drawDetails();
 }
@@ -344,9 +346,10 @@ stream.onmessage = (event) => {
   hear(picture);
   drawAll();
 };
-stream.onerror = () => {
-  const isOver = stream.readyState === EventSource.CLOSED;
-  say("lost", isOver ? "refused: reload the page" : "connection lost, trying again …");
+stream.onerror = async () => {
+  if (stream.readyState !== EventSource.CLOSED) return say("lost", "connection lost, trying again …");
+  const { status } = await fetch(url("events"), { method: "HEAD" }).catch(() => ({}));
+  say("lost", status === 503 ? "too many pages are open: close one, then reload" : "refused: reload the page");
 };
 
 $("pause").onclick = ({ target }) => {

@@ -280,7 +280,7 @@ def test_a_secret_in_a_note_is_out_too() -> None:
 def test_a_secret_that_repr_escapes_is_out_too() -> None:
     """A header value with a quote, a backslash or a control character looks different in a repr."""
     secret = "pass'w\\ord\""
-    clean = scrub_error(KeyError(secret), [secret])
+    clean = scrub_error(KeyError(secret), secrets_of("ws://host/", {"X-Key": secret}))
     assert "ord" not in f"{clean} {clean!r}"
 
 

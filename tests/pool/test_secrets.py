@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -23,11 +24,14 @@ from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
-CANARY = "canary-7f3a9d"
+CANARY = "canary-7f3a9d51c0b8e26d"
 """The secret. No name of a test, a header or a parameter contains it."""
 
 ENCODED = base64.b64encode(f"user:{CANARY}".encode()).decode()
 """As user-info arrives at the server."""
+
+JWT = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{CANARY}"
+"""A token whose signature is the secret."""
 
 Options = Callable[[Server], dict[str, Any]]
 
@@ -50,6 +54,10 @@ CARRIERS: dict[str, Options] = {
     "query": lambda server: {"uri": f"{server.uri}?token={CANARY}&plain=1"},
     "escaped query": lambda server: {"uri": f"{server.uri}?token={quote(CANARY + ' +/ü')}"},
     "fresh uri": lambda server: {"uri": lambda: f"{server.uri}?token={CANARY}"},
+    "basic": lambda server: {"headers": {"Authorization": f"Basic {ENCODED}"}},
+    "token": lambda server: {"headers": {"Authorization": f"Bearer {JWT}"}},
+    "auth": lambda server: {"auth": aiohttp.BasicAuth("user", CANARY)},
+    "protocol": lambda server: {"protocols": ["realtime", f"key.{CANARY}"]},
     "params": lambda server: {"params": {"token": CANARY}},
     "params as pairs": lambda server: {"params": [("token", CANARY), ("plain", "1")]},
 }
@@ -60,11 +68,17 @@ by_carrier = pytest.mark.parametrize("carrier", CARRIERS)
 
 def repeated(request: web.Request) -> Iterator[str]:
     """Give what a server may quote: each header, cookie and query value, whole and in part."""
-    for name in ("X-Api-Key", "X-Key", "Authorization", "Cookie"):
+    for name in ("X-Api-Key", "X-Key", "Authorization", "Cookie", "Sec-WebSocket-Protocol"):
         if name in request.headers:
             yield request.headers[name]
             yield request.headers[name].split()[-1]
             yield request.headers[name].rpartition("=")[2]
+            yield request.headers[name].rpartition(".")[2]
+    yield f"cut off: {CANARY[:14]}"
+    yield f"ends with {CANARY[-14:]}"
+    yield base64.b64encode(CANARY.encode()).decode()
+    yield quote(f"{CANARY}")
+    yield json.dumps({"key": CANARY, "user": f"user:{CANARY}"})
     if request.query_string:
         yield request.raw_path
         yield request.query_string
@@ -72,7 +86,7 @@ def repeated(request: web.Request) -> Iterator[str]:
         yield request.query["token"]
 
 
-QUOTES = 4
+QUOTES = 9
 """How many ways of quoting there are to try for any carrier."""
 
 
@@ -124,7 +138,8 @@ class Ears:
 
     def assert_no_canary(self, pool: WebsocketConnectionPool) -> None:
         texts = [*self.heard(), *self.seen(pool)]
-        secrets = (CANARY, ENCODED, quote(CANARY), CANARY[-6:])
+        encoded = base64.b64encode(CANARY.encode()).decode()
+        secrets = (CANARY, ENCODED, encoded, quote(CANARY), CANARY[:12], CANARY[-6:])
         leaks = [text for text in texts if any(secret in text[1] for secret in secrets)]
         assert not leaks, leaks
 
@@ -140,6 +155,9 @@ def told_by(error: BaseException) -> Iterator[tuple[str, str]]:
             yield f"{type(one).__name__}", f"{one!r} {one!s} {one.args!r} {notes!r}"
             if isinstance(one, WebsocketError):
                 yield f"attributes of {type(one).__name__}", repr(vars(one))
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if frame.f_globals["__name__"].startswith(("wspool", "aiohttp", "asyncio")):
+                    yield f"locals of {frame.f_code.co_qualname}", repr(frame.f_locals)
             chain += (one.__cause__, one.__context__)
 
 
@@ -175,7 +193,8 @@ async def test_in_normal_life_nothing_is_shown(
         make_pool(**CARRIERS[carrier](server), max_connections=1, drain_fence=True)
     )
     async with pool.get_connection() as connection:
-        assert CANARY in json.dumps([connection.uri, connection.headers]) or "params" in carrier
+        sent = str(server.peers[0].request.raw_path) + repr(server.peers[0].request.headers)
+        assert CANARY in sent or ENCODED in sent
         await connection.send("hello")
         ears.assert_no_canary(pool)
         for timeout in (0, 0.01):
@@ -256,6 +275,39 @@ async def test_a_refused_handshake_that_quotes_the_secret(
     ears.assert_no_canary(pool)
 
 
+@pytest.mark.parametrize("kind", ["header", "cookie", "auth"])
+async def test_a_shared_session_has_secrets_of_its_own(
+    server: Server, make_pool: MakePool, ears: Ears, kind: str
+) -> None:
+    """Quoted by a refusal's reason phrase, and by a close."""
+
+    async def refuse(peer: Peer) -> None:
+        await peer.recv()
+        await peer.close(4001, f"not valid: {CANARY}")
+
+    server.handler = refuse
+    given: dict[str, Any] = {
+        "header": {"headers": {"X-Api-Key": CANARY}},
+        "cookie": {"cookies": {"session": CANARY}, "cookie_jar": aiohttp.CookieJar(unsafe=True)},
+        "auth": {"auth": aiohttp.BasicAuth("user", CANARY)},
+    }[kind]
+    async with aiohttp.ClientSession(**given) as session:
+        pool = ears.listen_to(make_pool(session=session, max_retries=1))
+        async with pool.get_connection() as connection:
+            await connection.send("am I welcome?")
+            with pytest.raises(WebsocketError) as failed:
+                await connection.recv()
+            ears.errors.append(failed.value)
+        sent = repr(server.peers[0].request.headers)
+        assert CANARY in sent or ENCODED in sent
+        server.refusals.append(web.Response(status=503, reason=f"not {CANARY}"))
+        with pytest.raises(WebsocketError) as failed:
+            await pool.acquire(timeout=10.0)
+        ears.errors.append(failed.value)
+        await pool.close_all()
+    ears.assert_no_canary(pool)
+
+
 @by_carrier
 async def test_a_hook_at_the_dial_that_quotes_the_secret(
     server: Server, make_pool: MakePool, ears: Ears, carrier: str
@@ -324,7 +376,8 @@ async def test_a_wrong_uri_is_refused_without_quoting_it(
     if not is_fresh:
         with pytest.raises(ValueError, match="uri is") as refused:
             WebsocketConnectionPool(uri=uri)
-        ears.errors.append(refused.value)
+        # Its frames have what the caller's have.
+        ears.errors.append(refused.value.with_traceback(None))
         pool = WebsocketConnectionPool(uri="ws://localhost/")
     else:
         pool = ears.listen_to(WebsocketConnectionPool(uri=lambda: uri))

@@ -12,7 +12,7 @@ import asyncio
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic, time
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -84,6 +84,7 @@ class Link:
         "dial_seconds",
         "drained_messages",
         "generation",
+        "given",
         "handshake_seconds",
         "headers",
         "id",
@@ -99,7 +100,6 @@ class Link:
         "on_close",
         "opened_at",
         "owner",
-        "params",
         "permit",
         "queues",
         "retire_at",
@@ -155,7 +155,8 @@ class Link:
         # Those of the last dial attempt, secrets included; the query that ws_connect adds.
         self.uri = ""
         self.headers: dict[str, str] = {}
-        self.params: Any = None
+        # The options and the session that it was dialled with, which have secrets, too.
+        self.given: tuple[Mapping[str, Any], aiohttp.ClientSession] | None = None
         # How long the handshake took, and all of the attempt that succeeded, in seconds.
         self.handshake_seconds = self.dial_seconds = 0.0
         # Its dial's place among the arrivals of those who wait, drawn when it begins; 0 before.
@@ -314,10 +315,14 @@ class Link:
         if self.state is CLOSED:
             return
         # A server may quote the token that it refuses.
-        self.close_reason = scrub_text(reason, secrets_of(self.uri, self.headers, self.params))
+        self.close_reason = scrub_text(reason, self.secrets()) if reason else ""
         self.close_code, self.cause = code, cause
         if self.state is not State.CONNECTING:  # there, the dial will try again
             self.close(why)
+
+    def secrets(self) -> list[str]:
+        """Return what must never be shown of the last dial attempt."""
+        return secrets_of(self.uri, self.headers, *(self.given or ()))
 
     async def close_wire(self, timeout: float) -> None:
         """Close the WebSocket and return when its transport is gone, after `timeout` by force."""

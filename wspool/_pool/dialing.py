@@ -26,7 +26,7 @@ from wspool._connection.errors import (
 )
 from wspool._connection.link import Link
 from wspool._connection.loan import lend_to_hook
-from wspool._connection.scrubbing import scrub_error, scrub_text, scrub_uri, secrets_of
+from wspool._connection.scrubbing import scrub_error, scrub_text, scrub_uri
 from wspool._pool.gate import MAX_RETRY_AFTER_SECONDS, Gate
 from wspool._pool.options import Options, check_uri
 from wspool._pool.stats import Stats
@@ -86,10 +86,10 @@ class Dial:
             except BaseException as error:
                 if is_cancelled(error):
                     raise
-                cause = error
+                # What is kept of it shows no secrets, not even as a local variable of this frame.
+                failure, may_go_better = self._failure(error, attempt), is_transient(error)
             else:
                 return
-            failure = self._failure(cause, attempt)
             await link.drop_wire(options.close_timeout)
             if link.owner is not self:
                 return
@@ -97,7 +97,7 @@ class Dial:
             gate.failed(in_round, failure)
             retry_after = failure.retry_after or 0.0
             is_final = attempt >= options.max_retries or retry_after > MAX_RETRY_AFTER_SECONDS
-            if is_final or not is_transient(cause):
+            if is_final or not may_go_better:
                 break
         # Raised out here, the error has no unscrubbed context.
         raise failure
@@ -111,7 +111,7 @@ class Dial:
             link.uri = str(uri)
             self._doing = "headers"
             link.headers = _copied(await _fresh(options.headers))
-            link.params = options.connect_options.get("params")
+            link.given = (options.connect_options, session)
             self._doing = "handshake"
             called = link.clock()
             websocket = await connect(
@@ -137,7 +137,7 @@ class Dial:
     def _failure(self, cause: BaseException, attempts: int) -> ConnectionUnavailableError:
         """Return what failed, in words without secrets."""
         link = self.link
-        secrets = secrets_of(link.uri, link.headers, link.params)
+        secrets = link.secrets()
         shown = scrub_error(cause, secrets)
         is_ours = self._doing != "handshake" and not isinstance(cause, ConnectionClosedError)
         if is_ours and not isinstance(cause, TimeoutError):

@@ -245,6 +245,8 @@ class WebsocketConnectionPool:
         return states.diagram(self._router.queues.counts())
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_router"):  # a wrong setting: in a traceback with local variables
+            return "<WebsocketConnectionPool, not made>"
         status = " closed" if self.is_closed else "" if self.is_started else " not started"
         shown = f"{self.name!r}{status} {shown_uri(self.uri)} {self._router!r}"
         return f"<WebsocketConnectionPool {shown}>"

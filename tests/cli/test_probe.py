@@ -321,6 +321,47 @@ async def test_a_subprotocol_that_the_server_takes_is_in_the_call(run_here: RunH
             assert connection.subprotocol == "two"
 
 
+async def test_a_subprotocol_that_looks_like_a_key_is_not_shown(run_here: RunHere) -> None:
+    key = "openai-insecure-api-key.sk-proj1a2b3c4d5e"
+    async with Server(protocols=(key,)) as server:
+        for form in ((), ("--json",)):
+            status, out, err = await run_here(*QUICK, *form, "--subprotocol", key, server.uri)
+            assert (status, err) == (0, "")
+            assert "1a2b3c" not in out
+            assert "WSPOOL_SUBPROTOCOL" in out
+
+
+async def test_a_redirect_is_not_followed(server: Server, run_here: RunHere) -> None:
+    """The headers would go along to wherever it points."""
+    async with Server() as other:
+        server.refuse(302, headers={"Location": other.uri})
+        status, _, err = await run_here(*QUICK, "-H", "X-Key: sesame", server.uri)
+        assert status == 2
+        assert "the server answered 302 Found instead of a WebSocket handshake" in err
+        assert not other.requests
+
+
+async def test_endless_pings_cost_no_time(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of such a server is asked for as long as of others, and no longer."""
+    pings = b"\x89\x04ping" * 10_000
+
+    async def flood(peer: Peer) -> None:
+        transport = peer.request.transport
+        assert transport is not None
+        while not transport.is_closing():
+            transport.write(pings)
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(tapping, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tapping, "REPLY_SECONDS", 0.5)
+    async with Server(flood) as server, asyncio.timeout(10.0):
+        status, out, _ = await run_here("--listen", "0.3", "--dials", "2", server.uri)
+        assert status == 0
+        assert re.search(r"^server.s pings", out, re.MULTILINE)
+
+
 async def test_a_server_that_answers_no_pings_is_not_asked_to(
     run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,10 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Observation:
-    """All that was seen. `listening` and `silent` are of connections on which nothing was sent."""
+    """All that was seen. `listening` and `silent` are of connections on which nothing was sent.
+
+    `protocol` is the subprotocol that the server took, empty if it may be a key.
+    """
 
     uri: str
     dials: tuple[Dial, ...]
@@ -243,7 +246,10 @@ def _handshake(seen: Observation, target: Target) -> Iterator[Argument]:
     timeout = max(CONNECTION_TIMEOUT, float(math.ceil(10 * slowest)))
     of = f"the slowest of {len(totals)} dials took {span(slowest)}"
     yield Argument("connection_timeout", f"{timeout}", of)
-    if seen.protocol is not None:
+    if seen.protocol == "":
+        why = f"of {len(target.protocols)} offered the server took one that may be a key; not shown"
+        yield Argument("protocols", '(os.environ["WSPOOL_SUBPROTOCOL"],)', why)
+    elif seen.protocol is not None:
         why = f"of {len(target.protocols)} offered the server took this one"
         yield Argument("protocols", f"({_literal(seen.protocol)},)", why)
     if seen.is_compressed:
@@ -325,8 +331,8 @@ def report(seen: Observation, target: Target) -> str:
     )
     every = f", every {span(watch.ping_interval)}" if watch.ping_interval else ""
     rows.append(("server's pings", f"{len(watch.pings)}{every}" if watch.pings else within))
-    taken = f"took {seen.protocol}" if seen.protocol else "took none"
-    # By number: what a server does not take may be a token, as where browsers cannot send headers.
+    taken = "took none" if seen.protocol is None else f"took {seen.protocol or 'one, not shown'}"
+    # By number: a subprotocol may be a token, as where browsers cannot send headers.
     offered = f"offered {len(target.protocols)}; {taken}"
     rows.append(("subprotocol", offered if target.protocols else "none offered"))
     rows.append(("compression", "offered; taken" if seen.is_compressed else "offered; not taken"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,9 +117,18 @@ async def _listen(dialler: Dialler, plan: Plan, show: Show) -> Observation:
             uri=scrub_uri(dialler.target.uri),
             dials=(dial,),
             listening=seen,
-            protocol=tap.websocket.protocol,
+            protocol=_shown_protocol(tap.websocket.protocol),
             is_compressed=bool(tap.websocket.compress),
         )
+
+
+def _shown_protocol(protocol: str | None) -> str | None:
+    """Return a subprotocol, or nothing in the place of one that looks like a key."""
+    return "" if protocol is not None and _KEY.search(protocol) else protocol
+
+
+_KEY: Final = re.compile(r"(?=[^\W\d_]*\d)\w{8,}|\w{20,}")
+"""Letters and digits in a long word, or a very long one: names of subprotocols have neither."""
 
 
 async def _visit(dialler: Dialler, seen: Observation) -> Dial:

@@ -22,7 +22,8 @@ from aiohttp import WSMessage, WSMsgType
 
 from wspool._cli.advice import Close, Dial, Message, Target, Watch
 from wspool._cli.shared import printable, status_name
-from wspool._connection.aiohttp_internals import Transport
+from wspool._connection.aiohttp_internals import Transport, connect
+from wspool._connection.budget import Budget
 from wspool._connection.scrubbing import scrub_error, scrub_text, secrets_of
 
 REPLY_SECONDS: Final = 10.0
@@ -64,7 +65,9 @@ class Tap:
 
     async def _read(self) -> None:
         try:
+            budget = Budget()
             while self.close is None:
+                await budget.breathe()  # what has arrived is received without a wait
                 frame = await self.websocket.receive()
                 if frame.type is WSMsgType.CLOSING:
                     return  # by us
@@ -189,7 +192,8 @@ class Dialler:
 
     def __init__(self, target: Target, session: aiohttp.ClientSession) -> None:
         self.target = target
-        self.secrets = secrets_of(target.uri, target.headers)
+        given = {"protocols": target.protocols}
+        self.secrets = secrets_of(target.uri, target.headers, given)
         self._session = session
         self._is_tls = target.uri.lower().startswith("wss:")
         self._ssl = _context(target.is_insecure) if self._is_tls else True
@@ -199,7 +203,8 @@ class Dialler:
         target, marks = self.target, {"began": perf_counter()}
         _marks.set(marks)
         async with asyncio.timeout(REPLY_SECONDS):
-            websocket = await self._session.ws_connect(
+            websocket = await connect(
+                self._session,
                 target.uri,
                 headers=target.headers,
                 protocols=target.protocols,

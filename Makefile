@@ -9,7 +9,7 @@ JOBS ?= 4
 
 PYTEST := PYTHONDEVMODE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all soak lint docs build bench bench-plot clean
+.PHONY: demo test test-all soak lint docs audit build bench bench-plot clean
 
 demo: .venv/installed
 	$(BIN)/python -m wspool demo $(ARGS)
@@ -38,6 +38,10 @@ lint: .venv/lint-installed
 docs: .venv/docs-installed
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
 	@echo "build/docs/docs/index.html"
+
+# Whether an advisory is known for a dependency's lowest release; without a network it says so.
+audit: .venv/audit-installed
+	$(BIN)/python -m tests.support.floors
 
 # The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.
 build: .venv/release-installed

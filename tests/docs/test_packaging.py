@@ -53,6 +53,12 @@ def test_each_supported_python_is_tested_and_no_other_is_named() -> None:
     assert {f"3.{one or other}" for one, other in environments} == set(PYTHONS)
 
 
+def test_the_oldest_that_is_tested_are_the_floors() -> None:
+    pinned = re.findall(r"^ +([a-z-]+)==([\d.]+)$", text("tox.ini"), re.MULTILINE)
+    least = dict(one.split(">=") for one in PROJECT["dependencies"])
+    assert dict(pinned) == least
+
+
 def test_the_promise_has_the_lower_bounds_of_the_package() -> None:
     promised = {what: least for what, least, _ in rows("stability.md", "from")}
     assert f">={promised['Python']}" == PROJECT["requires-python"]
@@ -60,7 +66,7 @@ def test_the_promise_has_the_lower_bounds_of_the_package() -> None:
 
 
 def test_the_readme_names_each_extra_that_is_for_users() -> None:
-    ours = {"test", "browser", "bench", "lint", "docs", "release"}
+    ours = {"test", "browser", "bench", "lint", "docs", "audit", "release"}
     for extra in PROJECT["optional-dependencies"].keys() - ours:
         assert f"wspool[{extra}]" in text("README.md"), extra
 

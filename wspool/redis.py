@@ -35,6 +35,7 @@ import asyncio
 import itertools
 import logging
 import random
+import reprlib
 import uuid
 from typing import TYPE_CHECKING, Final, Self
 
@@ -53,64 +54,100 @@ AHEAD: Final = 0.5
 PATIENCE: Final = 3.0
 """Seconds for which a process that waits keeps its turn without asking."""
 
-LASTS: Final = 0.9
-"""Share of `lease` for which one lasts in Redis: in the rest, somebody who waits comes to ask."""
+LASTS: Final = 0.7
+"""Share of `lease` for which one lasts in Redis.
+
+In the rest a third of this share may pass for nothing, once the server's clock was set or the data
+was lost, and somebody who waits comes to ask.
+"""
+
+RENEWED: Final = 1 / 6
+"""Share of `lease` after which one is renewed."""
 
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two questions for a lease: at least, at most."""
+
+LISTENING_PAUSE_SECONDS: Final = 0.25
+"""Seconds after which the next in line asks although it hears when there is something for it."""
+
+MAX_KEY_BYTES: Final = 1024
+"""Of a quota's key, which stands in each error and each question."""
 
 _SCRIPT: Final = """
 local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, limit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local interval, ahead, patience = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local wanted, released = tonumber(ARGV[7]), tonumber(ARGV[8])
+local poll, known = tonumber(ARGV[7]), ARGV[8]
+local wanted, released = tonumber(ARGV[9]), tonumber(ARGV[10])
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]  -- all times are in microseconds
+local clock = time[1] * 1000000 + time[2]  -- all times are in microseconds
+local grace = math.floor(lease / 3)
 
--- Nobody was heard of for a whole lease: let those who are alive renew theirs first.
-local seen = tonumber(redis.call('HGET', state, 'seen')) or now
-local hold = tonumber(redis.call('HGET', state, 'hold')) or 0
-if math.abs(now - seen) > lease then
-  hold = redis.call('ZCARD', leases) > 0 and now + math.floor(lease / 3) or 0
+local function count() return redis.call('ZCARD', leases) end
+local function leave(who)
+  redis.call('ZREM', queue, who)
+  redis.call('ZREM', heard, who)
 end
 
-for i = 9 + wanted, 8 + wanted + released do
+-- Where some of the data is gone, all of it is: it begins again, as another epoch.
+local had = redis.call('HMGET', state, 'epoch', 'leases', 'clock', 'now', 'kept', 'shut', 'due')
+local is_torn = tonumber(had[2] or 0) ~= count()
+if is_torn then
+  redis.call('DEL', leases, queue, heard, state)
+  had = {}
+end
+if redis.call('ZCARD', queue) ~= redis.call('ZCARD', heard) then
+  redis.call('DEL', queue, heard)
+end
+local epoch = had[1] or worker .. '.' .. string.format('%d', clock)
+
+-- The fleet's time stands still when the server's clock goes back.
+local passed = math.max(1, clock - (had[3] or clock))
+local now = (had[4] or clock) + passed
+-- Nobody was heard of, or the clock went forward: let those who are alive renew theirs first.
+local kept = tonumber(had[5]) or 0
+if passed > 0.4 * lease then kept = now + grace end
+-- Data was lost: let those who had leases enter them before anybody gets another, once an epoch.
+local shut = tonumber(had[6]) or 0
+if shut == 0 and (is_torn or known ~= '' and known ~= epoch) then shut = now + grace end
+
+for i = 11 + wanted, 10 + wanted + released do
   redis.call('ZREM', leases, ARGV[i])
 end
-local lost = {}
-for i = 9 + wanted + released, #ARGV do
-  if redis.call('ZSCORE', leases, ARGV[i]) or redis.call('ZCARD', leases) < limit then
+local lost, gone = {}, 0
+for i = 11 + wanted + released, #ARGV do
+  local is_there = redis.call('ZSCORE', leases, ARGV[i])
+  if not is_there then gone = gone + 1 end
+  if is_there or count() < limit then
     redis.call('ZADD', leases, now + lease, ARGV[i])
   else
-    lost[#lost + 1] = i - 9 - wanted - released
+    lost[#lost + 1] = i - 11 - wanted - released
   end
 end
-if now >= hold then
+if now >= kept then
   redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
+end
+for _, who in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do leave(who) end
+
+-- When the next dial may begin; how many may within `ahead`.
+local due = math.max(now, math.min(tonumber(had[7]) or now, now + ahead + interval))
+local function room()
+  if now < shut then return 0 end
+  if interval == 0 then return limit - count() end
+  return math.min(limit - count(), math.floor((now + ahead - due) / interval) + 1)
 end
 
 local delays, pause, waits, served = {}, 0, false, false
 if wanted > 0 then
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do
-    redis.call('ZREM', heard, gone)
-    redis.call('ZREM', queue, gone)
-  end
   redis.call('ZADD', queue, 'NX', now, worker)
   redis.call('ZADD', heard, now + patience, worker)
   local turn, round = redis.call('ZRANK', queue, worker), redis.call('ZCARD', queue)
-  local free = limit - redis.call('ZCARD', leases)
-  -- When the next dial may begin; how many may within `ahead`.
-  local due = tonumber(redis.call('HGET', state, 'due')) or now
-  due = math.max(now, math.min(due, now + ahead + interval))
-  local room = free
-  if interval > 0 then
-    room = math.min(free, math.floor((now + ahead - due) / interval) + 1)
-  end
+  local places = room()
   for i = 1, wanted do
-    local id = ARGV[8 + i]
+    local id = ARGV[10 + i]
     if redis.call('ZSCORE', leases, id) then  -- given before, and the answer was lost
       delays[i] = 0
-    elseif turn < room then
+    elseif turn < places then
       redis.call('ZADD', leases, now + lease, id)
       delays[i] = due - now
       due, turn, served = due + interval, turn + round, true
@@ -118,45 +155,66 @@ if wanted > 0 then
       delays[i], waits = -1, true
     end
   end
-  redis.call('HSET', state, 'due', due)
-  if not waits then
-    redis.call('ZREM', queue, worker)
-    redis.call('ZREM', heard, worker)
-  else
-    if served then redis.call('ZADD', queue, now, worker) end
-    turn = redis.call('ZRANK', queue, worker)
-    pause = math.max(50000 * (turn + 1), due + interval * turn - now - ahead)
-  end
+end
+if waits then
+  if served then redis.call('ZADD', queue, now, worker) end
+  local turn = redis.call('ZRANK', queue, worker)
+  pause = due + interval * turn - now - ahead
+  if now < shut or turn >= limit - count() then pause = math.max(pause, poll * (turn + 1)) end
+  pause = math.max(pause, 1)
 else
-  redis.call('ZREM', queue, worker)
-  redis.call('ZREM', heard, worker)
+  leave(worker)
 end
 
-redis.call('HSET', state, 'seen', now, 'hold', hold)
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
-return {lost, delays, pause}
+-- Whoever leaves room tells the next in line, if it listens and the server lets us.
+local head = redis.call('ZRANGE', queue, 0, 0)[1]
+if head and head ~= worker and room() > 0 then
+  redis.pcall('PUBLISH', queue .. ':' .. head, '')
+end
+
+redis.call('HSET', state, 'epoch', epoch, 'leases', count(), 'clock', clock, 'now', now,
+  'kept', kept, 'shut', shut, 'due', due)
+if head or count() > 0 then
+  redis.call('PERSIST', state)  -- whatever can expire, a server short of memory may evict
+else
+  redis.call('EXPIRE', state, 86400)
+end
+return {lost, delays, pause, gone, epoch}
 """
 """One step of one process, for Redis 5 or newer.
 
-ARGV: the process, limit, lease, interval, ahead, patience, how many ids of leases it wants, how
-many it gives back; then the ids of these, those, and the ones that it renews.
+ARGV: the process, limit, lease, interval, ahead, patience, the pause of the next in line, the epoch
+that this process knows or nothing, how many ids of leases it wants, how many it gives back; then
+the ids of these, those, and the ones that it renews.
 
 Returns which of the latter are lost; for each that it wants, in how many microseconds its dial may
-begin, or -1; in how many microseconds to ask again.
+begin, or -1; in how many microseconds to ask again, or 0; how many of those that it renews were not
+there; the epoch.
 """
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"key is of type {type(key).__name__}; it must be a string")
+    if not key or key.startswith("}") or len(key.encode()) > MAX_KEY_BYTES:
+        raise ValueError(
+            f"key is {reprlib.repr(key)}; it must be a string of 1 to {MAX_KEY_BYTES} bytes that "
+            "does not begin with '}', or a cluster would keep its parts in different places"
+        )
 
 
 class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
     client: a `redis.asyncio` client, which is not closed, or a URL.
-    key: names the quota, in Redis and in errors, so it is no place for a secret.
+    key: names the quota, in Redis and in errors, so it is no place for a secret; of 1 to 1024
+        bytes, the first of which is not `}`.
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
     lease: seconds after which a process that has died gives its share back.
 
     One object may serve all pools of an event loop. Close it after them, or use `async with`.
-    Raises ValueError for a limit, a rate or a lease of 0 or less.
+    Raises ValueError for another key, and for a limit, a rate or a lease of 0 or less.
     """
 
     def __init__(
@@ -168,6 +226,7 @@ class RedisQuota(LeaseQueue):
         lease: float = 30.0,
     ) -> None:
         super().__init__()
+        _check_key(key)
         if limit < 1:
             raise ValueError(f"limit is {limit!r}; it must be at least 1")
         if not lease > 0:
@@ -183,7 +242,7 @@ class RedisQuota(LeaseQueue):
             client = Redis.from_url(client)
         self._client = client
         self._script = client.register_script(_SCRIPT)
-        # In one hash slot, for a cluster.
+        # In one hash slot, for a cluster: that of what is between the first { and the next }.
         self._keys = [f"{{{key}}}:{part}" for part in ("leases", "queue", "heard", "state")]
         # Leases that Redis has not been told of yet, and who waits for that.
         self._releases: dict[Lease, asyncio.Future[None]] = {}
@@ -194,6 +253,12 @@ class RedisQuota(LeaseQueue):
         self._keeper: asyncio.Task[None] | None = None
         self._woken: asyncio.Future[None] | None = None
         self._renew_at = 0.0
+        # The data in Redis that our leases or our turn are in; whether leases were gone from it.
+        self._epoch: bytes | str = ""
+        self._has_missed = False
+        # The task that hears when it is our turn, and whether it does.
+        self._listener: asyncio.Task[None] | None = None
+        self._is_listening = False
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -233,9 +298,10 @@ class RedisQuota(LeaseQueue):
         self._is_closed = True
         if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        for task in (self._keeper, self._listener):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         if self._owns_client:
             await self._client.aclose()
 
@@ -251,9 +317,10 @@ class RedisQuota(LeaseQueue):
         # Not before: a process that was forked is another one.
         self._worker = uuid.uuid4().hex
         self._ids = itertools.count(1)
-        self._keeper = self._woken = None
+        self._keeper = self._woken = self._listener = None
         self._answered_at = loop.time()
         self._renew_at = 0.0
+        self._epoch, self._has_missed, self._is_listening = "", False, False
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")
@@ -262,6 +329,9 @@ class RedisQuota(LeaseQueue):
         """Let the keeper ask at once."""
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.Task(self._keep(), loop=self._enter())
+        self._wake()
+
+    def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
@@ -282,7 +352,7 @@ class RedisQuota(LeaseQueue):
             if failure is not None:
                 if loop.time() - self._answered_at > self.lease:
                     self._forget(list(self._releases))  # they expire by themselves
-                # Soon enough to renew in that third of a lease in which nothing expires.
+                # With the timeout of a step, soon enough to renew while nothing expires.
                 await asyncio.sleep(random.uniform(0.0, min(PAUSES[1], self.lease / 12)))
                 continue
             self._answered_at = loop.time()
@@ -317,25 +387,71 @@ class RedisQuota(LeaseQueue):
         if not (wanted or released or renewed):
             return self.lease
         times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE)
-        args: list[str | int] = [self._worker, self.limit]
+        times += (LISTENING_PAUSE_SECONDS if self._is_listening else PAUSES[0],)
+        args: list[bytes | str | int] = [self._worker, self.limit]
         args += [round(one * 1e6) for one in times]
-        args += [len(wanted), len(released)]
+        args += [self._epoch, len(wanted), len(released)]
         args += [lease.id for lease in (*wanted, *released, *renewed)]
-        async with asyncio.timeout(self.lease / 6):
-            lost, delays, pause = await self._script(keys=self._keys, args=args)
+        async with asyncio.timeout(self.lease / 8):
+            lost, delays, pause, gone, epoch = await self._script(keys=self._keys, args=args)
+        is_new = self._epoch not in ("", epoch)
         if is_due:
-            self._renew_at = began + self.lease * LASTS / 3
+            self._renew_at = began + self.lease * RENEWED
+        elif is_new:
+            self._renew_at = began
         self._forget(released)
+        if renewed:
+            self._miss(gone, len(renewed))
         self._lose([renewed[index] for index in lost])
         for lease, delay in zip(wanted, delays, strict=True):
             if delay >= 0 and lease in self._waiting:
                 lease.begins = loop.time() + delay / 1e6
                 self._give(lease)
+        # Where nothing of ours is left, another epoch is no loss.
+        self._epoch = epoch if pause or self._held else ""
         if not pause:  # nobody waits
             return self.lease
+        if self._listener is None or self._listener.done():
+            self._listener = asyncio.Task(self._listen(), loop=loop)
         least, most = PAUSES
-        seconds: float = min(most, max(least, pause / 1e6))
+        # Often enough to find what the dead have left before a whole lease is over.
+        seconds: float = max(least, min(most, self.lease / 30, pause / 1e6))
         return seconds * random.uniform(0.8, 1.2)
+
+    def _miss(self, gone: int, renewed: int) -> None:
+        if gone and not self._has_missed:
+            logger.warning(
+                "%d of %d leases were not in Redis any more: its data was lost, or they had ended "
+                "before they were renewed; what there is room for is entered again: %r",
+                *(gone, renewed, self),
+            )
+        self._has_missed = gone > 0
+
+    async def _listen(self) -> None:
+        """Let the keeper ask when it is our turn, until nobody has waited for a whole lease.
+
+        What is heard is a hint: whoever hears nothing, for whatever reason, asks in time anyway.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        channel = f"{self._keys[1]}:{self._worker}"
+        while not task.cancelling():  # the client may have swallowed that
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(channel)
+                    # The first message is that this was done: something may have come before.
+                    while await pubsub.get_message(timeout=self.lease) is not None:
+                        self._is_listening = True
+                        self._wake()
+                failure = None
+            except Exception as error:
+                failure = error
+            finally:
+                self._is_listening = False
+            if not self._waiting:
+                return
+            if failure is not None:
+                await asyncio.sleep(self.lease)
 
     def _lose(self, leases: list[Lease]) -> None:
         for lease in leases:

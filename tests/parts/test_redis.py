@@ -20,7 +20,7 @@ from tests.conftest import MakePool, echoes, until
 from tests.explore.fleet import CountingServer, Worker, hire, leases_since, time_of
 from tests.support.redis_server import RedisServer
 from wspool import CloseReason, ConnectionUnavailableError, State, redis
-from wspool.redis import AHEAD, LASTS, PATIENCE, RedisQuota
+from wspool.redis import AHEAD, LASTS, PATIENCE, PAUSES, RedisQuota
 
 LEASE = 10.0
 
@@ -45,6 +45,8 @@ class Clockwork:
         self._client = client
         self.limit, self.interval = limit, interval
         self.now = 1_000_000.0
+        # What each process knows of the data that it has something in.
+        self.epochs: dict[str, str] = {}
 
     async def step(
         self,
@@ -55,12 +57,15 @@ class Clockwork:
     ) -> tuple[list[str], dict[str, float], float]:
         """Return the lost leases, those given with their delays, and the pause."""
         self.now += 0.000001  # no two at once, as with the server's clock
-        times = (LEASE, self.interval, AHEAD, PATIENCE)
+        times = (LEASE, self.interval, AHEAD, PATIENCE, PAUSES[0])
         args: list[Any] = [worker, self.limit, *(round(one * 1e6) for one in times)]
-        args += [len(wanted), len(released), *wanted, *released, *renewed]
+        args += [self.epochs.get(worker, ""), len(wanted), len(released)]
+        args += [*wanted, *released, *renewed]
         keys = ["{k}:leases", "{k}:queue", "{k}:heard", "{k}:state", repr(self.now)]
-        lost, delays, pause = await self._script(keys=keys, args=args)
+        lost, delays, pause, self.gone, epoch = await self._script(keys=keys, args=args)
         given = {id: delay / 1e6 for id, delay in zip(wanted, delays, strict=True) if delay >= 0}
+        has_some = pause or given or len(lost) < len(renewed)
+        self.epochs[worker] = epoch if has_some else ""
         assert await self.leases() <= self.limit
         return [renewed[index] for index in lost], given, pause / 1e6
 

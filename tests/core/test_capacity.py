@@ -187,53 +187,62 @@ def test_after_a_resize_below_what_is_held_less_than_nothing_is_not_to_come() ->
     assert places.capacity.coming == 0
 
 
+# What a failure leaves.
+
+
+@pytest.mark.parametrize("state", ["idle", "errands"])
+def test_what_is_open_and_nobody_holds_is_left_without_any_dial(state: str) -> None:
+    for count in range(4):
+        assert capacity(3, **{state: count}).left(0) == count
+
+
+@pytest.mark.parametrize("state", ["lent", "drains", "goodbyes"])
+def test_what_is_held_or_on_its_way_out_is_not_left(state: str) -> None:
+    assert capacity(3, **{state: 2}).left(0) == 0
+
+
+def test_only_the_dials_that_may_still_help_are_left() -> None:
+    here = capacity(9, dials=5)
+    assert [here.left(dials) for dials in range(4)] == [0, 1, 2, 3]
+
+
+def test_no_more_is_left_than_there_are_places_that_nobody_holds() -> None:
+    """After a `resize()`, what is too many goes as it comes back."""
+    places = Places(6, lent=1, drains=1, errands=2, dials=2)
+    assert places.capacity.left(2) == 4
+    for limit, left in ((5, 3), (3, 1), (2, 0), (1, 0)):
+        places.limit.max_connections = limit
+        assert places.capacity.left(2) == left
+
+
 # Who may wait.
 
 
 def test_each_that_is_to_come_lets_one_impatient_wait() -> None:
     here = capacity(4, lent=1, drains=1, idle=1)
-    assert here.coming == 2
-    assert [here.may_wait(place, is_patient=False) for place in range(4)] == [
+    assert [here.may_wait(place, 2, is_patient=False) for place in range(4)] == [
         *(True, True),
         *(False, False),
     ]
 
 
-def test_with_everything_lent_only_the_patient_wait() -> None:
-    here = capacity(2, lent=2)
-    assert not here.may_wait(0, is_patient=False)
-    assert here.may_wait(0, is_patient=True)
-    assert here.may_wait(100, is_patient=True)
-
-
-def test_a_drain_too_is_something_that_only_the_patient_wait_for() -> None:
-    here = capacity(1, drains=1)
-    assert not here.may_wait(0, is_patient=False)
-    assert here.may_wait(0, is_patient=True)
+@pytest.mark.parametrize("held", ["lent", "drains"])
+def test_with_everything_held_only_the_patient_wait(held: str) -> None:
+    here = capacity(2, **{held: 2})
+    assert not here.may_wait(0, 0, is_patient=False)
+    assert here.may_wait(0, 0, is_patient=True)
+    assert here.may_wait(100, 0, is_patient=True)
 
 
 def test_the_patient_wait_behind_others_for_what_is_to_come() -> None:
     """Who is served before them gives it back."""
     here = capacity(1, dials=1)
-    assert not here.may_wait(1, is_patient=False)
-    assert here.may_wait(1, is_patient=True)
+    assert not here.may_wait(1, 1, is_patient=False)
+    assert here.may_wait(1, 1, is_patient=True)
 
 
-def test_in_an_empty_pool_as_many_impatient_wait_as_there_is_room_for() -> None:
-    here = capacity(2)
-    assert here.may_wait(1, is_patient=False)
-    assert not here.may_wait(2, is_patient=False)
-
-
-def test_after_a_resize_the_impatient_wait_only_for_what_is_left() -> None:
-    places = Places(3, lent=1, errands=2)
-    assert places.capacity.may_wait(1, is_patient=False)
-    places.limit.max_connections = 2
-    assert places.capacity.may_wait(0, is_patient=False)
-    assert not places.capacity.may_wait(1, is_patient=False)
-    places.limit.max_connections = 1
-    assert not places.capacity.may_wait(0, is_patient=False)
-    assert places.capacity.may_wait(0, is_patient=True)
+def test_where_nothing_is_to_come_and_nothing_held_not_even_the_patient_wait() -> None:
+    assert not capacity(2).may_wait(0, 0, is_patient=True)
 
 
 # Nothing is remembered.

@@ -17,11 +17,12 @@ FILES = """
     _connection.exporting _connection.errors
     events quota
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
-    _connection.aiohttp_internals _connection.wire _connection.link _connection.loan
+    _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
+    _connection.loan
     _pool.options _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
-    _pool.tasks _pool.permits _pool.dialing _pool.draining _pool.errands _pool.attending
-    _pool.closing _pool.supply _pool.routing _pool.upkeep _pool.introspection
-    _pool.pool _pool.portal _pool.blocking
+    _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
+    _pool.attending _pool.closing _pool.supply _pool.telling _pool.routing _pool.upkeep
+    _pool.introspection _pool.pool _pool.portal _pool.blocking
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.commands
 """

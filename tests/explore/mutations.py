@@ -253,8 +253,8 @@ MUTATIONS: Final = (
         "exceptions never retrieved",
         "test_no_error_is_left_unretrieved_and_no_task_is_lost",
         "_connection/wire.py",
-        "            await writing\n        except (OSError, aiohttp.ClientError) as error:",
-        "            await writing\n        except TimeoutError as error:",
+        "            await writing\n",
+        "            asyncio.ensure_future(writing)\n",
     ),
     Mutation(
         24,
@@ -288,10 +288,8 @@ MUTATIONS: Final = (
         "a timed-out waiter is still served",
         "test_a_waiter_whose_time_is_up_is_not_served_any_more",
         "_pool/routing.py",
-        "            self.line.fail(loan, error)\n            self.route()",
-        "            late, loan._waiter = loan._waiter, self.tasks.loop.create_future()\n"
-        "            late.set_exception(error)\n"
-        "            self.route()",
+        "self.line.fail(loan, error)",
+        "self.tasks.loop.call_soon(self.line.fail, loan, error)",
     ),
     Mutation(
         28,

@@ -18,7 +18,14 @@ from aiohttp import WSMsgType
 
 from tests.explore.network import CALM, Temper, handshake_error
 from tests.explore.schedules import CORE, Loop, World, is_last
-from wspool import ConnectionClosedError, LocalQuota, WebsocketConnection, WebsocketError
+from tests.support.inside import link_of, wire_of
+from wspool import (
+    CloseReason,
+    ConnectionClosedError,
+    LocalQuota,
+    WebsocketConnection,
+    WebsocketError,
+)
 from wspool._connection import budget
 
 Act = Callable[[World], Awaitable[object]]
@@ -88,6 +95,26 @@ async def being_kept_alive(world: World) -> None:
     for link in list(world.pool._router.queues.idle):
         world.pool._router.errands.begin(link, "keepalive")
     await asyncio.sleep(0.001)
+
+
+async def all_talking(world: World) -> None:
+    """All are idle, and their servers talk to nobody."""
+    await all_idle(world)
+    for socket in world.network.open:
+        for step in range(60):
+            world.loop.call_later(0.01 * step, socket.stray)
+
+
+async def one_is_lost_as_it_comes_back(world: World) -> None:
+    """Of two that are lent, the first is lost in the tick in which it serves whoever waits."""
+    first, second = [await world.pool.acquire() for _ in range(2)]
+
+    def give_back_and_lose() -> None:
+        world.pool._router.give_back(first)
+        link_of(first).close(CloseReason.SERVER)
+
+    world.loop.call_later(0.05, give_back_and_lose)
+    world.loop.call_later(0.15, world.pool._router.give_back, second)
 
 
 async def others_have_the_quota(world: World) -> None:
@@ -189,7 +216,15 @@ async def ping_beside_recv(world: World) -> None:
 async def recv_beside_ping(world: World) -> None:
     async with world.pool.get_connection() as connection:
         world.loop.create_task(quietly(connection.ping()))
-        await asyncio.sleep(0)
+        while not wire_of(connection).is_reading:
+            await asyncio.sleep(0)
+        world.network.open[-1].say(WSMsgType.TEXT, "message")
+        await connection.recv()
+
+
+async def recv_what_is_controlled(world: World) -> None:
+    async with world.pool.get_connection() as connection:
+        world.network.open[-1].say(WSMsgType.TEXT, "are you there?")
         world.network.open[-1].say(WSMsgType.TEXT, "message")
         await connection.recv()
 
@@ -215,6 +250,10 @@ async def strays(world: World) -> None:
 
 
 # Callables of the user's.
+
+
+def control(message: str | bytes) -> str | None:
+    return "yes" if message == "are you there?" else None
 
 
 async def log_in(connection: WebsocketConnection) -> None:
@@ -269,6 +308,7 @@ CASES = [
     Case("acquire: an idle one is there", acquire, one_idle),
     Case("acquire: a dial is needed", acquire),
     Case("acquire: one comes back", acquire, all_lent),
+    Case("acquire: one is lost as it comes back", acquire, one_is_lost_as_it_comes_back),
     Case("acquire: the first dial is refused", acquire, refused(ConnectionRefusedError())),
     Case(
         "acquire: the server asks to wait", acquire, refused(handshake_error(503, Retry_After="1"))
@@ -296,6 +336,12 @@ CASES = [
     Case("get_connection: a conversation, congested", converse, temper=CONGESTED),
     Case("get_connection: ping beside recv", ping_beside_recv),
     Case("get_connection: recv beside ping", recv_beside_ping),
+    Case(
+        "get_connection: control answers, congested",
+        recv_what_is_controlled,
+        temper=CONGESTED,
+        control=control,
+    ),
     Case("get_connection: left by an exception", leave_by_exception),
     Case("start: warm-up", start, warmup_connections=2),
     Case("start: async with", enter_and_leave, warmup_connections=2),
@@ -306,12 +352,14 @@ CASES = [
     Case("drain: last message", leave_by_exception, drain_until=is_last),
     Case("drain: strays of idle ones", strays, all_idle),
     Case("close_all: idle ones", close_all, all_idle),
+    Case("close_all: a last word", close_all, all_idle, on_close=say_bye),
     Case("close_all: mute peer", close_all, all_idle, MUTE),
     Case("close_all: everything at work", close_all, everything, **CHECK),
     Case("close_all: patient", close_patiently, all_lent),
     Case("close_all: during checks", close_all, being_checked, **CHECKED),
     Case("close_all: during keepalives", close_patiently, being_kept_alive, **GREETED),
     Case("keepalive: a ping", keep_alive, all_idle, **ALIVE),
+    Case("keepalive: a ping, beside strays", keep_alive, all_talking, **ALIVE),
     Case("keepalive: a ping, mute peer", keep_alive, idle_and_mute, **ALIVE),
     Case("keepalive: a ping, congested", keep_alive, all_idle, CONGESTED, **ALIVE),
     Case("keepalive: a hook", keep_alive, all_idle, **GREETED),
@@ -333,6 +381,7 @@ NO_POINTS = {
     "async with asyncio.timeout": "entering and leaving it waits for nothing",
     "await pending.mark_completed()": "it sets a flag, and waits for nothing",
     "await wire.next_frame()": "it takes what is there, and waits for nothing",
+    "await handshake(": "the simulated network has a handshake of its own",
 }
 """What looks like a place to be cancelled at, and why it is none."""
 

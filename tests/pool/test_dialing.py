@@ -40,7 +40,8 @@ from wspool import (
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._connection.wire import Wire
-from wspool._pool.dialing import Dial, Gate, is_transient
+from wspool._pool.dialing import Dial, is_transient
+from wspool._pool.gate import Gate
 from wspool.testing import Peer, Server, echo
 
 
@@ -54,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What each attempt asked the gate to wait at least; nothing is waited."""
     asked: list[float] = []
 
-    async def wait(gate: Gate, at_least: float = 0.0) -> None:
+    async def wait(gate: Gate, dial: Dial, at_least: float = 0.0) -> None:
         asked.append(at_least)
 
     monkeypatch.setattr(Gate, "wait", wait)
@@ -117,7 +118,7 @@ async def test_max_retries_is_the_number_of_attempts_in_all(
     assert (error.status, error.attempts) == (504, 3)
     assert "after 3 attempts" in str(error)
     assert len(server.requests) == 3
-    assert (pool.stats.dials, pool.stats.dial_failures) == (1, 1)
+    assert (pool.stats.dials, pool.stats.dial_failures) == (1, 3)
 
 
 async def test_the_place_of_a_failed_dial_is_free_again(
@@ -742,232 +743,3 @@ async def test_a_message_before_a_close_is_heard_by_on_connect(
     async with make_pool(on_connect=on_connect).get_connection() as connection:
         assert await number_of(connection) == "1"
     assert greetings == ["hello"]
-
-
-# The gate, alone.
-
-
-WAITS = (1.0, 2.0, 4.0)
-"""What the gate waits at most after one, two, and three or more failures, in seconds."""
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def longest(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits that the gate drew a random share of; the share is nothing."""
-    drawn: list[float] = []
-
-    def full_jitter(value: float) -> float:
-        drawn.append(value)
-        return 0.0
-
-    monkeypatch.setattr("wspool._pool.dialing.backoff.full_jitter", full_jitter)
-    return drawn
-
-
-@pytest.fixture
-async def new() -> Callable[[], Link]:
-    """Make links that have no socket, only an age."""
-    loop = asyncio.get_running_loop()
-    queues: Queues[Link] = Queues()
-
-    def make() -> Link:
-        return Link(1, queues, loop, lambda link: None)
-
-    return make
-
-
-class Turn:
-    """A dial at the gate: it waits for its turn, and works until it is let go."""
-
-    def __init__(self, gate: Gate, dial: Dial) -> None:
-        self.is_at_work = False
-        self.end = asyncio.Event()
-        self.task = asyncio.create_task(self._work(gate, dial))
-
-    async def _work(self, gate: Gate, dial: Dial) -> None:
-        async with gate.turn(dial):
-            self.is_at_work = True
-            try:
-                await self.end.wait()
-            finally:
-                self.is_at_work = False
-
-
-async def until_at_work(turns: list[Turn], expected: list[int]) -> None:
-    def at_work() -> list[int]:
-        return [number for number, turn in enumerate(turns) if turn.is_at_work]
-
-    await until(lambda: at_work() == expected, f"{expected} are at work")
-
-
-async def test_turns_are_given_in_order_of_arrival_up_to_the_limit(
-    clock: Clock, new: Callable[[], Link]
-) -> None:
-    gate = Gate(2, clock)
-    turns = [Turn(gate, Dial(new())) for _ in range(5)]
-    for expected in ([0, 1], [1, 2], [2, 3], [3, 4], [4]):
-        await until_at_work(turns, expected)
-        turns[expected[0]].end.set()
-    await asyncio.gather(*(turn.task for turn in turns))
-
-
-async def test_a_turn_whose_dial_was_cancelled_is_given_to_the_next(
-    clock: Clock, new: Callable[[], Link]
-) -> None:
-    """Whether it was waiting for it, had just got it, or was at work."""
-    gate = Gate(1, clock)
-    dials = [Dial(new()) for _ in range(5)]
-    turns = [Turn(gate, dial) for dial in dials]
-    await until_at_work(turns, [0])
-    turns[1].task.cancel()
-    turns[0].end.set()
-    await until(lambda: gate.is_at_work(dials[2]), "the third has got its turn")
-    turns[2].task.cancel()
-    await until_at_work(turns, [3])
-    turns[3].task.cancel()
-    await until_at_work(turns, [4])
-    turns[4].end.set()
-    await asyncio.wait({turn.task for turn in turns})
-    assert [turn.task.cancelled() for turn in turns] == [False, True, True, True, False]
-    assert not any(map(gate.is_at_work, dials))
-
-
-async def test_a_newcomer_does_not_overtake_one_that_was_just_given_its_turn(
-    clock: Clock, new: Callable[[], Link]
-) -> None:
-    gate = Gate(1, clock)
-    order: list[int] = []
-
-    async def work(number: int) -> None:
-        async with gate.turn(Dial(new())):
-            order.append(number)
-        if number == 0:
-            late.append(asyncio.create_task(work(2)))
-
-    late: list[asyncio.Task[None]] = []
-    async with gate.turn(Dial(new())):  # so that both are in the line
-        working = asyncio.gather(work(0), work(1))
-        await asyncio.sleep(0)
-    await working
-    await asyncio.gather(*late)
-    assert order == [0, 1, 2]
-
-
-async def test_without_failures_nothing_is_waited(clock: Clock, longest: list[float]) -> None:
-    await Gate(1, clock, waits=WAITS).wait()
-    assert longest == []
-
-
-async def test_each_round_of_failures_waits_longer_up_to_the_last_wait(
-    clock: Clock, longest: list[float]
-) -> None:
-    gate = Gate(1, clock, waits=WAITS)
-    for _ in range(5):
-        gate.failed(gate.round)
-        await gate.wait()
-    assert longest == [1.0, 2.0, 4.0, 4.0, 4.0]
-
-
-async def test_attempts_that_failed_together_are_one_round(
-    clock: Clock, longest: list[float]
-) -> None:
-    gate = Gate(10, clock, waits=WAITS)
-    began_in = gate.round
-    for _ in range(10):
-        gate.failed(began_in)
-    assert (gate.round, gate.streak) == (began_in + 1, 1)
-    await gate.wait()
-    assert longest == [1.0]
-
-
-async def test_a_success_ends_the_streak_and_every_wait(clock: Clock, longest: list[float]) -> None:
-    gate = Gate(10, clock, waits=WAITS)
-    gate.failed(gate.round, retry_after=20.0)
-    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
-    await until(lambda: len(longest) == 3, "all three wait")
-    assert not any(task.done() for task in waiting)
-    gate.succeeded()
-    await asyncio.gather(*waiting)
-    assert gate.streak == 0
-    await gate.wait()
-    assert len(longest) == 3
-
-
-async def test_a_wait_that_is_cancelled_leaves_nothing(clock: Clock, longest: list[float]) -> None:
-    gate = Gate(10, clock, waits=WAITS)
-    gate.failed(gate.round, retry_after=20.0)
-    waiting = asyncio.create_task(gate.wait())
-    await until(lambda: longest, "it waits")
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    gate.succeeded()
-
-
-async def test_connections_that_are_closed_at_once_make_the_streak_grow(
-    clock: Clock, longest: list[float], new: Callable[[], Link]
-) -> None:
-    """Each handshake is a success, and would begin the back-off anew."""
-    gate = Gate(1, clock, waits=WAITS)
-    for _ in range(3):
-        link = new()
-        link.round, link.opened_at = gate.round, clock.now
-        gate.succeeded()
-        clock.now += 0.5
-        assert gate.lost(link)
-        await gate.wait()
-    assert gate.streak == 3
-    assert longest == [1.0, 2.0, 4.0]
-
-
-async def test_many_connections_that_are_closed_at_once_together_are_one_failure(
-    clock: Clock, new: Callable[[], Link]
-) -> None:
-    gate = Gate(10, clock)
-    for expected in (1, 2):
-        links = [new() for _ in range(10)]
-        for link in links:
-            link.round, link.opened_at = gate.round, clock.now
-            gate.succeeded()
-        assert all(gate.lost(link) for link in links)
-        assert gate.streak == expected
-
-
-@pytest.mark.parametrize(("age", "messages"), [(1.5, 0), (0.5, 1)])
-async def test_a_close_after_a_while_or_after_use_says_nothing_about_the_next_dial(
-    clock: Clock, new: Callable[[], Link], age: float, messages: int
-) -> None:
-    gate = Gate(1, clock)
-    link = new()
-    link.opened_at, link.uses, link.close_code = clock.now - age, messages, 1001
-    link.wire = cast(Wire, SimpleNamespace(received_messages=messages))
-    assert not gate.lost(link)
-    assert gate.streak == 0
-
-
-@pytest.mark.parametrize("code", [1012, 1013])
-async def test_a_server_that_says_that_it_restarts_is_one_failure(
-    clock: Clock, new: Callable[[], Link], code: int
-) -> None:
-    """However many connections it says it on."""
-    gate = Gate(1, clock)
-    for expected in (1, 2):
-        clock.now += 60.0
-        for _ in range(10):
-            link = new()
-            link.opened_at, link.close_code = clock.now - 30.0, code
-            assert not gate.lost(link)
-        assert gate.streak == expected

@@ -279,6 +279,8 @@ async def test_a_callable_that_raises_costs_its_connection_alone(
     )
     unlucky = await pool.acquire()
     peer = await peer_of(server)
+    peer.mute()
+    await unlucky.send("an answer is awaited")
     lucky = await pool.acquire()
     await pool.release(lucky)
     await pool.release(unlucky)

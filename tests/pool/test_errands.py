@@ -414,7 +414,7 @@ async def test_pings_are_answered_while_a_hook_thinks(
     assert not is_lost
 
 
-async def test_a_greeting_that_a_ping_in_on_connect_has_read_reaches_no_borrower(
+async def test_a_greeting_that_a_ping_in_on_connect_has_read_reaches_the_first_borrower(
     server: Server, make_pool: MakePool
 ) -> None:
     async def greet(peer: Peer) -> None:
@@ -426,5 +426,9 @@ async def test_a_greeting_that_a_ping_in_on_connect_has_read_reaches_no_borrower
 
     server.handler = greet
     pool = make_pool(on_connect=on_connect)
-    async with pool.get_connection() as connection:
-        assert await echoes(connection)
+    for expected in ("greeting", "mine"):
+        async with pool.get_connection() as connection:
+            await connection.send("mine")
+            assert await connection.recv() == expected
+            if expected == "greeting":
+                assert await connection.recv() == "mine"

@@ -567,6 +567,7 @@ async def test_listeners_are_called_after_the_routing_step(make_pool: MakePool) 
     again = await pool.acquire()
     waiting = asyncio.create_task(pool.acquire(timeout=None))
     await until(lambda: pool.waiters, "it waits")
+    await told_all()
     seen.clear()
     pool._router.give_back(again)
     following = await waiting

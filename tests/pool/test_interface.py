@@ -73,6 +73,8 @@ ADDED: dict[str, object] = {
     "keepalive_interval": None,
     "on_connect": None,
     "on_release": None,
+    "on_close": None,
+    "control": None,
     "drain_until": None,
     "drain_fence": False,
     "on_drained": None,
@@ -415,7 +417,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     picture = json.loads(text)
     assert set(picture) == {
         "name", "at", "uri", "is_started", "is_closed", "counts", "waiters", "max_connections",
-        "min_connections", "max_connecting", "connections", "gone", "waiting", "stats",
+        "min_connections", "max_connecting", "connections", "gone", "waiting", "stats", "failure",
     }  # fmt: skip
     assert picture["name"] == "speech"
     assert picture["uri"] == f"ws://127.0.0.1:{server.port}/?…"

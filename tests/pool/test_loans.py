@@ -32,6 +32,10 @@ async def set_context(connection: WebsocketConnection) -> None:
     connection.context = "mine"
 
 
+async def set_outstanding(connection: WebsocketConnection) -> None:
+    connection.outstanding = 0
+
+
 USES: dict[str, Use] = {
     "send": lambda connection: connection.send("mine"),
     "send_json": lambda connection: connection.send_json({}),
@@ -42,6 +46,7 @@ USES: dict[str, Use] = {
     "close": lambda connection: connection.close(),
     "websocket": touch,
     "context": set_context,
+    "outstanding": set_outstanding,
 }
 
 every_use = pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
@@ -122,7 +127,7 @@ async def test_it_shows_public_names_only(pool: WebsocketConnectionPool) -> None
         *("send", "recv", "ping", "close", "send_json", "recv_json", "websocket"),
         *("id", "uri", "headers", "subprotocol", "state", "is_connected", "is_busy", "is_draining"),
         *("created_at", "last_activity", "uses", "reused", "borrowed_at", "rtt", "history"),
-        *("close_code", "close_reason", "cause", "context"),
+        *("close_code", "close_reason", "cause", "context", "is_clean", "outstanding", "retire"),
     }
 
 

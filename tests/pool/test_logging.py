@@ -190,7 +190,7 @@ async def lose_by_muteness(server: Server, pool: WebsocketConnectionPool) -> Non
 async def lose_by_error(server: Server, pool: WebsocketConnectionPool) -> None:
     try:
         async with pool.get_connection() as connection:
-            await connection.send("hello")
+            assert await echoes(connection, "hello")
             raise LookupError
     except LookupError:
         pass

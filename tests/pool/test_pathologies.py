@@ -39,6 +39,7 @@ from wspool import (
     WebsocketConnectionPool,
 )
 from wspool._connection import states
+from wspool._connection.budget import Budget
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._pool.upkeep import tidy
@@ -669,7 +670,9 @@ async def test_a_server_that_accepts_and_closes_is_not_dialled_in_a_loop(
 
     with pytest.raises(ConnectionPoolTimeoutError) as caught:
         await borrow_in_a_loop()
-    assert "right after the handshake, with code 1008 'no'" in str(caught.value.__cause__)
+    assert "right after the handshake: closed by the server, code 1008 'no'" in str(
+        caught.value.__cause__
+    )
     assert len(server.requests) == 1
 
 
@@ -911,7 +914,7 @@ async def test_an_illegal_trigger_is_an_error_and_nothing_has_moved() -> None:
     assert way_to.keys() == set(State)
     for state, trigger in itertools.product(State, states.machine.events):
         queues: Queues[Link] = Queues()
-        link = Link(1, queues, asyncio.get_running_loop(), on_close=lambda _: None)
+        link = Link(1, queues, asyncio.get_running_loop(), Budget(), lambda _: None)
         queues.add(link)
         for step in way_to[state]:
             getattr(states, step)(link, "on the way")

@@ -246,7 +246,7 @@ async def test_a_full_quota_ends_the_wait_with_an_error_that_names_it(
     assert "LocalQuota limit=3 leases=3" in str(caught.value)
     await until(lambda: not pool.connections, "the dial does not stay for ever")
     assert pool.stats.failures == {"quota": 1}
-    assert pool._router.supply.gate.streak == 0, "the server is not to blame"
+    assert pool._router.gate.streak == 0, "the server is not to blame"
     assert not server.requests
     assert (len(others), len(quota._waiting)) == (3, 0)
 
@@ -375,7 +375,7 @@ async def test_a_quota_that_raises_is_a_failed_dial_that_names_it(
     assert caught.value.kind == "error"
     assert quota.calls == ["acquire"]
     assert not server.requests
-    assert pool._router.supply.gate.streak == 1, "it is not asked again and again"
+    assert pool._router.gate.streak == 1, "it is not asked again and again"
 
 
 async def raise_later() -> None:

@@ -112,7 +112,6 @@ async def test_a_named_last_message_makes_a_connection_clean_at_once(make_pool: 
     """4. With `drain_until` a clean connection is back before `release` has returned."""
     pool = make_pool(
         max_connections=1,
-        check_server_data_on_release=True,
         drain_quiet_period=60.0,
         drain_timeout=60.0,
         drain_until=lambda message: message == "done",

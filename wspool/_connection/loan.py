@@ -79,6 +79,7 @@ class WebsocketConnection:
         "_arrival",
         "_callsite",
         "_failure",
+        "_gate_closed",
         "_has_sent",
         "_horizon",
         "_is_cut_off",
@@ -110,11 +111,12 @@ class WebsocketConnection:
         # Who borrows, and where in the code.
         self._callsite: Callsite | None = None
         # While it stands in the line: what wakes it up, its number and the loop's time when it
-        # arrived; the last failure of a dial that spoke to it, and the number of the last dial
-        # that had begun at the first of these.
+        # arrived, and for how long the gate had been closed by then; the last failure of a dial
+        # that spoke to it, and the number of the last dial that had begun at the first of these.
         self._waiter: asyncio.Future[None]
         self._arrival: int
         self._since: float
+        self._gate_closed: float
         self._failure: ConnectionUnavailableError | None
         self._horizon: int | None
         # Whether the link was closed by the time that the loan was over; unset where it was not.

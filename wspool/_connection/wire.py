@@ -107,6 +107,7 @@ class Wire:
         "has_unread",
         "inbox",
         "inbox_bytes",
+        "is_cut_short",
         "is_exposed",
         "is_lost",
         "is_reading",
@@ -156,6 +157,8 @@ class Wire:
         self.is_reading = False
         self.is_receiving = False
         self._turns: list[asyncio.Future[None]] = []
+        # Whether `unread` left something behind, because the budget was spent.
+        self.is_cut_short = False
         # Whether a borrower may be reading the WebSocket directly.
         self.is_exposed = False
         # From the closing handshake on, that alone reads.
@@ -338,9 +341,11 @@ class Wire:
 
     def _arrived(self) -> Iterator[str | bytes]:
         frames = 0
+        self.is_cut_short = False
         while not (self.is_reading or self.is_lost or self._is_closing) and self.has_unread():
             frames += 1
             if frames > MIN_FRAMES and self.budget.is_spent:
+                self.is_cut_short = True
                 return
             if self.is_exposed and aiohttp_internals.is_being_read(self.websocket):
                 return  # by a borrower that uses the WebSocket directly

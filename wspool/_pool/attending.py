@@ -2,8 +2,8 @@
 
 aiohttp answers a ping, and notices a close, only while somebody reads. For an idle link that is
 this file's business: whatever its server says is disposed of, but for a greeting, which is kept for
-the first borrower. For one that is lent, or drained,
-while its owner is not in `recv`, messages are kept.
+the first borrower. For one that is lent, or drained, while its owner is not in `recv`, messages
+are kept.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Attending:
             link.is_flooding = False
             return False
         if link.state is State.IDLE:
-            if not link.uses and self._keep_greeting(link):
+            is_new = not (link.uses or link.drained_messages)
+            if is_new and self._keep_greeting(link):
                 return False
             self.dispose(link)
         elif link.state is not State.CLOSED and link.wire is not None:
@@ -105,4 +106,4 @@ class Attending:
         except Discard as discard:
             link.close(discard.why, cause=discard.__cause__)
         # The rest is still coming, or was too much for this turn.
-        link.is_flooding = was_flooded or (bool(wire.has_unread()) and not wire.is_reading)
+        link.is_flooding = was_flooded or wire.is_cut_short

@@ -247,9 +247,8 @@ async def _read(
     for message in wire.unread():
         dispose(link, message, options, stats)
         ends -= ends > 0 and is_last(link, message, options)
-    is_flooded = is_flooded or wire.has_news
     if not (ends or options.check_server_data_on_release):
-        if is_flooded:  # the rest would reach the next borrower
+        if is_flooded or wire.is_cut_short:  # the rest would reach the next borrower
             raise Discard(CloseReason.DRAIN)
         return
     fence = await wire.send_ping() if options.drain_fence and not is_failed else None

@@ -70,6 +70,10 @@ class Gate:
         self._failed_at = self._not_before = float("-inf")
         # Why the last attempt has failed, until one succeeds.
         self.failure: ConnectionUnavailableError | None = None
+        # When the next attempt is due; None while one is under way, or none is wanted.
+        self.next_attempt: float | None = None
+        # Since when it is closed, that is all that are at work wait; how long it was so before.
+        self._closed_at = self._closed_before = 0.0
         # Called when a dial begins to wait.
         self.on_wait: Callable[[], object] = bool
 
@@ -88,6 +92,7 @@ class Gate:
                 self._turns[dial] = turn
                 await turn
             self._at_work.add(dial)
+            self._look()
             yield
         finally:
             self._turns.pop(dial, None)
@@ -99,6 +104,7 @@ class Gate:
                     # At work from now on: a newcomer in this tick does not overtake it.
                     self._at_work.add(following)
                     turn.set_result(None)
+            self._look()
 
     # Waits.
 
@@ -123,18 +129,27 @@ class Gate:
 
     async def _sleep(self, dial: Dialling, seconds: float, woken: asyncio.Future[None]) -> None:
         self._due[dial] = self._clock() + seconds
+        self._look()
         self.on_wait()
         try:
             await asyncio.wait({woken}, timeout=seconds)
         finally:
             del self._due[dial]
+            self._look()
+
+    def _look(self) -> None:
+        """Note whether the gate is closed: all that are at work wait."""
+        self._closed_before, self._closed_at = self.closed_seconds, self._clock()
+        is_closed = 0 < len(self._at_work) <= len(self._due)
+        self.next_attempt = min(self._due.values()) if is_closed else None
 
     @property
-    def next_attempt(self) -> float | None:
-        """When the next attempt is due; None while one is under way, or none is wanted."""
-        if not self._due or len(self._due) < len(self._at_work):
-            return None
-        return min(self._due.values())
+    def closed_seconds(self) -> float:
+        """For how long it has been closed in all; that a timer was late does not count."""
+        if self.next_attempt is None:
+            return self._closed_before
+        seconds = min(self._clock(), self.next_attempt) - self._closed_at
+        return self._closed_before + max(0.0, seconds)
 
     def patience(self, attempts: int) -> float:
         """Return how long so many attempts take at most with nobody else's failures, in waits."""

@@ -135,6 +135,7 @@ class Router:
             self._check_may_wait(loan)
             self.stats.waits += 1
             waiter = self.line.join(loan)
+            loan._gate_closed = self.gate.closed_seconds
             if loan._timeout:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.room > 0:

@@ -232,15 +232,19 @@ class Supply:
             link.close(CloseReason.DIAL)
 
     def turn_away(self) -> None:
-        """Let nobody that may not wait stand at the gate for longer than its own retries take."""
+        """Let nobody that may not wait stand at the gate for longer than its own retries take.
+
+        That is, nobody to whom only a dial can come.
+        """
         due = self._gate.next_attempt
         failure = self._gate.failure
         if due is None or failure is None:
             return
         patience = self._gate.patience(self._options.max_retries)
-        for loan in self._line:
-            if loan._timeout == 0 and due - loan._since > patience:
-                seconds = due - self._tasks.loop.time()
+        seconds = due - self._tasks.loop.time()
+        for loan in itertools.islice(self._line, self._capacity.left(0), None):
+            waited = self._gate.closed_seconds - loan._gate_closed
+            if loan._timeout == 0 and waited + seconds > patience:
                 error = _twin(failure)
                 error.message = (
                     f"No attempt is made now: the next is due in {seconds:.1f} s. Pass a timeout "

@@ -3,22 +3,29 @@
     quota = RedisQuota("redis://localhost", key="speech", limit=50, dials_per_second=8)
     pool = WebsocketConnectionPool(uri=uri, quota=quota)
 
-Each socket of each process has a lease, an entry of a sorted set that expires by itself. Whatever
+Each socket of each process has a lease, an entry of a sorted set that ends by itself. Whatever
 happens is a run of one script, which is atomic and reads the time from the server's clock alone.
 It takes back, renews and gives leases, all that a process has to ask in one go; one task for each
-`RedisQuota` runs it when a dial or a released lease is due, every third of `lease` seconds while
+`RedisQuota` runs it when a dial or a released lease is due, every sixth of `lease` seconds while
 leases are held, and, while dials wait, every 50 ms to 1 s, the sooner the nearer its turn is. A
 borrow of an idle connection asks nothing.
 
 - Who waits, waits in a queue of processes, not of dials: each gets one lease in its turn, then
   goes to the end. One that has not asked for `PATIENCE` seconds leaves it.
+- Whoever leaves room publishes that to those in line whom it is for, and they ask at once. This is
+  a hint: who does not hear it asks in time.
 - Dials are spaced evenly, and the script says up to `AHEAD` seconds before when one may begin.
-- Redis does not answer: leases stay what they were, and dials wait. After an outage, that is when
-  nobody was heard of for a whole lease although there are leases, nothing expires for a third of
-  it, so that all who are alive can renew theirs.
-- Redis has lost its data: a lease is entered again when it is renewed, if there is room for it.
+- Redis does not answer: leases stay what they were, and dials wait. After an outage, and likewise
+  when the server's clock was set forward, nothing ends for a while, so that all who are alive can
+  renew theirs. While the clock goes back, the fleet's time goes on from where it was.
+- Redis has lost its data, or some of it: what is left is dropped, and there is a new epoch. Whoever
+  learns of it enters its leases again, if there is room for them. Who waited while the data was
+  lost knows that, too, and has none given for as long as the others take to enter theirs; one that
+  comes from outside and is the first to ask finds an empty quota.
 - A process that was stopped for longer than its leases last, or that Redis could not hear, finds
   some of them taken: these are lost, and the pool closes their sockets once nobody uses them.
+- As long as there is a lease or a queue, no key has a time to live, for which a server short of
+  memory could evict it under any policy of the kind `volatile-*`.
 
 A cut between one process and a Redis that others reach cannot be told from an outage. Its
 connections are kept working, and from `lease` seconds on the fleet may have as many too many.
@@ -34,8 +41,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
-import reprlib
 import uuid
 from typing import TYPE_CHECKING, Final, Self
 
@@ -57,8 +64,8 @@ PATIENCE: Final = 3.0
 LASTS: Final = 0.7
 """Share of `lease` for which one lasts in Redis.
 
-In the rest a third of this share may pass for nothing, once the server's clock was set or the data
-was lost, and somebody who waits comes to ask.
+The rest is for a third of this share in which nothing ends, after an outage, and for somebody who
+waits to come and ask.
 """
 
 RENEWED: Final = 1 / 6
@@ -66,12 +73,6 @@ RENEWED: Final = 1 / 6
 
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two questions for a lease: at least, at most."""
-
-LISTENING_PAUSE_SECONDS: Final = 0.25
-"""Seconds after which the next in line asks although it hears when there is something for it."""
-
-MAX_KEY_BYTES: Final = 1024
-"""Of a quota's key, which stands in each error and each question."""
 
 _SCRIPT: Final = """
 local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -83,33 +84,46 @@ local time = redis.call('TIME')
 local clock = time[1] * 1000000 + time[2]  -- all times are in microseconds
 local grace = math.floor(lease / 3)
 
-local function count() return redis.call('ZCARD', leases) end
+local function size(key) return redis.call('ZCARD', key) end
 local function leave(who)
   redis.call('ZREM', queue, who)
   redis.call('ZREM', heard, who)
 end
 
--- Where some of the data is gone, all of it is: it begins again, as another epoch.
-local had = redis.call('HMGET', state, 'epoch', 'leases', 'clock', 'now', 'kept', 'shut', 'due')
-local is_torn = tonumber(had[2] or 0) ~= count()
-if is_torn then
+-- Where some of the data is gone, all of it is: it begins again, as another epoch. Those who had
+-- leases may enter them before anybody gets another, once an epoch.
+local epoch, had = redis.call('HGET', state, 'epoch'), {}
+for _, name in ipairs({'leases', 'queue', 'clock', 'now', 'due', 'kept', 'shut'}) do
+  had[name] = tonumber(redis.call('HGET', state, name) or 0)
+end
+local is_torn = had.leases ~= size(leases) or had.queue ~= size(queue) or had.queue ~= size(heard)
+if is_torn or not epoch then
   redis.call('DEL', leases, queue, heard, state)
-  had = {}
+  epoch = worker .. '.' .. string.format('%.0f', clock)
+  had = {clock = clock, now = clock, due = 0, kept = 0, shut = 0}
 end
-if redis.call('ZCARD', queue) ~= redis.call('ZCARD', heard) then
-  redis.call('DEL', queue, heard)
-end
-local epoch = had[1] or worker .. '.' .. string.format('%d', clock)
-
 -- The fleet's time stands still when the server's clock goes back.
-local passed = math.max(1, clock - (had[3] or clock))
-local now = (had[4] or clock) + passed
+local passed = math.max(1, clock - had.clock)
+local now = had.now + passed
 -- Nobody was heard of, or the clock went forward: let those who are alive renew theirs first.
-local kept = tonumber(had[5]) or 0
-if passed > 0.4 * lease then kept = now + grace end
--- Data was lost: let those who had leases enter them before anybody gets another, once an epoch.
-local shut = tonumber(had[6]) or 0
+local kept = passed > 0.4 * lease and now + grace or had.kept
+local shut = had.shut
 if shut == 0 and (is_torn or known ~= '' and known ~= epoch) then shut = now + grace end
+
+-- When the next dial may begin; how many may within `ahead`.
+local due = math.max(now, math.min(had.due, now + ahead + interval))
+local function room()
+  local free = now < shut and 0 or limit - size(leases)
+  if interval == 0 then return free end
+  return math.min(free, math.floor((now + ahead - due) / interval) + 1)
+end
+-- Who may come and ask for that: the first in line.
+local function welcome()
+  local places = room()
+  return places > 0 and redis.call('ZRANGE', queue, 0, places - 1) or {}
+end
+local told = {}
+for _, who in ipairs(welcome()) do told[who] = true end
 
 for i = 11 + wanted, 10 + wanted + released do
   redis.call('ZREM', leases, ARGV[i])
@@ -118,7 +132,7 @@ local lost, gone = {}, 0
 for i = 11 + wanted + released, #ARGV do
   local is_there = redis.call('ZSCORE', leases, ARGV[i])
   if not is_there then gone = gone + 1 end
-  if is_there or count() < limit then
+  if is_there or size(leases) < limit then
     redis.call('ZADD', leases, now + lease, ARGV[i])
   else
     lost[#lost + 1] = i - 11 - wanted - released
@@ -129,20 +143,11 @@ if now >= kept then
 end
 for _, who in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do leave(who) end
 
--- When the next dial may begin; how many may within `ahead`.
-local due = math.max(now, math.min(tonumber(had[7]) or now, now + ahead + interval))
-local function room()
-  if now < shut then return 0 end
-  if interval == 0 then return limit - count() end
-  return math.min(limit - count(), math.floor((now + ahead - due) / interval) + 1)
-end
-
 local delays, pause, waits, served = {}, 0, false, false
 if wanted > 0 then
   redis.call('ZADD', queue, 'NX', now, worker)
   redis.call('ZADD', heard, now + patience, worker)
-  local turn, round = redis.call('ZRANK', queue, worker), redis.call('ZCARD', queue)
-  local places = room()
+  local turn, round, places = redis.call('ZRANK', queue, worker), size(queue), room()
   for i = 1, wanted do
     local id = ARGV[10 + i]
     if redis.call('ZSCORE', leases, id) then  -- given before, and the answer was lost
@@ -159,22 +164,20 @@ end
 if waits then
   if served then redis.call('ZADD', queue, now, worker) end
   local turn = redis.call('ZRANK', queue, worker)
-  pause = due + interval * turn - now - ahead
-  if now < shut or turn >= limit - count() then pause = math.max(pause, poll * (turn + 1)) end
-  pause = math.max(pause, 1)
+  pause = math.max(1, due + interval * turn - now - ahead)
+  if now < shut or turn >= limit - size(leases) then pause = math.max(pause, poll * (turn + 1)) end
 else
   leave(worker)
 end
 
--- Whoever leaves room tells the next in line, if it listens and the server lets us.
-local head = redis.call('ZRANGE', queue, 0, 0)[1]
-if head and head ~= worker and room() > 0 then
-  redis.pcall('PUBLISH', queue .. ':' .. head, '')
+-- Whoever leaves room tells those whom it is for, if the server lets us.
+for _, who in ipairs(welcome()) do
+  if not told[who] then redis.pcall('PUBLISH', queue .. ':' .. who, '') end
 end
 
-redis.call('HSET', state, 'epoch', epoch, 'leases', count(), 'clock', clock, 'now', now,
-  'kept', kept, 'shut', shut, 'due', due)
-if head or count() > 0 then
+redis.call('HSET', state, 'epoch', epoch, 'leases', size(leases), 'queue', size(queue),
+  'clock', clock, 'now', now, 'due', due, 'kept', kept, 'shut', shut)
+if size(queue) + size(leases) > 0 then
   redis.call('PERSIST', state)  -- whatever can expire, a server short of memory may evict
 else
   redis.call('EXPIRE', state, 86400)
@@ -193,22 +196,13 @@ there; the epoch.
 """
 
 
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"key is of type {type(key).__name__}; it must be a string")
-    if not key or key.startswith("}") or len(key.encode()) > MAX_KEY_BYTES:
-        raise ValueError(
-            f"key is {reprlib.repr(key)}; it must be a string of 1 to {MAX_KEY_BYTES} bytes that "
-            "does not begin with '}', or a cluster would keep its parts in different places"
-        )
-
-
 class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
-    client: a `redis.asyncio` client, which is not closed, or a URL.
-    key: names the quota, in Redis and in errors, so it is no place for a secret; of 1 to 1024
-        bytes, the first of which is not `}`.
+    client: a `redis.asyncio` client, which is not closed, or a URL. Of its connections one is used
+        for each question, and one more is kept while dials wait.
+    key: names the quota, in Redis and in errors, so it is no place for a secret; it is not empty
+        and does not begin with `}`.
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
     lease: seconds after which a process that has died gives its share back.
@@ -226,10 +220,15 @@ class RedisQuota(LeaseQueue):
         lease: float = 30.0,
     ) -> None:
         super().__init__()
-        _check_key(key)
+        if not isinstance(key, str) or not key or key.startswith("}"):
+            raise ValueError(
+                f"key is {key!r}; it must be a string that is not empty and does not begin with "
+                "'}', or a cluster would keep its parts in different places"
+            )
+        key.encode()  # a lone surrogate could not be sent
         if limit < 1:
             raise ValueError(f"limit is {limit!r}; it must be at least 1")
-        if not lease > 0:
+        if not 0 < lease < math.inf:
             raise ValueError(f"lease is {lease!r}; it must be a number of seconds above 0")
         self.key = key
         self.limit = limit
@@ -242,6 +241,9 @@ class RedisQuota(LeaseQueue):
             client = Redis.from_url(client)
         self._client = client
         self._script = client.register_script(_SCRIPT)
+        # To listen takes a connection of its own, so one more has to be there for the questions.
+        connections = getattr(client, "connection_pool", None)
+        self._can_listen = getattr(connections, "max_connections", 2) > 1
         # In one hash slot, for a cluster: that of what is between the first { and the next }.
         self._keys = [f"{{{key}}}:{part}" for part in ("leases", "queue", "heard", "state")]
         # Leases that Redis has not been told of yet, and who waits for that.
@@ -253,12 +255,10 @@ class RedisQuota(LeaseQueue):
         self._keeper: asyncio.Task[None] | None = None
         self._woken: asyncio.Future[None] | None = None
         self._renew_at = 0.0
-        # The data in Redis that our leases or our turn are in; whether leases were gone from it.
+        # Which data in Redis our leases or our turn are in, since it may be lost.
         self._epoch: bytes | str = ""
-        self._has_missed = False
-        # The task that hears when it is our turn, and whether it does.
+        # The task that hears when it is our turn.
         self._listener: asyncio.Task[None] | None = None
-        self._is_listening = False
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -298,10 +298,10 @@ class RedisQuota(LeaseQueue):
         self._is_closed = True
         if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
-        for task in (self._keeper, self._listener):
-            if task is not None:
+        if tasks := [task for task in (self._keeper, self._listener) if task is not None]:
+            for task in tasks:
                 task.cancel()
-                await asyncio.wait({task})
+            await asyncio.wait(tasks)
         if self._owns_client:
             await self._client.aclose()
 
@@ -320,7 +320,7 @@ class RedisQuota(LeaseQueue):
         self._keeper = self._woken = self._listener = None
         self._answered_at = loop.time()
         self._renew_at = 0.0
-        self._epoch, self._has_missed, self._is_listening = "", False, False
+        self._epoch = ""
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")
@@ -386,8 +386,7 @@ class RedisQuota(LeaseQueue):
         renewed = list(self._held) if is_due else []
         if not (wanted or released or renewed):
             return self.lease
-        times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE)
-        times += (LISTENING_PAUSE_SECONDS if self._is_listening else PAUSES[0],)
+        times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE, PAUSES[0])
         args: list[bytes | str | int] = [self._worker, self.limit]
         args += [round(one * 1e6) for one in times]
         args += [self._epoch, len(wanted), len(released)]
@@ -400,9 +399,7 @@ class RedisQuota(LeaseQueue):
         elif is_new:
             self._renew_at = began
         self._forget(released)
-        if renewed:
-            self._miss(gone, len(renewed))
-        self._lose([renewed[index] for index in lost])
+        self._lose([renewed[index] for index in lost], gone)
         for lease, delay in zip(wanted, delays, strict=True):
             if delay >= 0 and lease in self._waiting:
                 lease.begins = loop.time() + delay / 1e6
@@ -411,21 +408,12 @@ class RedisQuota(LeaseQueue):
         self._epoch = epoch if pause or self._held else ""
         if not pause:  # nobody waits
             return self.lease
-        if self._listener is None or self._listener.done():
+        if self._can_listen and (self._listener is None or self._listener.done()):
             self._listener = asyncio.Task(self._listen(), loop=loop)
         least, most = PAUSES
         # Often enough to find what the dead have left before a whole lease is over.
         seconds: float = max(least, min(most, self.lease / 30, pause / 1e6))
         return seconds * random.uniform(0.8, 1.2)
-
-    def _miss(self, gone: int, renewed: int) -> None:
-        if gone and not self._has_missed:
-            logger.warning(
-                "%d of %d leases were not in Redis any more: its data was lost, or they had ended "
-                "before they were renewed; what there is room for is entered again: %r",
-                *(gone, renewed, self),
-            )
-        self._has_missed = gone > 0
 
     async def _listen(self) -> None:
         """Let the keeper ask when it is our turn, until nobody has waited for a whole lease.
@@ -434,31 +422,27 @@ class RedisQuota(LeaseQueue):
         """
         task = asyncio.current_task()
         assert task is not None
-        channel = f"{self._keys[1]}:{self._worker}"
         while not task.cancelling():  # the client may have swallowed that
             try:
                 async with self._client.pubsub() as pubsub:
-                    await pubsub.subscribe(channel)
+                    await pubsub.subscribe(f"{self._keys[1]}:{self._worker}")
                     # The first message is that this was done: something may have come before.
                     while await pubsub.get_message(timeout=self.lease) is not None:
-                        self._is_listening = True
                         self._wake()
-                failure = None
             except Exception as error:
-                failure = error
-            finally:
-                self._is_listening = False
+                logger.debug("cannot listen, %s: %s: %r", type(error).__name__, error, self)
+                await asyncio.sleep(PAUSES[1])
             if not self._waiting:
                 return
-            if failure is not None:
-                await asyncio.sleep(self.lease)
 
-    def _lose(self, leases: list[Lease]) -> None:
+    def _lose(self, leases: list[Lease], gone: int) -> None:
         for lease in leases:
             lease.is_lost = True
             self._held.discard(lease)
-        if leases:
+        if gone:
             logger.warning(
-                "%d leases were lost; their connections are closed when nobody uses them: %r",
-                *(len(leases), self),
+                "Redis did not know %d leases any more: its data was lost, or they were renewed "
+                "too late. %d have been entered again; for %d there was no room, and their "
+                "connections are closed when nobody uses them: %r",
+                *(gone, gone - len(leases), len(leases), self),
             )

@@ -3,22 +3,29 @@
     quota = RedisQuota("redis://localhost", key="speech", limit=50, dials_per_second=8)
     pool = WebsocketConnectionPool(uri=uri, quota=quota)
 
-Each socket of each process has a lease, an entry of a sorted set that expires by itself. Whatever
+Each socket of each process has a lease, an entry of a sorted set that ends by itself. Whatever
 happens is a run of one script, which is atomic and reads the time from the server's clock alone.
 It takes back, renews and gives leases, all that a process has to ask in one go; one task for each
-`RedisQuota` runs it when a dial or a released lease is due, every third of `lease` seconds while
+`RedisQuota` runs it when a dial or a released lease is due, every sixth of `lease` seconds while
 leases are held, and, while dials wait, every 50 ms to 1 s, the sooner the nearer its turn is. A
 borrow of an idle connection asks nothing.
 
 - Who waits, waits in a queue of processes, not of dials: each gets one lease in its turn, then
   goes to the end. One that has not asked for `PATIENCE` seconds leaves it.
+- Whoever leaves room publishes that to those in line whom it is for, and they ask at once. This is
+  a hint: who does not hear it asks in time.
 - Dials are spaced evenly, and the script says up to `AHEAD` seconds before when one may begin.
-- Redis does not answer: leases stay what they were, and dials wait. After an outage, that is when
-  nobody was heard of for a whole lease although there are leases, nothing expires for a third of
-  it, so that all who are alive can renew theirs.
-- Redis has lost its data: a lease is entered again when it is renewed, if there is room for it.
+- Redis does not answer: leases stay what they were, and dials wait. After an outage, and likewise
+  when the server's clock was set forward, nothing ends for a while, so that all who are alive can
+  renew theirs. While the clock goes back, the fleet's time goes on from where it was.
+- Redis has lost its data, or some of it: what is left is dropped, and there is a new epoch. Whoever
+  learns of it enters its leases again, if there is room for them. Who waited while the data was
+  lost knows that, too, and has none given for as long as the others take to enter theirs; one that
+  comes from outside and is the first to ask finds an empty quota.
 - A process that was stopped for longer than its leases last, or that Redis could not hear, finds
   some of them taken: these are lost, and the pool closes their sockets once nobody uses them.
+- As long as there is a lease or a queue, no key has a time to live, for which a server short of
+  memory could evict it under any policy of the kind `volatile-*`.
 
 A cut between one process and a Redis that others reach cannot be told from an outage. Its
 connections are kept working, and from `lease` seconds on the fleet may have as many too many.
@@ -34,6 +41,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 import uuid
 from typing import TYPE_CHECKING, Final, Self
@@ -53,8 +61,15 @@ AHEAD: Final = 0.5
 PATIENCE: Final = 3.0
 """Seconds for which a process that waits keeps its turn without asking."""
 
-LASTS: Final = 0.9
-"""Share of `lease` for which one lasts in Redis: in the rest, somebody who waits comes to ask."""
+LASTS: Final = 0.7
+"""Share of `lease` for which one lasts in Redis.
+
+The rest is for a third of this share in which nothing ends, after an outage, and for somebody who
+waits to come and ask.
+"""
+
+RENEWED: Final = 1 / 6
+"""Share of `lease` after which one is renewed."""
 
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two questions for a lease: at least, at most."""
@@ -63,54 +78,81 @@ _SCRIPT: Final = """
 local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, limit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local interval, ahead, patience = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local wanted, released = tonumber(ARGV[7]), tonumber(ARGV[8])
+local poll, known = tonumber(ARGV[7]), ARGV[8]
+local wanted, released = tonumber(ARGV[9]), tonumber(ARGV[10])
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]  -- all times are in microseconds
+local clock = time[1] * 1000000 + time[2]  -- all times are in microseconds
+local grace = math.floor(lease / 3)
 
--- Nobody was heard of for a whole lease: let those who are alive renew theirs first.
-local seen = tonumber(redis.call('HGET', state, 'seen')) or now
-local hold = tonumber(redis.call('HGET', state, 'hold')) or 0
-if math.abs(now - seen) > lease then
-  hold = redis.call('ZCARD', leases) > 0 and now + math.floor(lease / 3) or 0
+local function size(key) return redis.call('ZCARD', key) end
+local function leave(who)
+  redis.call('ZREM', queue, who)
+  redis.call('ZREM', heard, who)
 end
 
-for i = 9 + wanted, 8 + wanted + released do
+-- Where some of the data is gone, all of it is: it begins again, as another epoch. Those who had
+-- leases may enter them before anybody gets another, once an epoch.
+local epoch, had = redis.call('HGET', state, 'epoch'), {}
+for _, name in ipairs({'leases', 'queue', 'clock', 'now', 'due', 'kept', 'shut'}) do
+  had[name] = tonumber(redis.call('HGET', state, name) or 0)
+end
+local is_torn = had.leases ~= size(leases) or had.queue ~= size(queue) or had.queue ~= size(heard)
+if is_torn or not epoch then
+  redis.call('DEL', leases, queue, heard, state)
+  epoch = worker .. '.' .. string.format('%.0f', clock)
+  had = {clock = clock, now = clock, due = 0, kept = 0, shut = 0}
+end
+-- The fleet's time stands still when the server's clock goes back.
+local passed = math.max(1, clock - had.clock)
+local now = had.now + passed
+-- Nobody was heard of, or the clock went forward: let those who are alive renew theirs first.
+local kept = passed > 0.4 * lease and now + grace or had.kept
+local shut = had.shut
+if shut == 0 and (is_torn or known ~= '' and known ~= epoch) then shut = now + grace end
+
+-- When the next dial may begin; how many may within `ahead`.
+local due = math.max(now, math.min(had.due, now + ahead + interval))
+local function room()
+  local free = now < shut and 0 or limit - size(leases)
+  if interval == 0 then return free end
+  return math.min(free, math.floor((now + ahead - due) / interval) + 1)
+end
+-- Who may come and ask for that: the first in line.
+local function welcome()
+  local places = room()
+  return places > 0 and redis.call('ZRANGE', queue, 0, places - 1) or {}
+end
+local told = {}
+for _, who in ipairs(welcome()) do told[who] = true end
+
+for i = 11 + wanted, 10 + wanted + released do
   redis.call('ZREM', leases, ARGV[i])
 end
-local lost = {}
-for i = 9 + wanted + released, #ARGV do
-  if redis.call('ZSCORE', leases, ARGV[i]) or redis.call('ZCARD', leases) < limit then
+local lost, gone = {}, 0
+for i = 11 + wanted + released, #ARGV do
+  local is_there = redis.call('ZSCORE', leases, ARGV[i])
+  if not is_there then gone = gone + 1 end
+  if is_there or size(leases) < limit then
     redis.call('ZADD', leases, now + lease, ARGV[i])
   else
-    lost[#lost + 1] = i - 9 - wanted - released
+    lost[#lost + 1] = i - 11 - wanted - released
   end
 end
-if now >= hold then
+if now >= kept then
   redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
 end
+for _, who in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do leave(who) end
 
 local delays, pause, waits, served = {}, 0, false, false
 if wanted > 0 then
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do
-    redis.call('ZREM', heard, gone)
-    redis.call('ZREM', queue, gone)
-  end
   redis.call('ZADD', queue, 'NX', now, worker)
   redis.call('ZADD', heard, now + patience, worker)
-  local turn, round = redis.call('ZRANK', queue, worker), redis.call('ZCARD', queue)
-  local free = limit - redis.call('ZCARD', leases)
-  -- When the next dial may begin; how many may within `ahead`.
-  local due = tonumber(redis.call('HGET', state, 'due')) or now
-  due = math.max(now, math.min(due, now + ahead + interval))
-  local room = free
-  if interval > 0 then
-    room = math.min(free, math.floor((now + ahead - due) / interval) + 1)
-  end
+  local turn, round, places = redis.call('ZRANK', queue, worker), size(queue), room()
   for i = 1, wanted do
-    local id = ARGV[8 + i]
+    local id = ARGV[10 + i]
     if redis.call('ZSCORE', leases, id) then  -- given before, and the answer was lost
       delays[i] = 0
-    elseif turn < room then
+    elseif turn < places then
       redis.call('ZADD', leases, now + lease, id)
       delays[i] = due - now
       due, turn, served = due + interval, turn + round, true
@@ -118,45 +160,55 @@ if wanted > 0 then
       delays[i], waits = -1, true
     end
   end
-  redis.call('HSET', state, 'due', due)
-  if not waits then
-    redis.call('ZREM', queue, worker)
-    redis.call('ZREM', heard, worker)
-  else
-    if served then redis.call('ZADD', queue, now, worker) end
-    turn = redis.call('ZRANK', queue, worker)
-    pause = math.max(50000 * (turn + 1), due + interval * turn - now - ahead)
-  end
+end
+if waits then
+  if served then redis.call('ZADD', queue, now, worker) end
+  local turn = redis.call('ZRANK', queue, worker)
+  pause = math.max(1, due + interval * turn - now - ahead)
+  if now < shut or turn >= limit - size(leases) then pause = math.max(pause, poll * (turn + 1)) end
 else
-  redis.call('ZREM', queue, worker)
-  redis.call('ZREM', heard, worker)
+  leave(worker)
 end
 
-redis.call('HSET', state, 'seen', now, 'hold', hold)
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
-return {lost, delays, pause}
+-- Whoever leaves room tells those whom it is for, if the server lets us.
+for _, who in ipairs(welcome()) do
+  if not told[who] then redis.pcall('PUBLISH', queue .. ':' .. who, '') end
+end
+
+redis.call('HSET', state, 'epoch', epoch, 'leases', size(leases), 'queue', size(queue),
+  'clock', clock, 'now', now, 'due', due, 'kept', kept, 'shut', shut)
+if size(queue) + size(leases) > 0 then
+  redis.call('PERSIST', state)  -- whatever can expire, a server short of memory may evict
+else
+  redis.call('EXPIRE', state, 86400)
+end
+return {lost, delays, pause, gone, epoch}
 """
 """One step of one process, for Redis 5 or newer.
 
-ARGV: the process, limit, lease, interval, ahead, patience, how many ids of leases it wants, how
-many it gives back; then the ids of these, those, and the ones that it renews.
+ARGV: the process, limit, lease, interval, ahead, patience, the pause of the next in line, the epoch
+that this process knows or nothing, how many ids of leases it wants, how many it gives back; then
+the ids of these, those, and the ones that it renews.
 
 Returns which of the latter are lost; for each that it wants, in how many microseconds its dial may
-begin, or -1; in how many microseconds to ask again.
+begin, or -1; in how many microseconds to ask again, or 0; how many of those that it renews were not
+there; the epoch.
 """
 
 
 class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
-    client: a `redis.asyncio` client, which is not closed, or a URL.
-    key: names the quota, in Redis and in errors, so it is no place for a secret.
+    client: a `redis.asyncio` client, which is not closed, or a URL. Of its connections one is used
+        for each question, and one more is kept while dials wait.
+    key: names the quota, in Redis and in errors, so it is no place for a secret; it is not empty
+        and does not begin with `}`.
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
     lease: seconds after which a process that has died gives its share back.
 
     One object may serve all pools of an event loop. Close it after them, or use `async with`.
-    Raises ValueError for a limit, a rate or a lease of 0 or less.
+    Raises ValueError for another key, and for a limit, a rate or a lease of 0 or less.
     """
 
     def __init__(
@@ -168,9 +220,15 @@ class RedisQuota(LeaseQueue):
         lease: float = 30.0,
     ) -> None:
         super().__init__()
+        if not isinstance(key, str) or not key or key.startswith("}"):
+            raise ValueError(
+                f"key is {key!r}; it must be a string that is not empty and does not begin with "
+                "'}', or a cluster would keep its parts in different places"
+            )
+        key.encode()  # a lone surrogate could not be sent
         if limit < 1:
             raise ValueError(f"limit is {limit!r}; it must be at least 1")
-        if not lease > 0:
+        if not 0 < lease < math.inf:
             raise ValueError(f"lease is {lease!r}; it must be a number of seconds above 0")
         self.key = key
         self.limit = limit
@@ -183,7 +241,10 @@ class RedisQuota(LeaseQueue):
             client = Redis.from_url(client)
         self._client = client
         self._script = client.register_script(_SCRIPT)
-        # In one hash slot, for a cluster.
+        # To listen takes a connection of its own, so one more has to be there for the questions.
+        connections = getattr(client, "connection_pool", None)
+        self._can_listen = getattr(connections, "max_connections", 2) > 1
+        # In one hash slot, for a cluster: that of what is between the first { and the next }.
         self._keys = [f"{{{key}}}:{part}" for part in ("leases", "queue", "heard", "state")]
         # Leases that Redis has not been told of yet, and who waits for that.
         self._releases: dict[Lease, asyncio.Future[None]] = {}
@@ -194,6 +255,10 @@ class RedisQuota(LeaseQueue):
         self._keeper: asyncio.Task[None] | None = None
         self._woken: asyncio.Future[None] | None = None
         self._renew_at = 0.0
+        # Which data in Redis our leases or our turn are in, since it may be lost.
+        self._epoch: bytes | str = ""
+        # The task that hears when it is our turn.
+        self._listener: asyncio.Task[None] | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -233,9 +298,10 @@ class RedisQuota(LeaseQueue):
         self._is_closed = True
         if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        if tasks := [task for task in (self._keeper, self._listener) if task is not None]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         if self._owns_client:
             await self._client.aclose()
 
@@ -251,9 +317,10 @@ class RedisQuota(LeaseQueue):
         # Not before: a process that was forked is another one.
         self._worker = uuid.uuid4().hex
         self._ids = itertools.count(1)
-        self._keeper = self._woken = None
+        self._keeper = self._woken = self._listener = None
         self._answered_at = loop.time()
         self._renew_at = 0.0
+        self._epoch = ""
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")
@@ -262,6 +329,9 @@ class RedisQuota(LeaseQueue):
         """Let the keeper ask at once."""
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.Task(self._keep(), loop=self._enter())
+        self._wake()
+
+    def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
@@ -282,7 +352,7 @@ class RedisQuota(LeaseQueue):
             if failure is not None:
                 if loop.time() - self._answered_at > self.lease:
                     self._forget(list(self._releases))  # they expire by themselves
-                # Soon enough to renew in that third of a lease in which nothing expires.
+                # With the timeout of a step, soon enough to renew while nothing expires.
                 await asyncio.sleep(random.uniform(0.0, min(PAUSES[1], self.lease / 12)))
                 continue
             self._answered_at = loop.time()
@@ -316,33 +386,63 @@ class RedisQuota(LeaseQueue):
         renewed = list(self._held) if is_due else []
         if not (wanted or released or renewed):
             return self.lease
-        times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE)
-        args: list[str | int] = [self._worker, self.limit]
+        times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE, PAUSES[0])
+        args: list[bytes | str | int] = [self._worker, self.limit]
         args += [round(one * 1e6) for one in times]
-        args += [len(wanted), len(released)]
+        args += [self._epoch, len(wanted), len(released)]
         args += [lease.id for lease in (*wanted, *released, *renewed)]
-        async with asyncio.timeout(self.lease / 6):
-            lost, delays, pause = await self._script(keys=self._keys, args=args)
+        async with asyncio.timeout(self.lease / 8):
+            lost, delays, pause, gone, epoch = await self._script(keys=self._keys, args=args)
+        is_new = self._epoch not in ("", epoch)
         if is_due:
-            self._renew_at = began + self.lease * LASTS / 3
+            self._renew_at = began + self.lease * RENEWED
+        elif is_new:
+            self._renew_at = began
         self._forget(released)
-        self._lose([renewed[index] for index in lost])
+        self._lose([renewed[index] for index in lost], gone)
         for lease, delay in zip(wanted, delays, strict=True):
             if delay >= 0 and lease in self._waiting:
                 lease.begins = loop.time() + delay / 1e6
                 self._give(lease)
+        # Where nothing of ours is left, another epoch is no loss.
+        self._epoch = epoch if pause or self._held else ""
         if not pause:  # nobody waits
             return self.lease
+        if self._can_listen and (self._listener is None or self._listener.done()):
+            self._listener = asyncio.Task(self._listen(), loop=loop)
         least, most = PAUSES
-        seconds: float = min(most, max(least, pause / 1e6))
+        # Often enough to find what the dead have left before a whole lease is over.
+        seconds: float = max(least, min(most, self.lease / 30, pause / 1e6))
         return seconds * random.uniform(0.8, 1.2)
 
-    def _lose(self, leases: list[Lease]) -> None:
+    async def _listen(self) -> None:
+        """Let the keeper ask when it is our turn, until nobody has waited for a whole lease.
+
+        What is heard is a hint: whoever hears nothing, for whatever reason, asks in time anyway.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # the client may have swallowed that
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(f"{self._keys[1]}:{self._worker}")
+                    # The first message is that this was done: something may have come before.
+                    while await pubsub.get_message(timeout=self.lease) is not None:
+                        self._wake()
+            except Exception as error:
+                logger.debug("cannot listen, %s: %s: %r", type(error).__name__, error, self)
+                await asyncio.sleep(PAUSES[1])
+            if not self._waiting:
+                return
+
+    def _lose(self, leases: list[Lease], gone: int) -> None:
         for lease in leases:
             lease.is_lost = True
             self._held.discard(lease)
-        if leases:
+        if gone:
             logger.warning(
-                "%d leases were lost; their connections are closed when nobody uses them: %r",
-                *(len(leases), self),
+                "Redis did not know %d leases any more: its data was lost, or they were renewed "
+                "too late. %d have been entered again; for %d there was no room, and their "
+                "connections are closed when nobody uses them: %r",
+                *(gone, gone - len(leases), len(leases), self),
             )

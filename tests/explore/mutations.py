@@ -1,5 +1,7 @@
 """For each pathology a small change to the package that puts the fault in, and its test catches.
 
+Likewise for each rule of the quota in Redis.
+
 `python -m tests.explore.mutations [number ...]` runs each test on a copy of the package, without
 and with the change, prints the table, and exits with 1 if a change goes unnoticed. Tests that hang
 under a change have caught it, too.
@@ -43,6 +45,7 @@ class Mutation:
     file: str
     old: str
     new: str
+    tests: str = TESTS
 
     def applied_to(self, text: str) -> str:
         """Return the file's text with the fault in it."""
@@ -310,6 +313,154 @@ MUTATIONS: Final = (
 )
 
 
+def _in_redis(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
+    return Mutation(number, pathology, test, "redis.py", old, new, "tests/parts/test_redis.py")
+
+
+REDIS_MUTATIONS: Final = (
+    _in_redis(
+        101,
+        "more leases than the limit",
+        "test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit",
+        "if is_there or size(leases) < limit then",
+        "if true then",
+    ),
+    _in_redis(
+        102,
+        "a lease is given twice when an answer is lost",
+        "test_a_lease_whose_answer_was_lost_is_given_once",
+        "if redis.call('ZSCORE', leases, id) then",
+        "if false then",
+    ),
+    _in_redis(
+        103,
+        "one process takes all turns",
+        "test_each_process_has_one_lease_in_its_turn",
+        "if served then redis.call('ZADD', queue, now, worker) end",
+        "",
+    ),
+    _in_redis(
+        104,
+        "the line stops at a process that has died",
+        "test_who_waits_and_does_not_ask_loses_its_turn",
+        "'-inf', now)) do leave(who) end",
+        "'-inf', now)) do end",
+    ),
+    _in_redis(
+        105,
+        "dials in bursts",
+        "test_dials_of_all_processes_are_spaced_evenly",
+        "due, turn, served = due + interval,",
+        "due, turn, served = due,",
+    ),
+    _in_redis(
+        106,
+        "all leases end in an outage",
+        "test_after_an_outage_nothing_expires_before_all_could_renew",
+        "passed > 0.4 * lease and now + grace or had.kept",
+        "had.kept",
+    ),
+    _in_redis(
+        107,
+        "all leases end when the clock goes forward",
+        "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
+        "passed > 0.4 * lease and now + grace or had.kept",
+        "had.kept",
+    ),
+    _in_redis(
+        108,
+        "no lease ends when the clock goes back",
+        "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
+        "math.max(1, clock - had.clock)",
+        "clock - had.clock",
+    ),
+    _in_redis(
+        109,
+        "the loss of one key goes unnoticed",
+        "test_after_a_loss_of_data_those_who_had_leases_come_first",
+        "if is_torn or not epoch then",
+        "is_torn = false\nif not epoch then",
+    ),
+    _in_redis(
+        110,
+        "what others hold is given when data is lost",
+        "test_who_waits_while_data_is_lost_does_not_get_what_others_hold",
+        "if shut == 0 and (is_torn or",
+        "if false and (is_torn or",
+    ),
+    _in_redis(
+        111,
+        "each that learns of a loss stops the others",
+        "test_who_comes_back_from_lost_data_again_and_again_does_not_stop_the_others",
+        "if shut == 0 and (is_torn or",
+        "if (is_torn or",
+    ),
+    _in_redis(
+        112,
+        "leases lost in Redis are entered late",
+        "test_whoever_learns_that_data_was_lost_enters_its_leases_at_once",
+        "elif is_new:",
+        "elif False:",
+    ),
+    _in_redis(
+        113,
+        "nobody is told of leases lost in Redis",
+        "test_who_waits_while_data_is_lost_does_not_get_what_others_hold",
+        "        if gone:\n",
+        "        if leases:\n",
+    ),
+    _in_redis(
+        114,
+        "leases are evicted",
+        "test_a_server_short_of_memory_that_evicts_what_can_expire_spares_the_quota",
+        "  redis.call('PERSIST', state)",
+        "  redis.call('EXPIRE', leases, 86400)\n  redis.call('PERSIST', state)",
+    ),
+    _in_redis(
+        115,
+        "the state is evicted",
+        "test_nothing_that_matters_has_a_time_to_live",
+        "  redis.call('PERSIST', state)",
+        "  ",
+    ),
+    _in_redis(
+        116,
+        "a released lease lies idle until somebody asks",
+        "test_a_released_lease_goes_to_the_next_in_line_at_once",
+        "redis.pcall('PUBLISH', queue .. ':' .. who, '')",
+        "redis.pcall('PUBLISH', queue, '')",
+    ),
+    _in_redis(
+        117,
+        "everybody is told of each lease",
+        "test_whoever_leaves_room_tells_those_whom_it_is_for",
+        "if not told[who] then",
+        "if true then",
+    ),
+    _in_redis(
+        118,
+        "no right to channels: dials fail",
+        "test_where_nothing_can_be_heard_who_waits_asks",
+        "redis.pcall('PUBLISH'",
+        "redis.call('PUBLISH'",
+    ),
+    _in_redis(
+        119,
+        "to listen takes the last connection",
+        "test_where_nothing_can_be_heard_who_waits_asks",
+        '"max_connections", 2) > 1',
+        '"max_connections", 2) > 0',
+    ),
+    _in_redis(
+        120,
+        "a key whose parts are in different slots",
+        "test_a_key_that_redis_would_not_keep_in_one_place_is_a_value_error",
+        ' or key.startswith("}")',
+        "",
+    ),
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another wspool than the one beside the tests."""
     import wspool
@@ -319,7 +470,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"{tested} would be tested, not the copy in {config.rootpath}")
 
 
-def run(test: str, mutation: Mutation | None = None) -> str:
+def run(test: str, mutation: Mutation | None = None, tests: str = TESTS) -> str:
     """Run a test on a copy of the package; return "passes", "fails" or "hangs".
 
     Raises RuntimeError when the test could not be run, as with a mutation that is no Python.
@@ -333,7 +484,7 @@ def run(test: str, mutation: Mutation | None = None) -> str:
             file = copy / "wspool" / mutation.file
             file.write_text(mutation.applied_to(file.read_text()))
         options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "tests.explore.mutations")
-        command = [sys.executable, "-X", "dev", "-m", "pytest", *options, f"{TESTS}::{test}"]
+        command = [sys.executable, "-X", "dev", "-m", "pytest", *options, f"{tests}::{test}"]
         try:
             done = subprocess.run(
                 command,
@@ -353,7 +504,9 @@ def run(test: str, mutation: Mutation | None = None) -> str:
 def verdicts(mutation: Mutation) -> tuple[str, str]:
     """Return how the mutation's test ends without and with it."""
     try:
-        return run(mutation.test), run(mutation.test, mutation)
+        return run(mutation.test, None, mutation.tests), run(
+            mutation.test, mutation, mutation.tests
+        )
     except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return "?", "?"
@@ -361,7 +514,7 @@ def verdicts(mutation: Mutation) -> tuple[str, str]:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table; return 1 unless every mutation is caught."""
-    chosen = [m for m in MUTATIONS if not numbers or str(m.number) in numbers]
+    chosen = [m for m in (*MUTATIONS, *REDIS_MUTATIONS) if not numbers or str(m.number) in numbers]
     caught = 0
     print(f"{'#':>2}  {'pathology':<52}{'unpatched':<11}{'patched':<9}test")
     with ThreadPoolExecutor(WORKERS) as workers:

@@ -9,7 +9,8 @@ import pytest
 
 from tests import IS_WHOLE
 from tests.explore import mutations
-from tests.explore.mutations import MUTATIONS, Mutation
+from tests.explore.mutations import MUTATIONS, REDIS_MUTATIONS, Mutation
+from tests.parts import test_redis
 from tests.pool import test_pathologies
 
 pytestmark = pytest.mark.once
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.once
 PATHOLOGIES = 29
 LINES = 10
 
-by_number = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: str(m.number))
+by_number = pytest.mark.parametrize(
+    "mutation", (*MUTATIONS, *REDIS_MUTATIONS), ids=lambda m: str(m.number)
+)
 
 
 def test_each_pathology_has_one_test_and_one_mutation() -> None:
@@ -28,6 +31,12 @@ def test_each_pathology_has_one_test_and_one_mutation() -> None:
         if name.startswith("test_") and inspect.isfunction(member)
     ]
     assert [mutation.test for mutation in MUTATIONS] == tests
+
+
+def test_each_rule_of_the_quota_in_redis_has_its_test() -> None:
+    first = REDIS_MUTATIONS[0].number
+    assert [m.number for m in REDIS_MUTATIONS] == [*range(first, first + len(REDIS_MUTATIONS))]
+    assert all(hasattr(test_redis, mutation.test) for mutation in REDIS_MUTATIONS)
 
 
 @by_number

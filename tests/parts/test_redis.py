@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.crc import key_slot
 
 from tests.conftest import MakePool, echoes, until
 from tests.explore.fleet import CountingServer, Worker, hire, leases_since, time_of
 from tests.support.redis_server import RedisServer
 from wspool import CloseReason, ConnectionUnavailableError, State, redis
-from wspool.redis import AHEAD, LASTS, PATIENCE, RedisQuota
+from wspool.redis import AHEAD, LASTS, PATIENCE, PAUSES, RedisQuota
 
 LEASE = 10.0
+
+KEYS = [f"{{k}}:{part}" for part in ("leases", "queue", "heard", "state")]
 
 
 @pytest.fixture
@@ -45,6 +48,10 @@ class Clockwork:
         self._client = client
         self.limit, self.interval = limit, interval
         self.now = 1_000_000.0
+        # By how much somebody has set the server's clock.
+        self.skew = 0.0
+        # What each process knows of the data that it has something in.
+        self.epochs: dict[str, str] = {}
 
     async def step(
         self,
@@ -55,12 +62,15 @@ class Clockwork:
     ) -> tuple[list[str], dict[str, float], float]:
         """Return the lost leases, those given with their delays, and the pause."""
         self.now += 0.000001  # no two at once, as with the server's clock
-        times = (LEASE, self.interval, AHEAD, PATIENCE)
+        times = (LEASE, self.interval, AHEAD, PATIENCE, PAUSES[0])
         args: list[Any] = [worker, self.limit, *(round(one * 1e6) for one in times)]
-        args += [len(wanted), len(released), *wanted, *released, *renewed]
-        keys = ["{k}:leases", "{k}:queue", "{k}:heard", "{k}:state", repr(self.now)]
-        lost, delays, pause = await self._script(keys=keys, args=args)
+        args += [self.epochs.get(worker, ""), len(wanted), len(released)]
+        args += [*wanted, *released, *renewed]
+        keys = [*KEYS, repr(self.now + self.skew)]
+        lost, delays, pause, self.gone, epoch = await self._script(keys=keys, args=args)
         given = {id: delay / 1e6 for id, delay in zip(wanted, delays, strict=True) if delay >= 0}
+        has_some = pause or given or len(lost) < len(renewed)
+        self.epochs[worker] = epoch if has_some else ""
         assert await self.leases() <= self.limit
         return [renewed[index] for index in lost], given, pause / 1e6
 
@@ -77,30 +87,35 @@ async def client(server_of_redis: RedisServer) -> AsyncIterator[Redis]:
 async def test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit(
     client: Redis,
 ) -> None:
-    """And who holds one that he renews in time keeps it, while Redis keeps its data."""
+    """And what is renewed in time is kept while Redis keeps its data, even if its clock is set."""
     rng = random.Random(0)
     clock = Clockwork(client, limit=5)
     held: dict[str, list[str]] = {worker: [] for worker in "abcd"}
-    renewed_at = dict.fromkeys(held, clock.now)
+    ends = dict.fromkeys(held, clock.now + LEASE)
     seen: Counter[str] = Counter()
-    for number in range(400):
+    for number in range(600):
         clock.now += rng.choice((0.0, 0.01, 1.0, 3.0))
         if rng.random() < 0.01:
-            await client.flushall()
+            await client.delete(*rng.choice([KEYS, *([key] for key in KEYS)]))
             seen["flush"] += 1
-            renewed_at = dict.fromkeys(held, float("-inf"))
+            ends = dict.fromkeys(held, float("-inf"))
+        if rng.random() < 0.03:
+            before, clock.skew = clock.skew, rng.choice((-3600.0, 0.0, 86400.0))
+            seen["back" if clock.skew < before else "forward"] += clock.skew != before
+            if clock.skew > before:
+                ends = {one: min(end, clock.now + LEASE / 3) for one, end in ends.items()}
         worker = rng.choice("abcd")
         mine = held[worker]
         released = rng.sample(mine, rng.randint(0, len(mine))) if rng.random() < 0.5 else []
         kept = [id for id in mine if id not in released]
         wanted = [f"{worker}{number}{place}" for place in range(rng.randint(0, 3))]
-        was_late = clock.now - renewed_at[worker] >= LEASE
+        was_late = clock.now >= ends[worker]
         lost, given, _ = await clock.step(worker, wanted, released, kept)
-        renewed_at[worker] = clock.now
+        ends[worker] = clock.now + LEASE
         assert was_late or not lost
-        seen.update(lost=len(lost), given=len(given), late=was_late)
+        seen.update(lost=len(lost), given=len(given))
         held[worker] = [*(id for id in kept if id not in lost), *given]
-    assert all(seen[what] > 2 for what in ("flush", "lost", "given", "late")), seen
+    assert all(seen[what] > 2 for what in ("flush", "back", "forward", "lost", "given")), seen
 
 
 async def test_who_has_died_gives_its_share_back_when_its_leases_end(client: Redis) -> None:
@@ -176,9 +191,13 @@ async def test_who_waits_and_does_not_ask_loses_its_turn(client: Redis) -> None:
 
 
 async def test_dials_of_all_processes_are_spaced_evenly(client: Redis) -> None:
+    """And none is put off because the server's clock goes back."""
     clock = Clockwork(client, limit=1000, interval=0.1)
+    began_at = clock.now
     begun: list[float] = []
-    while len(begun) < 100:
+    while len(begun) < 200:
+        if len(begun) > 100:
+            clock.skew = -3600.0
         for worker in "abc":
             wanted = [f"{worker}{len(begun)}{place}" for place in range(7)]
             _, given, pause = await clock.step(worker, wanted)
@@ -188,10 +207,124 @@ async def test_dials_of_all_processes_are_spaced_evenly(client: Redis) -> None:
         clock.now += random.Random(len(begun)).uniform(0.05, 1.0)
     begun.sort()
     assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.0999
-    clock.now -= 3600  # somebody has set the server's clock
-    await clock.step("a", wanted=["x"])
+    assert clock.now - began_at < 2 * 0.1 * len(begun)
+
+
+@pytest.mark.parametrize("skew", [-3600.0, -1.0, 1.0, 86400.0])
+async def test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before(
+    client: Redis, skew: float
+) -> None:
+    """Those who are alive keep theirs; those of the dead end in time; turns stay what they were."""
+    clock = Clockwork(client, limit=3)
+    await clock.step("dead", wanted=["dead1"])
+    await clock.step("alive", wanted=["alive1", "alive2"])
+    clock.now += LEASE / 2
+    assert (await clock.step("alive", renewed=["alive1", "alive2"]))[0] == []
+    await clock.step("next", wanted=["next1"])
+    clock.skew = skew
+    ends_at = clock.now + LEASE / 2
+    while not (given := (await clock.step("next", wanted=["next1"]))[1]):
+        clock.now += LEASE / 100
+        assert (await clock.step("other", wanted=["other1"]))[1] == {}
+        assert (await clock.step("alive", renewed=["alive1", "alive2"]))[0] == []
+    assert given == {"next1": 0.0}
+    # Once the clock was set forward, the lease of who is dead may have ended already.
+    earliest = LEASE / 2 if skew < LEASE else 0.0
+    assert ends_at - LEASE / 2 + 0.6 * earliest <= clock.now <= ends_at + 0.01
+
+
+@pytest.mark.parametrize("parts", [KEYS, *([key] for key in KEYS)], ids="all".split() + KEYS)
+async def test_after_a_loss_of_data_those_who_had_leases_come_first(
+    client: Redis, parts: list[str]
+) -> None:
+    """Be it all of the data or one key; it costs the next in line a third of a lease."""
+    clock = Clockwork(client, limit=3)
+    await clock.step("a", wanted=["a1", "a2"])
+    await clock.step("b", wanted=["b1"])
+    await clock.step("waits", wanted=["w1"])
+    await clock.step("waits too", wanted=["x1"])
+    assert await client.delete(*parts) == len(parts)
+    clock.skew = -60.0  # as in a failover to a replica on another machine
+    assert (await clock.step("waits", wanted=["w1"]))[1] == {}
+    assert (await clock.step("waits too", wanted=["x1"]))[1] == {}
+    assert (await clock.step("a", renewed=["a1", "a2"]))[0] == []
+    assert clock.gone == 2
+    clock.now += LEASE / 3 - 0.1
+    assert (await clock.step("waits", wanted=["w1"]))[1] == {}, "b may still come"
+    clock.now += 0.1
+    assert (await clock.step("waits too", wanted=["x1"]))[1] == {}, "it is not its turn"
+    assert (await clock.step("waits", wanted=["w1"]))[1] == {"w1": 0.0}
+    assert (await clock.step("b", renewed=["b1"]))[0] == ["b1"]
+    assert clock.gone == 1
+    assert (await clock.step("a", renewed=["a1", "a2"]))[0] == []
+    assert clock.gone == 0
+
+
+async def test_who_comes_back_from_lost_data_again_and_again_does_not_stop_the_others(
+    client: Redis,
+) -> None:
+    """Only the first that knows older data lets the others wait."""
+    clock = Clockwork(client, limit=3)
+    for worker in "abc":
+        await clock.step(worker, wanted=[f"{worker}1"])
+    await client.flushall()
+    await clock.step("a", renewed=["a1"])
     clock.now += LEASE / 3
-    assert "x" in (await clock.step("a", wanted=["x"]))[1]
+    assert (await clock.step("new", wanted=["n1"]))[1] == {"n1": 0.0}
+    assert (await clock.step("b", renewed=["b1"]))[0] == []
+    assert (await clock.step("c", renewed=["c1"]))[0] == ["c1"]
+    await clock.step("b", released=["b1"])
+    assert (await clock.step("new too", wanted=["m1"]))[1] == {"m1": 0.0}
+
+
+async def test_nothing_that_matters_has_a_time_to_live(client: Redis) -> None:
+    """A server short of memory evicts what has one. What matters to nobody any more has one."""
+
+    async def ends() -> set[str]:
+        return {key for key in await client.keys() if await client.ttl(key) >= 0}
+
+    clock = Clockwork(client, limit=1)
+    for _ in range(2):
+        await clock.step("a", wanted=["a1"])
+        assert await ends() == set()
+        await clock.step("b", wanted=["b1"])
+        assert await ends() == set()
+        await clock.step("a", released=["a1"])
+        assert await ends() == set(), "somebody waits"
+        await clock.step("b")
+        assert await client.keys() == ["{k}:state"]
+        assert await ends() == {"{k}:state"}
+
+
+async def test_whoever_leaves_room_tells_those_whom_it_is_for(client: Redis) -> None:
+    """Each of them once, in order of their turns, and nobody else."""
+    clock = Clockwork(client, limit=3)
+    heard: list[str] = []
+
+    async def said() -> list[str]:
+        while message := await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05):
+            heard.append(message["channel"].removeprefix("{k}:queue:"))
+        new = heard.copy()
+        heard.clear()
+        return new
+
+    async with client.pubsub() as pubsub:
+        await pubsub.psubscribe("{k}:queue:*")
+        await clock.step("a", wanted=["a1", "a2"])
+        await clock.step("b", wanted=["b1"])
+        for worker in ("first", "second", "third"):
+            await clock.step(worker, wanted=[f"{worker}1"])
+        assert await said() == []
+        await clock.step("a", released=["a1"])
+        assert await said() == ["first"]
+        await clock.step("b", renewed=["b1"])
+        assert await said() == [], "that was said before"
+        await clock.step("a", released=["a2"])
+        assert await said() == ["second"]
+        await clock.step("first")
+        assert await said() == ["third"], "whoever goes leaves its place to the next"
+        assert (await clock.step("third", wanted=["third1"]))[1] == {"third1": 0.0}
+        assert await said() == []
 
 
 # Pools in this process.
@@ -359,11 +492,160 @@ async def test_what_others_have_taken_after_a_flush_is_lost_and_closed_when_idle
     await pool.release(used)
     await until(lambda: not pool.connections, "what was used is closed when it comes back")
     assert [c.history[-1].why for c in (used, idle)] == [CloseReason.QUOTA] * 2
-    assert "leases were lost" in caplog.text
+    assert "did not know 2 leases any more" in caplog.text
+    assert "for 2 there was no room" in caplog.text
     for lease in theirs:
         assert not lease.is_lost
         await other.release(lease)
     assert await echoes(await pool.acquire(timeout=10))
+
+
+async def hand_over(quotas: Sequence[RedisQuota], times: int) -> None:
+    """Let each have a lease this many times, while the others want one."""
+    async with asyncio.timeout(30):  # only a net
+
+        async def borrow(quota: RedisQuota) -> None:
+            for _ in range(times):
+                quota.release(await quota.acquire())
+
+        await asyncio.gather(*map(borrow, quotas))
+
+
+async def test_a_released_lease_goes_to_the_next_in_line_at_once(
+    make_quota: Quotas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when that asks again, which is after an hour here."""
+    monkeypatch.setattr(redis, "PAUSES", (3600.0, 3600.0))
+    monkeypatch.setattr(redis, "PATIENCE", 36000.0)
+    await hand_over([make_quota(2, lease=1e6) for _ in range(6)], 10)
+
+
+async def test_where_nothing_can_be_heard_who_waits_asks(make_quota: Quotas) -> None:
+    """Be it that the user has no right to channels, or the client but one connection."""
+    async with make_quota.server.client() as client:
+        await client.acl_setuser("default", enabled=True, reset_channels=True, reset=False)
+        await hand_over([make_quota(1) for _ in range(3)], 3)
+        await client.execute_command("ACL", "SETUSER", "default", "allchannels")
+    async with (
+        Redis.from_url(make_quota.server.url, max_connections=1) as one,
+        Redis.from_url(make_quota.server.url, max_connections=1) as another,
+        RedisQuota(one, "key", 1) as quota,
+        RedisQuota(another, "key", 1) as other,
+    ):
+        await hand_over([quota, other], 3)
+        assert quota._failure is None
+        assert other._failure is None
+
+
+async def test_a_server_that_has_forgotten_the_script_is_told_it_again(make_quota: Quotas) -> None:
+    quota = make_quota(1)
+    async with make_quota.server.client() as client:
+        for _ in range(2):
+            await quota.release(await quota.acquire())
+            await client.script_flush()
+    assert quota._failure is None
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_who_waits_while_data_is_lost_does_not_get_what_others_hold(
+    make_quota: Quotas, caplog: pytest.LogCaptureFixture, *, is_empty: bool
+) -> None:
+    """Those who held them are told, in one line for each loss, and keep them."""
+    holds, waits = make_quota(2, lease=1.2), make_quota(2, lease=1.2)
+    leases = [await holds.acquire() for _ in range(2)]
+    waiting = asyncio.create_task(waits.acquire())
+    steps = counted(holds)
+    async with make_quota.server.client() as client:
+        await until(lambda: waits._epoch, "it stands in line")
+        if is_empty:
+            await client.flushall()
+        else:
+            await client.delete("{key}:leases")
+        seen = len(steps)
+        await until(lambda: len(steps) >= seen + 12, "its leases would have ended")
+        assert await client.zcard("{key}:leases") == 2
+    assert not waiting.done()
+    assert not any(lease.is_lost for lease in leases)
+    assert caplog.text.count("did not know 2 leases any more") == 1
+    assert "2 have been entered again; for 0 there was no room" in caplog.text
+    for lease in leases:
+        holds.release(lease)
+    await waits.release(await waiting)
+
+
+async def test_whoever_learns_that_data_was_lost_enters_its_leases_at_once(
+    make_quota: Quotas,
+) -> None:
+    """Not when they are due, which is after 10 minutes here."""
+    quota = make_quota(3, lease=3600.0)
+    leases = [await quota.acquire() for _ in range(2)]
+    async with make_quota.server.client() as client:
+        await client.flushall()
+        waiting = asyncio.create_task(quota.acquire())
+        async with asyncio.timeout(10):  # only a net
+            while await client.zcard("{key}:leases") < 2:
+                await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert not any(lease.is_lost for lease in leases)
+
+
+async def fill(client: Redis, ex: int | None = None) -> None:
+    """Let a server evict some hundred keys, among which there are few but those of the quota."""
+    await client.config_set("maxmemory", (await client.info("memory"))["used_memory"] + 2**20)
+    before = (await client.info("stats"))["evicted_keys"]
+    async with asyncio.timeout(30):  # only a net
+        while (await client.info("stats"))["evicted_keys"] < before + 500:
+            async with client.pipeline(transaction=False) as pipeline:
+                for _ in range(20):
+                    pipeline.set(f"other:{random.random()}", "x" * 2**14, ex=ex)
+                await pipeline.execute()
+    await client.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize(
+    "policy", ["volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"]
+)
+async def test_a_server_short_of_memory_that_evicts_what_can_expire_spares_the_quota(
+    make_quota: Quotas, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    quota, other = make_quota(2, lease=3600.0), make_quota(2)
+    leases = [await quota.acquire(), await quota.acquire()]
+    waiting = asyncio.create_task(other.acquire())
+    await until(lambda: other._epoch, "it stands in line")
+    async with make_quota.server.client() as client:
+        await client.config_set("maxmemory-policy", policy)
+        # Others' keys end later than any of the quota's could.
+        await fill(client, ex=10**8)
+        assert await client.zcard("{key}:leases") == 2
+        assert await client.hget("{key}:state", "epoch") == other._epoch.decode()
+    assert not waiting.done()
+    for lease in leases:
+        await quota.release(lease)
+    await other.release(await waiting)
+    assert "did not know" not in caplog.text
+
+
+async def test_a_server_that_evicts_any_key_costs_warnings_and_nobody_is_above_the_limit(
+    make_quota: Quotas, caplog: pytest.LogCaptureFixture
+) -> None:
+    quota, other = make_quota(2, lease=1.2), make_quota(2, lease=1.2)
+    leases = [await quota.acquire(), await quota.acquire()]
+    waiting = asyncio.create_task(other.acquire())
+    await until(lambda: other._epoch, "it stands in line")
+    async with make_quota.server.client() as client:
+        await client.config_set("maxmemory-policy", "allkeys-random")
+        async with asyncio.timeout(30):  # only a net
+            while "did not know" not in caplog.text:
+                await fill(client)
+        steps = counted(quota)
+        await until(lambda: len(steps) >= 12, "its leases would have ended")
+        assert await client.zcard("{key}:leases") == 2
+    assert not waiting.done()
+    assert not any(lease.is_lost for lease in leases)
+    for lease in leases:
+        await quota.release(lease)
+    await other.release(await waiting)
 
 
 async def test_closing_does_not_wait_for_redis(make_pool: MakePool, make_quota: Quotas) -> None:
@@ -446,11 +728,29 @@ async def test_a_client_of_the_users_is_used_and_not_closed(make_quota: Quotas) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"limit": 0}, {"limit": 1, "lease": 0}, {"limit": 1, "dials_per_second": -1}]
+    "arguments",
+    [
+        {"limit": 0},
+        {"limit": 1, "lease": 0},
+        {"limit": 1, "lease": float("inf")},
+        {"limit": 1, "dials_per_second": -1},
+    ],
 )
 def test_a_wrong_argument_is_a_value_error_that_names_it(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=list(arguments)[-1]):
         RedisQuota("redis://localhost", "key", **arguments)
+
+
+@pytest.mark.parametrize("key", ["", "}", "}speech", None, b"speech", "\ud800"])
+def test_a_key_that_redis_would_not_keep_in_one_place_is_a_value_error(key: Any) -> None:
+    with pytest.raises(ValueError, match=r"key is .*; it must be a string|surrogates not allowed"):
+        RedisQuota("redis://localhost", key, 1)
+
+
+@pytest.mark.parametrize("key", ["speech", "{", "{}", "a{}b", "a{b}c", "{{}}", "ü }", " ", "\0"])
+def test_all_parts_of_any_other_key_are_in_one_slot(key: str) -> None:
+    quota = RedisQuota("redis://localhost", key, 1)
+    assert len({key_slot(part.encode()) for part in quota._keys}) == 1
 
 
 # Processes.

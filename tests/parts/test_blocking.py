@@ -23,6 +23,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests import ROOT
@@ -310,8 +311,9 @@ async def test_a_borrower_is_known_by_its_thread_and_line(make_blocking: MakeBlo
 
 
 async def test_a_session_of_another_loop_is_refused(server: Server) -> None:
-    with pytest.raises(TypeError, match="leave `session` out"):
-        BlockingWebsocketConnectionPool(uri=server.uri, session=object())
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(TypeError, match="let `session` be a callable"):
+            BlockingWebsocketConnectionPool(uri=server.uri, session=session)
     with pytest.raises(ValueError, match="max_connections is 0"):
         BlockingWebsocketConnectionPool(uri=server.uri, max_connections=0)
 
@@ -572,13 +574,13 @@ class GivenUp(Exception):
     """In the place of a KeyboardInterrupt, which only a main thread gets."""
 
 
-Outcome = Callable[[Any], Any]
+Outcome = Callable[..., Any]
 
 
 def at_once(outcome: Outcome) -> Outcome:
     """Interrupted when the loop has been told what to do, and nothing else."""
 
-    def give_up(call: Any) -> Any:
+    def give_up(*_: object) -> Any:
         raise GivenUp
 
     return give_up
@@ -587,8 +589,8 @@ def at_once(outcome: Outcome) -> Outcome:
 def too_late(outcome: Outcome) -> Outcome:
     """Interrupted when the outcome is there, and about to be taken."""
 
-    def give_up(call: Any) -> Any:
-        outcome(call)
+    def give_up(*call: object) -> Any:
+        outcome(*call)
         raise GivenUp
 
     return give_up
@@ -965,7 +967,7 @@ def test_64_threads_on_16_connections_get_their_own_replies(echo_uri: str) -> No
         ThreadPoolExecutor(64) as threads,
     ):
         pool.start()
-        pool._portal._loop.set_debug(False)  # with it, this takes five times as long
+        pool._portal._lives[0].loop.set_debug(False)  # with it, this takes five times as long
         assert sum(threads.map(borrow_often, range(64))) == 64 * BORROWS
         assert wrong == []
         assert pool.stats.borrows == 64 * BORROWS

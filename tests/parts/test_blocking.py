@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import inspect
 import itertools
 import os
@@ -28,7 +29,7 @@ import pytest
 
 from tests import ROOT
 from tests.benchmarks.server import echo_server
-from tests.conftest import MakePool, until
+from tests.conftest import MakePool, skip, until
 from tests.support.inside import queues_of, wire_of
 from wspool import (
     BlockingWebsocketConnection,
@@ -567,6 +568,102 @@ async def test_a_connection_that_is_dropped_comes_back(
     await to_thread(story)
 
 
+def messages(
+    pool: BlockingWebsocketConnectionPool, message: str = "hello"
+) -> Iterator[str | bytes]:
+    """Borrow for as long as somebody iterates."""
+    with pool.get_connection(timeout=20.0) as connection:
+        while True:
+            connection.send(message)
+            yield connection.recv()
+
+
+async def test_a_generator_that_is_dropped_gives_its_loan_back_and_waits_for_nothing(
+    make_blocking: MakeBlocking,
+) -> None:
+    """Its `with` has done what it is there for: nobody is warned."""
+
+    def story() -> None:
+        pool = make_blocking(max_connections=1)
+        may_go_on = threading.Event()
+        for _ in range(3):
+            stream = messages(pool)
+            assert next(stream) == "hello"
+            may_go_on.clear()
+            pool._portal.soon(may_go_on.wait)  # nothing comes of a wait for the loop
+            del stream
+            assert pool.busy_connections == 1
+            may_go_on.set()
+        with pool.get_connection(timeout=10.0) as connection:
+            assert echoes(connection)
+        assert pool.stats.closes == {"error": 3}
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await asyncio.wait_for(to_thread(story), 30.0)
+        gc.collect()
+    assert not caught
+
+
+async def test_a_hook_may_drop_such_a_generator_in_the_loops_own_thread(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        pool = make_blocking(max_connections=1)
+        stream = messages(pool)
+        next(stream)
+        pool._portal.call(stream.close)
+        with pool.get_connection(timeout=10.0) as connection:
+            assert echoes(connection)
+
+    await to_thread(story)
+
+
+ABANDONED = """\
+import gc, sys, threading
+from wspool import BlockingWebsocketConnectionPool
+
+def messages(pool):
+    with pool.get_connection(timeout=30.0) as connection:
+        connection.send("hello")
+        yield connection.recv()
+
+def abandon(pool, count):
+    for number in range(count):
+        stream = messages(pool)
+        assert next(stream) == "hello"
+        cycle = [stream]
+        cycle.append(cycle)
+        del stream, cycle  # the collector finds it in the middle of anything
+
+gc.set_threshold(2)
+with BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=8) as pool:
+    threads = [threading.Thread(target=abandon, args=(pool, int(sys.argv[2]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    with pool.get_connection() as connection:
+        connection.send("hello")
+        assert connection.recv() == "hello"
+    assert pool.stats.borrows == 4 * int(sys.argv[2]) + 1, pool
+    print(pool.busy_connections)
+"""
+
+
+@pytest.mark.parametrize(
+    ("runs", "count"), [(2, 100), pytest.param(20, 500, marks=pytest.mark.long)]
+)
+async def test_the_collector_may_finalise_loans_in_the_middle_of_anything(
+    echo_uri: str, runs: int, count: int
+) -> None:
+    """Hundreds of generators in cycles with a loan inside, a program; four threads at a time."""
+    for _ in range(runs):
+        printed, complaints = await run(ABANDONED, echo_uri, str(count))
+        assert (printed, complaints) == ("0\n", "")
+
+
 # Whoever is interrupted.
 
 
@@ -710,9 +807,9 @@ async def test_a_start_that_is_interrupted_at_any_line_is_made_up_for_by_the_nex
         gc.collect()
 
 
-async def start(program: str, *arguments: str) -> asyncio.subprocess.Process:
+async def start(program: str, *arguments: str, warn: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "default", "-c", program, *arguments),
+        *(sys.executable, "-W", warn, "-c", program, *arguments),
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
@@ -721,9 +818,11 @@ async def start(program: str, *arguments: str) -> asyncio.subprocess.Process:
 
 
 @asynccontextmanager
-async def running(program: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    program: str, *arguments: str, warn: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a program that is not to outlive the test."""
-    process = await start(program, *arguments)
+    process = await start(program, *arguments, warn=warn)
     try:
         yield process
     finally:
@@ -732,9 +831,9 @@ async def running(program: str, *arguments: str) -> AsyncIterator[asyncio.subpro
         await process.communicate()
 
 
-async def run(program: str, *arguments: str) -> tuple[str, str]:
+async def run(program: str, *arguments: str, warn: str = "default") -> tuple[str, str]:
     """Run a program to its good end and return what it printed, and its complaints."""
-    async with running(program, *arguments) as process, asyncio.timeout(60):
+    async with running(program, *arguments, warn=warn) as process, asyncio.timeout(60):
         printed, complaints = await process.communicate()
     assert process.returncode == 0, complaints.decode()
     return printed.decode(), complaints.decode()
@@ -832,6 +931,115 @@ async def test_interrupts_between_any_two_instructions_cost_no_place(echo_uri: s
     printed, _ = await run(CROSSFIRE, echo_uri, "1000")
     assert printed.startswith("True")
     assert "idle=1 busy=0" in printed
+
+
+TERMINATED = """\
+import logging, random, signal, sys, time
+from wspool import BlockingWebsocketConnectionPool, WebsocketError
+
+logging.getLogger("wspool").setLevel(logging.ERROR)  # it warns of loans that are cut off
+
+def terminate(*_):
+    pool.close_all()
+    if number == rounds - 1:
+        print("closed", pool.is_closed, pool.total_connections, flush=True)
+        sys.exit()
+
+signal.signal(signal.SIGTERM, terminate)
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+rng, rounds = random.Random(int(sys.argv[2])), int(sys.argv[3])
+began = time.monotonic()
+with BlockingWebsocketConnectionPool(uri=sys.argv[1]) as pool, pool.get_connection() as connection:
+    connection.send("hello")
+    connection.recv()
+longest = 3 * (time.monotonic() - began)
+for number in range(rounds):
+    pool = BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=2)
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, longest))
+    try:
+        while True:
+            with pool.get_connection(timeout=20.0) as connection:
+                connection.send("hello")
+                connection.recv()
+            pool.release(pool.acquire(timeout=20.0))
+    except WebsocketError:
+        assert pool.is_closed
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such signals")
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.long)])
+async def test_a_handler_of_sigterm_may_close_the_pool_wherever_the_thread_is(
+    echo_uri: str, count: int
+) -> None:
+    """In each of so many programs 20 times: in its start, in a loan, in a wait, between them."""
+    turn = asyncio.Semaphore(2)
+
+    async def terminate(seed: int) -> None:
+        async with turn:
+            printed, complaints = await run(TERMINATED, echo_uri, str(seed), "20")
+        assert (printed, complaints) == ("closed True 0\n", ""), seed
+
+    async with asyncio.TaskGroup() as group:
+        for seed in range(count):
+            group.create_task(terminate(seed))
+
+
+# Greenlets in the place of threads.
+
+GREEN = """\
+import sys
+
+if sys.argv[2] == "gevent":
+    from gevent import monkey
+    monkey.patch_all(thread="thread" in sys.argv)
+else:
+    import eventlet
+    eventlet.monkey_patch(thread="thread" in sys.argv)
+
+from wspool import BlockingWebsocketConnectionPool
+
+def ask(pool):
+    try:
+        with pool.get_connection() as connection:
+            connection.send("hello")
+            return connection.recv()
+    except RuntimeError as error:
+        return error
+
+pools = [BlockingWebsocketConnectionPool(uri=sys.argv[1], acquire_timeout=5.0) for _ in range(2)]
+for pool in pools * 3:
+    print(ask(pool))
+for pool in pools:
+    pool.close_all()
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "patched"), [("gevent", ["thread"]), ("gevent", []), ("eventlet", ["thread"])]
+)
+async def test_greenlets_in_the_place_of_threads_are_refused_and_nothing_hangs(
+    echo_uri: str, library: str, patched: list[str]
+) -> None:
+    """With two pools; gevent's selector, too, is none for a thread."""
+    needs(library)
+    printed, complaints = await run(GREEN, echo_uri, library, *patched, warn="ignore")
+    assert complaints == ""
+    refusals = printed.splitlines()
+    assert len(refusals) == 6
+    for refusal in refusals:
+        assert f"and {library} has put its own in the place of these. Use it in a" in refusal
+
+
+async def test_eventlet_that_leaves_threads_alone_is_fine(echo_uri: str) -> None:
+    needs("eventlet")
+    printed, complaints = await run(GREEN, echo_uri, "eventlet", warn="ignore")
+    assert (printed, complaints) == ("hello\n" * 6, "")
+
+
+def needs(library: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        skip(f"{library} is not installed")
 
 
 # Forks, and the end of a program.

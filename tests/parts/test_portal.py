@@ -459,10 +459,12 @@ def test_every_wait_looks_up_now_and_then(
 # A thread that has ended before its time.
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_calls_fail_when_the_loops_thread_has_ended_and_nobody_waits_for_ever(
-    resident: Resident, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    resident: Resident,
+    threads: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     portal = Portal(resident, exit_timeout=5.0, made_at=f"{__file__}:1")
@@ -479,6 +481,7 @@ def test_calls_fail_when_the_loops_thread_has_ended_and_nobody_waits_for_ever(
     portal.soon(int)
     portal.close(0.0)
     assert not portal.is_running
+    assert "the event loop of <Resident> has ended before its time" in caplog.text
     for task in portal.tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     spin_until(lambda: not pool_threads())
@@ -580,12 +583,12 @@ def test_afterwards_a_call_does_nothing_and_what_need_not_wait_is_done(
     assert not pool_threads()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_resident_that_breaks_in_its_closing_leaves_nobody_waiting(
     portal: Portal,
     resident: Resident,
     threads: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def break_down(timeout: float | None) -> None:
         resident.closings.append(timeout)
@@ -595,6 +598,7 @@ def test_a_resident_that_breaks_in_its_closing_leaves_nobody_waiting(
     waiting = threads.submit(portal.wait, resident.work)
     spin_until(resident.is_at_work.is_set)
     portal.close(0.0)
+    assert "OSError" in caplog.text
     assert waiting.result(timeout=10.0) == "the resident has closed"
     assert portal.call(int) is None
 

@@ -18,6 +18,7 @@ import asyncio
 import atexit
 import logging
 import os
+import selectors
 import sys
 import threading
 import warnings
@@ -382,6 +383,8 @@ class Portal:
         try:
             if is_ours:
                 self._live(life, loop)
+        except BaseException:
+            logger.exception("the event loop of %r has ended before its time", self.resident)
         finally:
             loop.close()
             _running.discard(self)
@@ -413,15 +416,15 @@ class Portal:
 
 
 def _check_threads(resident: Resident) -> None:
-    """Refuse what is no thread of the operating system's: one of these has one loop at a time."""
-    patched_by = (_thread.start_new_thread.__module__ or "").partition(".")[0]
-    if patched_by in ("gevent", "eventlet"):
-        raise RuntimeError(
-            f"{resident!r} needs a thread of the operating system for its event loop, and "
-            f"{patched_by} has put its own in the place of all threads. Leave them as they are, "
-            "with monkey.patch_all(thread=False) or eventlet.monkey_patch(thread=False), or use a "
-            "worker with threads, such as gunicorn's gthread"
-        )
+    """Refuse greenlets in the place of threads, of which only one can have a loop."""
+    for patched in (_thread.start_new_thread, selectors.DefaultSelector):
+        patched_by = (patched.__module__ or "").partition(".")[0]
+        if patched_by in ("gevent", "eventlet"):
+            raise RuntimeError(
+                f"{resident!r} needs a thread of the operating system with an event loop of "
+                f"asyncio's, and {patched_by} has put its own in the place of these. Use it in a "
+                "process that is not monkey-patched, such as a worker of gunicorn's gthread"
+            )
 
 
 @atexit.register

@@ -14,6 +14,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -21,11 +22,15 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from tests import ROOT
 from tests.benchmarks.server import echo_server
@@ -317,6 +322,328 @@ async def test_a_session_of_another_loop_is_refused(server: Server) -> None:
             BlockingWebsocketConnectionPool(uri=server.uri, session=session)
     with pytest.raises(ValueError, match="max_connections is 0"):
         BlockingWebsocketConnectionPool(uri=server.uri, max_connections=0)
+
+
+# What `session` makes.
+
+
+async def test_a_session_is_made_in_the_pools_loop_and_closed_with_it(
+    make_blocking: MakeBlocking,
+) -> None:
+    made: list[tuple[aiohttp.ClientSession, str]] = []
+
+    def make() -> aiohttp.ClientSession:
+        session = aiohttp.ClientSession()
+        made.append((session, threading.current_thread().name))
+        return session
+
+    def story() -> None:
+        pool = make_blocking(session=make, name="its own")
+        assert made == []
+        with pool.get_connection() as connection:
+            assert echoes(connection)
+        [(session, thread)] = made
+        assert thread == "wspool its own"
+        assert not session.closed
+        pool.close_all()
+        assert session.closed
+
+    await to_thread(story)
+    assert len(made) == 1
+
+
+async def test_the_async_pool_takes_such_a_callable_too(make_pool: MakePool) -> None:
+    async with make_pool(session=aiohttp.ClientSession) as pool:
+        assert isinstance(pool._session, aiohttp.ClientSession)
+        assert await ask(pool, "hello") == "hello"
+    assert pool._session.closed
+
+
+async def test_a_session_that_cannot_be_made_is_the_callers_error_and_made_by_the_next_call(
+    make_blocking: MakeBlocking,
+) -> None:
+    outcomes: list[Any] = [ZeroDivisionError("no proxy"), "a session", None]
+
+    def make() -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or aiohttp.ClientSession()
+
+    def story() -> None:
+        pool = make_blocking(session=make)
+        with pytest.raises(ZeroDivisionError, match="no proxy"):
+            pool.start()
+        with pytest.raises(TypeError, match="session\\(\\) returned 'a session'"):
+            pool.acquire()
+        with pool.get_connection() as connection:
+            assert echoes(connection)
+
+    await to_thread(story)
+
+    async def coroutine() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    for wrong in (coroutine, "a session"):
+        with pytest.raises(TypeError, match="a plain callable that makes one"):
+            make_blocking(session=wrong)
+
+
+async def test_a_session_whose_connector_is_too_small_is_refused_and_closed(
+    make_blocking: MakeBlocking,
+) -> None:
+    made: list[aiohttp.ClientSession] = []
+
+    def make() -> aiohttp.ClientSession:
+        made.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=3)))
+        return made[-1]
+
+    def story() -> None:
+        pool = make_blocking(session=make, max_connections=4)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="limit=3"):
+                pool.acquire()
+        pool.close_all()
+
+    await to_thread(story)
+    assert [session.closed for session in made] == [True]
+
+
+async def test_a_unix_socket(tmp_path: Path, make_blocking: MakeBlocking) -> None:
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        async for message in websocket:
+            await websocket.send_str(message.data)
+        return websocket
+
+    path = str(tmp_path / "socket")
+    app = web.Application()
+    app.router.add_get("/", echo)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, path).start()
+
+    def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, limit=0))
+
+    def story() -> None:
+        pool = make_blocking(uri="ws://unix/", session=make)
+        with pool.get_connection() as connection:
+            assert echoes(connection)
+        pool.close_all()
+
+    try:
+        await to_thread(story)
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_cookie_jar(server: Server, make_blocking: MakeBlocking) -> None:
+    """What it holds goes along, and it is the user's to fill."""
+
+    def make() -> aiohttp.ClientSession:
+        jar = aiohttp.CookieJar(unsafe=True)  # cookies for an address, too
+        jar.update_cookies({"backend": "seven"}, URL(server.uri).with_scheme("http"))
+        return aiohttp.ClientSession(cookie_jar=jar)
+
+    def story() -> None:
+        with make_blocking(session=make).get_connection() as connection:
+            assert echoes(connection)
+
+    await to_thread(story)
+    assert server.peers[0].request.cookies["backend"] == "seven"
+
+
+class Resolver(AbstractResolver):
+    """Knows one host."""
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        assert host == "nowhere.invalid"
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_resolver(server: Server, make_blocking: MakeBlocking) -> None:
+    def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver()))
+
+    def story() -> None:
+        uri = server.uri.replace("127.0.0.1", "nowhere.invalid")
+        with make_blocking(uri=uri, session=make).get_connection() as connection:
+            assert echoes(connection)
+
+    await to_thread(story)
+    assert server.peers[0].request.host.startswith("nowhere.invalid")
+
+
+async def test_a_proxy_of_the_environments(
+    server: Server, make_blocking: MakeBlocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `trust_env`; the server takes the place of the proxy, and sees what that would see."""
+    monkeypatch.setenv("ws_proxy", server.uri.replace("ws:", "http:"))
+
+    def story() -> None:
+        pool = make_blocking(
+            uri="ws://nowhere.invalid/", session=lambda: aiohttp.ClientSession(trust_env=True)
+        )
+        with pool.get_connection() as connection:
+            assert echoes(connection)
+
+    await to_thread(story)
+    assert server.peers[0].request.host == "nowhere.invalid"
+
+
+async def test_what_on_connect_has_learnt_is_the_borrowers_to_read(
+    make_blocking: MakeBlocking,
+) -> None:
+    async def log_in(connection: WebsocketConnection) -> None:
+        await connection.send("session 7")
+        connection.context = await connection.recv()
+
+    def story() -> None:
+        pool = make_blocking(on_connect=log_in)
+        for _ in range(2):
+            with pool.get_connection() as connection:
+                assert connection.context == "session 7"
+        assert pool.stats.borrows == 2
+
+    await to_thread(story)
+
+
+# Threads that outlive their loan.
+
+
+@pytest.fixture
+def hooks() -> dict[str, Any]:
+    """Hooks that talk with the server, and whose messages are their own, too."""
+
+    def hook(name: str) -> Callable[[WebsocketConnection], Any]:
+        async def talk(connection: WebsocketConnection) -> None:
+            await connection.send(f"of {name}")
+            assert await connection.recv() == f"of {name}"
+
+        return talk
+
+    return {name: hook(name) for name in ("on_connect", "on_release", "on_close")}
+
+
+@pytest.mark.parametrize("has_hooks", [False, True])
+@pytest.mark.parametrize("use", ["send", "recv", "ping", "iterate"])
+async def test_a_thread_that_outlives_its_block_is_refused_and_disturbs_nobody(
+    server: Server, make_blocking: MakeBlocking, hooks: dict[str, Any], has_hooks: bool, use: str
+) -> None:
+    """Whether the connection is idle, lent again or in a hook's hand."""
+    uses: dict[str, Callable[[BlockingWebsocketConnection], object]] = {
+        "send": lambda connection: connection.send("stale"),
+        "recv": lambda connection: connection.recv(timeout=10.0),
+        "ping": lambda connection: connection.ping(timeout=10.0),
+        "iterate": lambda connection: next(iter(connection)),
+    }
+
+    def story() -> None:
+        pool = make_blocking(max_connections=1, acquire_timeout=20.0, **hooks if has_hooks else {})
+        is_over = threading.Event()
+        refused = 0
+
+        def outlive(connection: BlockingWebsocketConnection) -> int:
+            refused = 0
+            while not is_over.is_set():
+                with pytest.raises(ConnectionBusyError, match="is over"):
+                    uses[use](connection)
+                refused += 1
+            return refused
+
+        with ThreadPoolExecutor() as threads:
+            with pool.get_connection() as stale:
+                assert echoes(stale)
+            late = threads.submit(outlive, stale)
+            try:
+                for number in range(50):
+                    with pool.get_connection() as connection:
+                        assert connection.id == stale.id
+                        assert echoes(connection, f"{number}")
+            finally:
+                is_over.set()
+            refused = late.result()
+        assert refused > 0
+        pool.close_all()
+
+    await to_thread(story)
+    assert "stale" not in server.received
+
+
+async def test_a_reader_that_waits_when_the_loan_ends_gets_nothing(
+    make_blocking: MakeBlocking,
+) -> None:
+    """Another borrower's message least of all: the connection is not handed on."""
+
+    def story() -> None:
+        pool = make_blocking(max_connections=1, acquire_timeout=20.0)
+        with ThreadPoolExecutor() as threads:
+            with pool.get_connection() as first:
+                reader = threads.submit(first.recv)
+                spin_until(lambda: wire_of(first._mirrored).is_receiving)
+            with pool.get_connection() as second:
+                assert echoes(second)
+            assert isinstance(reader.exception(timeout=10.0), ConnectionClosedError)
+            assert second.id != first.id
+
+    await to_thread(story)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_loans_with_threads_left_behind_mix_no_messages(
+    server: Server, make_blocking: MakeBlocking, count: int
+) -> None:
+    """In neither direction; each message that is read is the reader's own."""
+    foreign: list[object] = []
+
+    def story() -> None:
+        pool = make_blocking(max_connections=4, acquire_timeout=None)
+        pool.start()
+        loop = pool._portal._lives[0].loop
+        assert loop is not None
+        loop.set_debug(False)  # with it, this takes five times as long
+
+        def outlive(connection: BlockingWebsocketConnection, number: int) -> None:
+            try:
+                if number % 2:
+                    connection.send(f"late {number}")
+                else:
+                    foreign.append(connection.recv())
+            except (ConnectionBusyError, ConnectionClosedError):
+                return
+            foreign.append(number)
+
+        def borrow(number: int) -> None:
+            with pool.get_connection() as connection:
+                for part in range(2):
+                    connection.send(f"{number} {part}")
+                    if (reply := connection.recv()) != f"{number} {part}":
+                        foreign.append(reply)
+            left.append(leftover.submit(outlive, connection, number))
+
+        left: list[Future[None]] = []
+        with ThreadPoolExecutor(8) as leftover, ThreadPoolExecutor(8) as borrowers:
+            for one in [borrowers.submit(borrow, number) for number in range(count)]:
+                one.result()
+            for late in left:
+                late.result()
+        assert pool.stats.borrows == len(left) == count
+
+    await to_thread(story)
+    assert foreign == []
+    assert not [message for message in server.received if str(message).startswith("late")]
+
+
+# Events, hooks, and where it is called.
 
 
 async def test_events_and_hooks_come_from_the_pools_own_thread(

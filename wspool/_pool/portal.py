@@ -402,6 +402,8 @@ class Portal:
                 # waits would wait for ever.
                 logger.exception("a hook or a listener has ended %r", self.resident)
                 life.begin_to_stop(0.0)
+        if not life_task.cancelled():
+            life_task.exception()  # it is in the log, and asyncio need not say so again
 
     async def _reside(self, life: _Life) -> None:
         timeout = await life.stopping

@@ -947,7 +947,7 @@ async def test_a_hook_may_drop_such_a_generator_in_the_loops_own_thread(
 
 
 ABANDONED = """\
-import gc, sys, threading
+import gc, random, sys, threading
 from wspool import BlockingWebsocketConnectionPool
 
 def messages(pool):
@@ -961,9 +961,9 @@ def abandon(pool, count):
         assert next(stream) == "hello"
         cycle = [stream]
         cycle.append(cycle)
+        gc.set_threshold(random.randint(1, 100))
         del stream, cycle  # the collector finds it in the middle of anything
 
-gc.set_threshold(2)
 with BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=8) as pool:
     threads = [threading.Thread(target=abandon, args=(pool, int(sys.argv[2]))) for _ in range(4)]
     for thread in threads:

@@ -63,7 +63,7 @@ class BlockingWebsocketConnection:
     of None means for ever; what has run into one raises TimeoutError.
     """
 
-    __slots__ = ("__weakref__", "_is_given_back", "_mirrored", "_pool")
+    __slots__ = ("__weakref__", "_is_in_block", "_mirrored", "_pool")
 
     uri: str = _same()
     headers: dict[str, str] = _same()
@@ -91,8 +91,9 @@ class BlockingWebsocketConnection:
     def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
         self._pool = pool  # which is not dropped while it has a borrower
         self._mirrored = loan
-        # By a `with` that did not wait for the loop to do it.
-        self._is_given_back = False
+        # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
+        # collector may finalise the connection first: that is nobody's mistake.
+        self._is_in_block = False
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._mirrored)[1:]}"
@@ -153,11 +154,11 @@ class BlockingWebsocketConnection:
 
     def __del__(self) -> None:
         loan, portal = self._mirrored, self._pool._portal
-        if portal.is_foreign or self._is_given_back or loan._is_over:
+        if portal.is_foreign or loan._is_over:
             return
-        is_lent = loan.state is State.BUSY
+        is_forgotten = loan.state is State.BUSY and not self._is_in_block
         portal.soon(partial(_end, self._pool.pool, loan, is_failed=True))
-        if is_lent:
+        if is_forgotten:
             warnings.warn(
                 f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
                 "being given back: release it, or use `with pool.get_connection()`",
@@ -312,9 +313,9 @@ class BlockingWebsocketConnectionPool:
     ) -> Iterator[BlockingWebsocketConnection]:
         connection = self._borrow(timeout, wants_new=wants_new)
         try:
+            connection._is_in_block = True
             yield connection
         except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            connection._is_given_back = True
             self._portal.soon(partial(_end, self.pool, connection._mirrored, is_failed=True))
             raise
         except BaseException:

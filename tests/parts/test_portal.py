@@ -692,6 +692,17 @@ def test_in_its_own_thread_whatever_waits_is_refused(portal: Portal, resident: R
     assert resident.closings == []
 
 
+def test_a_later_thread_with_the_number_of_the_loops_is_not_taken_for_it(portal: Portal) -> None:
+    """The system gives the number of one that has ended to the next."""
+    number = portal.call(threading.get_ident)
+    portal.close(0.0)
+    for _ in range(1000):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(portal.call, int).result() is None
+            if thread.submit(threading.get_ident).result() == number:
+                return
+
+
 # Programs.
 
 RESIDENT = """\

@@ -149,6 +149,7 @@ class _Life:
 
     def end(self) -> None:
         """In the thread: the loop is closed, and whatever enters now is too late."""
+        self.ident = 0  # the system gives it to another thread
         self.is_broken = not self.is_over
         self.is_over = self.has_ended = True
         while self.ended:

@@ -36,16 +36,16 @@ borrower = Borrower()
 wait_for_outcome = portal._Call.outcome
 
 
-def outcome(call: Any) -> Any:
+def outcome(call: Any, life: Any) -> Any:
     """Wait as `_Call.outcome` does, and be interrupted meanwhile or right afterwards."""
     patience, borrower.patience = borrower.patience, None
     if patience is None:
-        return wait_for_outcome(call)
-    if call._is_under_way.acquire(timeout=patience):
-        call._is_under_way.release()
+        return wait_for_outcome(call, life)
+    if call._settled.wait(life, patience):
+        call._settled.give()
         if random.random() < 0.5:
             borrower.patience = patience
-            return wait_for_outcome(call)
+            return wait_for_outcome(call, life)
     raise Interrupted
 
 
@@ -125,7 +125,7 @@ class ThreadScene(Scene):
         await super().start()
         await asyncio.to_thread(self.pool.blocking.start)
         # Debug mode, which -X dev turns on, leaves about a fifth of the borrows.
-        self.pool.blocking._portal._loop.set_debug(False)
+        self.pool.blocking._portal._lives[0].loop.set_debug(False)
 
     def look_for_strays(self) -> None:
         self.pool.blocking._portal.soon(super().look_for_strays)

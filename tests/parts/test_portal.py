@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+from asyncio import selector_events
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import pytest
 
@@ -101,7 +104,7 @@ def test_a_call_runs_in_the_loops_thread_and_returns_what_the_function_does(
 ) -> None:
     assert portal.call(lambda: 42) == 42
     assert portal.call(lambda: threading.current_thread().name) == "wspool the resident"
-    assert portal.call(asyncio.get_running_loop) is portal._loop
+    assert portal.call(asyncio.get_running_loop) is portal._lives[0].loop
     assert len(pool_threads()) == 1
     assert portal.is_running
 
@@ -263,7 +266,7 @@ def test_an_error_that_comes_too_late_is_nobodys(
     async def fail() -> None:
         raise KeyError
 
-    def outcome(call: Any) -> None:
+    def outcome(call: Any, life: object) -> None:
         spin_until(lambda: call.error)
         raise GivenUp
 
@@ -334,6 +337,166 @@ def test_a_closing_that_is_interrupted_goes_on(portal: Portal, resident: Residen
     portal.close(0.0)
     assert resident.closings == [None]
     assert not pool_threads()
+
+
+# Whoever calls in the middle of another call: a signal handler, or a finaliser.
+
+
+class Intruder:
+    """Calls a function once, as a signal handler would, in the midst of what its thread does.
+
+    That is after so many steps. In the portal's file a step is an instruction of the interpreter,
+    in the files below a line, and nothing elsewhere.
+    """
+
+    BELOW: Final = {threading.__file__, asyncio.base_events.__file__, selector_events.__file__}
+
+    def __init__(self, after: int, function: Callable[[], object]) -> None:
+        self.left = after
+        self._function = function
+
+    def __enter__(self) -> Intruder:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
+        file = frame.f_code.co_filename
+        frame.f_trace_opcodes = file == module.__file__
+        frame.f_trace_lines = file in self.BELOW
+        if event in ("opcode", "line"):
+            self.left -= 1
+            if self.left == 0:
+                self._function()
+        return self._trace
+
+
+def end_of(story: Callable[[], object]) -> None:
+    """Run a story in a thread of its own; fail if it has no end."""
+    raised: list[BaseException] = []
+
+    def tell() -> None:
+        try:
+            story()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    thread.join(20.0)
+    assert not thread.is_alive(), "it hangs"
+    for error in raised:
+        raise error
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of beginnings that were too late
+@pytest.mark.parametrize("name", ["close", "call", "soon"])
+def test_between_any_two_instructions_of_a_thread_the_portal_may_be_called_by_it(name: str) -> None:
+    """A signal handler closes it, or waits for the loop; a finaliser tells the loop something.
+
+    Closing is for any time; for the others there is a thread already.
+    """
+    called: list[int] = []
+    intrusions: dict[str, Callable[[Portal], object]] = {
+        "close": lambda portal: portal.close(0.0),
+        "call": lambda portal: portal.call(lambda: called.append(1)),
+        "soon": lambda portal: portal.soon(called.append, 1),
+    }
+    for after in itertools.count(1):
+        resident = Resident()
+        portal = Portal(resident, exit_timeout=5.0, made_at=f"{__file__}:1")
+        called.clear()
+        intruder = Intruder(after, lambda portal=portal: intrusions[name](portal))
+
+        def story(portal: Portal = portal, intruder: Intruder = intruder) -> None:
+            if name != "close":
+                portal.call(int)
+            with intruder:
+                portal.call(int)
+                portal.wait(nothing)
+                portal.soon(int)
+                portal.close(0.0)
+
+        end_of(story)
+        assert resident.closings[:1] == [0.0]
+        assert not portal.is_running
+        assert len(called) <= 1
+        if intruder.left > 0:
+            break
+    assert after > 300
+    spin_until(lambda: not pool_threads())
+
+
+def test_every_wait_looks_up_now_and_then(
+    portal: Portal, resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a wait for a lock cannot be interrupted, Ctrl+C has its turn between two of them."""
+    limits: list[float] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self.release = self._lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if self._lock.locked() and blocking:
+                limits.append(timeout)
+            return self._lock.acquire(blocking, timeout)
+
+    monkeypatch.setattr(module, "allocate_lock", Lock)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    with pytest.raises(TimeoutError):
+        portal.wait(resident.work, timeout=0.1)
+    resident.may_close.clear()
+    portal.soon(resident.may_close.set)
+    portal.close(None)
+    assert len(limits) > 3
+    assert all(0.0 <= limit <= 0.01 for limit in limits)
+
+
+# A thread that has ended before its time.
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_calls_fail_when_the_loops_thread_has_ended_and_nobody_waits_for_ever(
+    resident: Resident,
+    threads: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    portal = Portal(resident, exit_timeout=5.0, made_at=f"{__file__}:1")
+    waiting = [threads.submit(portal.wait, resident.work) for _ in range(3)]
+    spin_until(lambda: len(portal.tasks) == 3)
+    life_task = next(t for t in asyncio.all_tasks(portal._lives[0].loop) if t not in portal.tasks)
+    portal.soon(life_task.cancel)  # as a hook can that cancels whatever there is
+    for one in waiting:
+        with pytest.raises(RuntimeError, match="has ended before its time"):
+            one.result(timeout=10.0)
+    for ask in (lambda: portal.call(int), lambda: portal.wait(nothing)):
+        with pytest.raises(RuntimeError, match="Make a new pool"):
+            ask()
+    portal.soon(int)
+    portal.close(0.0)
+    assert not portal.is_running
+    assert "the event loop of <Resident> has ended before its time" in caplog.text
+    for task in portal.tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    spin_until(lambda: not pool_threads())
+
+
+def test_a_loop_that_is_stopped_closes_the_resident(
+    portal: Portal, resident: Resident, caplog: pytest.LogCaptureFixture
+) -> None:
+    portal.call(int)
+    loop = portal._lives[0].loop
+    assert loop is not None
+    portal.soon(loop.stop)
+    spin_until(lambda: not portal.is_running)
+    assert resident.closings == [0.0]
+    assert "has ended <Resident>" in caplog.text
 
 
 # Closing, and afterwards.
@@ -420,12 +583,12 @@ def test_afterwards_a_call_does_nothing_and_what_need_not_wait_is_done(
     assert not pool_threads()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_resident_that_breaks_in_its_closing_leaves_nobody_waiting(
     portal: Portal,
     resident: Resident,
     threads: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def break_down(timeout: float | None) -> None:
         resident.closings.append(timeout)
@@ -435,6 +598,7 @@ def test_a_resident_that_breaks_in_its_closing_leaves_nobody_waiting(
     waiting = threads.submit(portal.wait, resident.work)
     spin_until(resident.is_at_work.is_set)
     portal.close(0.0)
+    assert "OSError" in caplog.text
     assert waiting.result(timeout=10.0) == "the resident has closed"
     assert portal.call(int) is None
 
@@ -493,7 +657,7 @@ def test_first_calls_of_several_threads_begin_one_thread(
         return portal.call(asyncio.get_running_loop)
 
     calls = [threads.submit(call) for _ in range(8)]
-    assert {one.result(timeout=10.0) for one in calls} == {portal._loop}
+    assert {one.result(timeout=10.0) for one in calls} == {portal._lives[0].loop}
     assert len(pool_threads()) == 1
 
 
@@ -526,6 +690,17 @@ def test_in_its_own_thread_whatever_waits_is_refused(portal: Portal, resident: R
             portal.call(ask)
     assert portal.call(lambda: "still here") == "still here"
     assert resident.closings == []
+
+
+def test_a_later_thread_with_the_number_of_the_loops_is_not_taken_for_it(portal: Portal) -> None:
+    """The system gives the number of one that has ended to the next."""
+    number = portal.call(threading.get_ident)
+    portal.close(0.0)
+    for _ in range(1000):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(portal.call, int).result() is None
+            if thread.submit(threading.get_ident).result() == number:
+                return
 
 
 # Programs.

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests import IS_WHOLE
 from tests.conftest import MakePool, echoes, until
 from tests.support.inside import link_of, router_of
 from wspool import (
@@ -290,10 +289,11 @@ async def test_a_reader_that_waits_when_the_loan_ends_costs_the_connection(
         assert second.id != first.id
 
 
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.long)])
 async def test_loans_with_tasks_left_behind_mix_no_messages(
-    server: Server, make_pool: MakePool
+    server: Server, make_pool: MakePool, count: int
 ) -> None:
-    """A thousand, or 10,000 with `make test-all`; each message that is read is the reader's own."""
+    """In neither direction; each message that is read is the reader's own."""
     pool = make_pool(max_connections=4, acquire_timeout=None)
     foreign: list[object] = []
     left: set[asyncio.Task[None]] = set()
@@ -318,7 +318,7 @@ async def test_loans_with_tasks_left_behind_mix_no_messages(
                     foreign.append(reply)
         left.add(asyncio.create_task(outlive(connection, number, number % 7)))
 
-    for first in range(0, 10_000 if IS_WHOLE else 1000, 50):
+    for first in range(0, count, 50):
         await asyncio.gather(*(borrow(number) for number in range(first, first + 50)))
     await asyncio.gather(*left)
     assert foreign == []

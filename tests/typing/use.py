@@ -246,6 +246,7 @@ def borrow_in_a_thread() -> None:
                 assert_type(message, str | bytes)
         assert_type(pool.acquire(), BlockingWebsocketConnection)
         assert_type(pool.snapshot(), PoolSnapshot)
+    BlockingWebsocketConnectionPool(uri="wss://example.com/", session=aiohttp.ClientSession)
     BlockingWebsocketConnectionPool(url="wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 

@@ -4,7 +4,8 @@ The loop runs in a background thread (`portal.py`), and there everything is done
 waits for it. Nothing here knows how connections are pooled. What an interrupted call had got is
 given back: a loan ends, a message is put back. What is interrupted later, on its way to the
 variable of whoever called, is a connection that nobody refers to: a loan that is dropped ends by
-itself.
+itself, and so does that of a `with` in a generator that is dropped. Neither waits: where the
+garbage collector runs, a lock may be held that the loop needs.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class BlockingWebsocketConnection:
     of None means for ever; what has run into one raises TimeoutError.
     """
 
-    __slots__ = ("__weakref__", "_mirrored", "_pool")
+    __slots__ = ("__weakref__", "_is_in_block", "_mirrored", "_pool")
 
     uri: str = _same()
     headers: dict[str, str] = _same()
@@ -90,6 +91,9 @@ class BlockingWebsocketConnection:
     def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
         self._pool = pool  # which is not dropped while it has a borrower
         self._mirrored = loan
+        # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
+        # collector may finalise the connection first: that is nobody's mistake.
+        self._is_in_block = False
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._mirrored)[1:]}"
@@ -152,9 +156,9 @@ class BlockingWebsocketConnection:
         loan, portal = self._mirrored, self._pool._portal
         if portal.is_foreign or loan._is_over:
             return
-        is_lent = loan.state is State.BUSY
+        is_forgotten = loan.state is State.BUSY and not self._is_in_block
         portal.soon(partial(_end, self._pool.pool, loan, is_failed=True))
-        if is_lent:
+        if is_forgotten:
             warnings.warn(
                 f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
                 "being given back: release it, or use `with pool.get_connection()`",
@@ -189,9 +193,10 @@ class BlockingWebsocketConnectionPool:
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with
-    the first use. Hooks and other callables run there, and hooks are async as ever. There is no
-    `session`: one belongs to the loop that it was made in. `pool` is the pool in that loop, for
-    `wspool.prometheus` and the like; all of what people look at may be read from any thread.
+    the first use. Hooks and other callables run there, and hooks are async as ever. `session` can
+    only be a callable, because a session belongs to the loop that it was made in. `pool` is the
+    pool in that loop, for `wspool.prometheus` and the like; all of what people look at may be read
+    from any thread.
     """
 
     name: str = _same()
@@ -210,10 +215,11 @@ class BlockingWebsocketConnectionPool:
 
     @_with_arguments_of(WebsocketConnectionPool)
     def __init__(self, **options: Any) -> None:
-        if options.pop("session", None) is not None:
+        if isinstance(options.get("session"), aiohttp.ClientSession):
             raise TypeError(
                 "a blocking pool has an event loop of its own, and a session belongs to the loop "
-                "that it was made in: leave `session` out, and the pool makes one"
+                "that it was made in: let `session` be a callable that makes one, which is called "
+                "in that loop, or leave it out"
             )
         self.pool = self._mirrored = WebsocketConnectionPool(**options)
         caller = in_own_code(sys._getframe(1))
@@ -307,7 +313,11 @@ class BlockingWebsocketConnectionPool:
     ) -> Iterator[BlockingWebsocketConnection]:
         connection = self._borrow(timeout, wants_new=wants_new)
         try:
+            connection._is_in_block = True
             yield connection
+        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
+            self._portal.soon(partial(_end, self.pool, connection._mirrored, is_failed=True))
+            raise
         except BaseException:
             self._end(connection, is_failed=True)
             raise

@@ -57,7 +57,9 @@ class WebsocketConnectionPool:
 
     uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
     headers: for the handshake, read at each attempt; or such a callable.
-    session: an aiohttp session to share; it is never closed. None: the pool has its own.
+    session: an aiohttp session to share; it is never closed. Or a plain callable that makes one,
+        called in the pool's loop when the pool starts: that is the pool's, and closed with it.
+        None: the pool makes one itself.
     name: printable text for logs and metrics; None makes one up.
     idle_timeout: a connection that is idle for longer is closed, at the next cleanup.
     max_connections: sockets at most, those being opened or closed included.
@@ -117,7 +119,7 @@ class WebsocketConnectionPool:
         drain_timeout: float = 10.0,
         drain_quiet_period: float = 2.0,
         drain_condition: DrainConditionCallback | None = None,
-        session: aiohttp.ClientSession | None = None,
+        session: aiohttp.ClientSession | Callable[[], aiohttp.ClientSession] | None = None,
         name: str | None = None,
         acquire_timeout: float | None = 0.0,
         max_waiting: int | None = None,
@@ -144,12 +146,18 @@ class WebsocketConnectionPool:
         for taken in ("self", "session", "name"):
             del settings[taken]
         options = Options(**settings)
-        if session is not None and not isinstance(session, aiohttp.ClientSession):
-            raise TypeError(f"session is {session!r}; it must be an aiohttp.ClientSession or None")
+        is_shared = isinstance(session, aiohttp.ClientSession)
+        is_plain = callable(session) and not asyncio.iscoroutinefunction(session)
+        if not (session is None or is_shared or is_plain):
+            raise TypeError(
+                f"session is {session!r}; it must be an aiohttp.ClientSession, a plain callable "
+                "that makes one, or None"
+            )
         self.name = check_name(name) or f"pool-{next(_names)}"
         self._router = Router(options, Events(self.name))
-        self._session = session
-        self._owns_session = session is None
+        self._session = session if isinstance(session, aiohttp.ClientSession) else None
+        self._make_session = session if callable(session) else _make_session
+        self._owns_session = self._session is None
         # The loop that the pool belongs to, from start() on.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = self._pid = 0
@@ -283,15 +291,12 @@ class WebsocketConnectionPool:
                 f"process {self._pid}; it was called from the loop {loop!r} in thread "
                 f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
             )
-        check_connector(self._session, self._router.options.max_connections)
         if self._session is None:
-            # The session's default total timeout, of 5 minutes, would cap connection_timeout.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(),
-                # A balancer's cookie would lead every further dial to the same backend.
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            session = self._make_session()
+            if not isinstance(session, aiohttp.ClientSession):
+                raise TypeError(f"session() returned {session!r}, and no aiohttp.ClientSession")
+            self._session = session
+        check_connector(self._session, self._router.options.max_connections)
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
         self._router.events.pool_ready()
         self._router.start(loop, self._session)
@@ -396,6 +401,8 @@ class WebsocketConnectionPool:
         check_timeout(timeout)
         if not self.is_started:
             self._router.close()
+            if self._owns_session and self._session is not None:  # it was refused at the start
+                await self._session.close()
             return
         loop = self._enter()
         # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
@@ -433,3 +440,13 @@ class WebsocketConnectionPool:
                 source=self,
                 stacklevel=2,
             )
+
+
+def _make_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        # The session's default total timeout, of 5 minutes, would cap connection_timeout.
+        timeout=aiohttp.ClientTimeout(),
+        # A balancer's cookie would lead every further dial to the same backend.
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )

@@ -4,19 +4,31 @@ It knows nothing of connections. It is about threads, their interruption (Ctrl+C
 KeyboardInterrupt between any two instructions of the main thread), forks and the end of the
 interpreter. An interrupted call loses nothing: its thread tells the loop that it has given up, and
 looks at no result any more; the loop cancels what is under way, and undoes what has come of it.
+
+No lock is held here while anything else is done. A signal handler, or a finaliser that the garbage
+collector runs, may call the portal wherever its thread is in this file, and would wait for ever for
+a lock that its own thread holds. What threads have to agree on is done by one append, which nothing
+interrupts. A finaliser may use `soon`, which does not wait; a signal handler may use everything.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import atexit
 import logging
 import os
+import selectors
+import sys
 import threading
 import warnings
+from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from wspool._connection.aiohttp_internals import step
@@ -24,6 +36,10 @@ from wspool._connection.aiohttp_internals import step
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
+
+POLL_SECONDS: Final = 0.1 if sys.platform == "win32" else 1.0
+"""How often a thread that waits looks up: whether the loop's thread is gone and, on Windows, where
+a wait for a lock cannot be interrupted, for Ctrl+C."""
 
 
 class Resident(Protocol):
@@ -35,31 +51,128 @@ class Resident(Protocol):
         """Close it, after so many seconds for whoever uses it; before its start without a wait."""
 
 
+_ENDED: Final = (
+    "The thread of this pool's event loop has ended before its time, and nothing more comes of the "
+    "call: the log says what has ended it. Make a new pool"
+)
+
 _running: Final[set[Portal]] = set()
 """Portals whose thread is at work in this process."""
 
 
-class _Call(Generic[T]):
-    """Something that is done in the loop while a thread waits for its outcome.
+class _Signal:
+    """Is given once, in the loop's thread, to one thread that waits for it.
 
-    The thread waits for a bare lock: those of a `concurrent.futures.Future` are Python code, which
-    leaves them locked when it is interrupted in the wrong place, and then they stop the loop.
+    Below is a bare lock. Those of `threading.Event` and of `concurrent.futures.Future` are used by
+    Python code, which leaves them locked when it is interrupted in the wrong place.
     """
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def give(self) -> None:
+        self._lock.release()
+
+    def wait(self, life: _Life, timeout: float = inf) -> bool:
+        """Wait for it; False when the time is up, or the loop's thread is gone without it."""
+        deadline = monotonic() + timeout
+        while not self._lock.acquire(timeout=max(0.0, min(POLL_SECONDS, deadline - monotonic()))):
+            if life.is_gone or monotonic() >= deadline:
+                return self._lock.acquire(blocking=False)  # it may have come just now
+        return True
+
+
+class _Life:
+    """The loop of a portal and its thread, as other threads see them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        # None: the portal was closed before it had one.
+        self.loop = loop
+        self.pid = 0 if loop is None else os.getpid()
+        # What is to be called in the loop, in this order.
+        self.entrants: deque[Callable[[], object]] = deque()
+        # Whether it takes no more of these; whether the thread has come to its end.
+        self.is_over = loop is None
+        self.has_ended = False
+        # Whether it has ended otherwise than by the closing of the resident.
+        self.is_broken = False
+        # The thread's, and whether it is the portal's is decided.
+        self.ident = 0
+        self.begun = _Signal()
+        # Of those who wait for the end of the thread.
+        self.ended: deque[_Signal] = deque()
+        # Is done when the closing is to begin, with the seconds that borrowers get.
+        self.stopping: asyncio.Future[float | None]
+        if loop is not None:
+            self.stopping = loop.create_future()
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.pid not in (0, os.getpid())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing will come of it any more: at the very end, daemons stand still."""
+        return self.has_ended or sys.is_finalizing()
+
+    def enter(self, function: Callable[[], object]) -> bool:
+        """Let the loop call a function in its turn; False if it takes no more."""
+        self.entrants.append(function)
+        if not self.is_over:
+            assert self.loop is not None
+            with suppress(RuntimeError):  # it is closed, and has looked at the entrants before
+                self.loop.call_soon_threadsafe(self.admit)
+            return True
+        try:
+            self.entrants.remove(function)
+        except ValueError:
+            return True  # the loop took it with the last ones
+        return False
+
+    def admit(self) -> None:
+        """In the loop: call whatever has entered."""
+        assert self.loop is not None
+        while self.entrants:
+            self.loop.call_soon(self.entrants.popleft())
+
+    def begin_to_stop(self, timeout: float | None) -> None:
+        """In the loop: begin to close the resident."""
+        if not self.stopping.done():
+            self.stopping.set_result(timeout)
+
+    def wait_ended(self, timeout: float = inf) -> bool:
+        """Wait for the end of the thread; False when the time is up before."""
+        ended = _Signal()
+        self.ended.append(ended)
+        return self.has_ended or ended.wait(self, timeout)
+
+    def end(self) -> None:
+        """In the thread: the loop is closed, and whatever enters now is too late."""
+        self.ident = 0  # the system gives it to another thread
+        self.is_broken = not self.is_over
+        self.is_over = self.has_ended = True
+        while self.ended:
+            self.ended.popleft().give()
+
+
+class _Call(Generic[T]):
+    """Something that is done in the loop while a thread waits for its outcome."""
 
     def __init__(self) -> None:
         # The one result, if there is one.
         self.results: list[T] = []
         self.error: BaseException | None = None
-        self._is_under_way = threading.Lock()
-        self._is_under_way.acquire()
+        self._settled = _Signal()
 
     def settle(self) -> None:
         """In the loop: the outcome is there."""
-        self._is_under_way.release()
+        self._settled.give()
 
-    def outcome(self) -> T:
+    def outcome(self, life: _Life) -> T:
         """In the thread: wait for it."""
-        self._is_under_way.acquire()
+        if not self._settled.wait(life):
+            raise RuntimeError(_ENDED)
         error, self.error = self.error, None
         if error is None:
             return self.results[0]
@@ -130,16 +243,9 @@ class Portal:
         self._exit_timeout = exit_timeout
         # The calls under way, whose tasks the loop holds only weakly.
         self.tasks: set[asyncio.Task[None]] = set()
-        # Held while the thread begins, for each call's entry, and when no more may enter.
-        self._lock = threading.Lock()
-        self._is_over = False
-        self._pid = 0
-        self._thread: threading.Thread | None = None
-        # The thread holds it. Its join(), once interrupted, would take it for ended (bpo-45274).
-        self._is_alive = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # Is done when the closing is to begin, with the seconds that borrowers get.
-        self._stopping: asyncio.Future[float | None]
+        # The first one is the portal's. Several may begin at a time, as a signal handler does that
+        # interrupts a beginning: whichever is appended later ends at once.
+        self._lives: list[_Life] = []
 
     @property
     def is_running(self) -> bool:
@@ -148,7 +254,7 @@ class Portal:
     @property
     def is_foreign(self) -> bool:
         """Whether it was started before a fork, in the parent."""
-        return self._pid not in (0, os.getpid())
+        return bool(self._lives) and self._lives[0].is_foreign
 
     # What other threads do.
 
@@ -166,7 +272,7 @@ class Portal:
         errand = _Work(work, timeout, undo)
         try:
             if self._enter(partial(errand.begin, self.tasks)):
-                return errand.outcome()
+                return errand.outcome(self._lives[0])
             # It is closed: nothing has to wait any more, and there is no loop to wait in.
             return cast(T, step(work()))
         except BaseException:
@@ -177,13 +283,14 @@ class Portal:
         """Call a plain function in the loop; once that is over there is nothing left to do."""
         self._check_caller()
         call = _Call[T]()
-        return call.outcome() if self._enter(partial(call.run, function)) else None
+        if self._enter(partial(call.run, function)):
+            return call.outcome(self._lives[0])
+        return None
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function in the loop, if there still is one. Takes no lock: for finalizers too."""
-        if self._loop is not None and not self.is_foreign:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(function, *args)
+        """Call a function in the loop, if there still is one. Does not wait: for finalisers too."""
+        if self._lives and not self.is_foreign:
+            self._lives[0].enter(partial(function, *args))
 
     def close(self, timeout: float | None) -> None:
         """Close the resident and return when the thread has ended.
@@ -193,23 +300,21 @@ class Portal:
         if self.is_foreign:
             return
         self._check_caller()
-        with self._lock:
-            if self._loop is None:
-                self._is_over = True
-                step(self.resident.close_all(timeout))
-                return
+        life = self._decide(_Life(None))
+        if life.loop is None:
+            step(self.resident.close_all(timeout))
+            return
         self.stop(timeout)
-        with self._is_alive:
-            pass
+        life.wait_ended()
 
     def stop(self, timeout: float | None = 0.0) -> None:
         """Begin to close the resident."""
-        self.soon(self._begin_to_stop, timeout)
+        if self._lives:
+            self.soon(self._lives[0].begin_to_stop, timeout)
 
     def end_at_exit(self) -> None:
         """Wait for the end, but not for longer than servers may take to answer a close."""
-        if self._is_alive.acquire(timeout=self._exit_timeout):
-            self._is_alive.release()
+        self._lives[0].wait_ended(self._exit_timeout)
         self.warn("was still open at the end of the program")
 
     def warn(self, what: str) -> None:
@@ -222,83 +327,107 @@ class Portal:
 
     def _enter(self, begin: Callable[[], object]) -> bool:
         """Let the loop begin a call; False if it is over."""
-        with self._lock:
-            if self._is_over:
-                return False
-            loop = self._loop or self._start()
-            loop.call_soon_threadsafe(begin)
-        return True
+        life = self._lives[0] if self._lives else self._start()
+        if life.enter(begin):
+            return True
+        if life.is_broken:
+            raise RuntimeError(_ENDED)
+        return False
 
     def _check_caller(self) -> None:
-        if self.is_foreign:
+        if not self._lives:
+            return
+        life = self._lives[0]
+        if life.is_foreign:
             raise RuntimeError(
-                f"{self.resident!r} was started in process {self._pid}, and its sockets belong to "
+                f"{self.resident!r} was started in process {life.pid}, and its sockets belong to "
                 f"that; this is process {os.getpid()}, forked from it. Start it after the fork, by "
                 "its first use, or make one in each process"
             )
-        if self._thread is threading.current_thread():
+        if life.ident == threading.get_ident():
             raise RuntimeError(
                 f"{self.resident!r} was called in the thread of its own event loop, which would "
                 "wait for itself for ever: hooks and listeners use what they are given, and `await`"
             )
 
-    def _start(self) -> asyncio.AbstractEventLoop:
-        """Begin the thread, which ends at once if this is interrupted before `_loop` is set."""
-        self._pid = os.getpid()
+    def _decide(self, life: _Life) -> _Life:
+        """Return the portal's one life, which is this if there was none."""
+        if not self._lives:
+            self._lives.append(life)
+        return self._lives[0]
+
+    def _start(self) -> _Life:
+        """Begin a thread, and return the life of the one that is the portal's."""
+        _check_threads(self.resident)
         loop = asyncio.new_event_loop()
+        life = _Life(loop)
         # A daemon, or the end of the program would wait for it before it could be told to end.
         thread = threading.Thread(
-            target=self._run, args=(loop,), name=f"wspool {self.resident.name}", daemon=True
+            target=self._run, args=(life, loop), name=f"wspool {self.resident.name}", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:  # there may be no more threads; the next call tries again
-            self._pid = 0
             loop.close()
             raise
-        self._thread = thread
-        self._stopping = loop.create_future()
-        self._is_alive = threading.Lock()
-        self._is_alive.acquire()
-        self._loop = loop
-        return loop
+        life.begun.wait(life)
+        return self._lives[0]
 
     # What its own thread does.
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            if self._loop is not loop:
-                loop.close()
-                return
+    def _run(self, life: _Life, loop: asyncio.AbstractEventLoop) -> None:
+        life.ident = threading.get_ident()
+        is_ours = self._decide(life) is life
+        if is_ours:
             _running.add(self)
-        life_task = loop.create_task(self._live())
+        life.begun.give()
         try:
-            while not life_task.done():
-                try:
-                    loop.run_until_complete(life_task)
-                except (SystemExit, KeyboardInterrupt):
-                    # It does not end the program from here, and whoever waits would wait for ever.
-                    logger.exception("a hook or a listener has ended %r", self.resident)
-                    self._begin_to_stop(0.0)
+            if is_ours:
+                self._live(life, loop)
+        except BaseException:
+            logger.exception("the event loop of %r has ended before its time", self.resident)
         finally:
             loop.close()
             _running.discard(self)
-            self._is_alive.release()
+            life.end()
 
-    def _begin_to_stop(self, timeout: float | None) -> None:
-        if not self._stopping.done():
-            self._stopping.set_result(timeout)
+    def _live(self, life: _Life, loop: asyncio.AbstractEventLoop) -> None:
+        life_task = loop.create_task(self._reside(life))
+        while not life_task.done():
+            try:
+                loop.run_until_complete(life_task)
+            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and (life_task.done() or life.stopping.done()):
+                    raise
+                # An exit, or a loop.stop(). It does not end the program from here, and whoever
+                # waits would wait for ever.
+                logger.exception("a hook or a listener has ended %r", self.resident)
+                life.begin_to_stop(0.0)
+        if not life_task.cancelled():
+            life_task.exception()  # it is in the log, and asyncio need not say so again
 
-    async def _live(self) -> None:
-        timeout = await self._stopping
+    async def _reside(self, life: _Life) -> None:
+        timeout = await life.stopping
         try:
             await self.resident.close_all(timeout)
         finally:
-            with self._lock:
-                self._is_over = True
+            life.is_over = True
+            life.admit()
             await asyncio.sleep(0)  # whoever has entered begins
             while self.tasks:  # with the resident closed, they end by themselves
                 await asyncio.wait(self.tasks)
+
+
+def _check_threads(resident: Resident) -> None:
+    """Refuse greenlets in the place of threads, of which only one can have a loop."""
+    for patched in (_thread.start_new_thread, selectors.DefaultSelector):
+        patched_by = (patched.__module__ or "").partition(".")[0]
+        if patched_by in ("gevent", "eventlet"):
+            raise RuntimeError(
+                f"{resident!r} needs a thread of the operating system with an event loop of "
+                f"asyncio's, and {patched_by} has put its own in the place of these. Use it in a "
+                "process that is not monkey-patched, such as a worker of gunicorn's gthread"
+            )
 
 
 @atexit.register

@@ -1,0 +1,61 @@
+"""How long the turns of an event loop take, in the processor's time of its thread.
+
+What the machine does for others does not count, and neither does what the transports do, which is
+asyncio's reading and writing and aiohttp's parsing: what is left is the pool and its users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import selector_events
+from time import thread_time
+from typing import Any
+
+run_handle = asyncio.Handle._run
+
+
+class TimedLoop(asyncio.SelectorEventLoop):
+    """An event loop that knows its longest turn, and what in it took longest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0.0
+        self.culprit = ""
+        self._spent = self._longest_step = 0.0
+        self._step = ""
+
+    def begin_anew(self) -> None:
+        """Forget the turns so far, the present one included."""
+        self.longest = self._spent = self._longest_step = 0.0
+        self.culprit = ""
+
+    def _run_once(self) -> None:
+        self._spent = self._longest_step = 0.0
+        super()._run_once()  # type: ignore[misc]
+        if self._spent > self.longest:
+            self.longest, self.culprit = self._spent, self._step
+
+    def _run(self, handle: Any) -> None:
+        owner = getattr(handle._callback, "__self__", None)
+        if isinstance(owner, selector_events._SelectorTransport):  # type: ignore[attr-defined]
+            return run_handle(handle)
+        began = thread_time()
+        try:
+            run_handle(handle)
+        finally:
+            took = thread_time() - began
+            self._spent += took
+            if took > self._longest_step:
+                self._longest_step = took
+                self._step = f"{handle!r} took {took * 1000:.0f} ms"
+
+
+def _run(handle: Any) -> None:
+    loop = handle._loop
+    if isinstance(loop, TimedLoop):
+        loop._run(handle)
+    else:
+        run_handle(handle)
+
+
+asyncio.Handle._run = _run  # type: ignore[method-assign]

@@ -1,7 +1,8 @@
 """How long the turns of an event loop take, in the processor's time of its thread.
 
 What the machine does for others does not count, and neither does what the transports do, which is
-asyncio's reading and writing and aiohttp's parsing: what is left is the pool and its users.
+asyncio's reading and writing and aiohttp's parsing of what has arrived: what is left is the pool
+and its users, and the parsing that they set off by reading on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from asyncio import selector_events
 from time import thread_time
 from typing import Any
 
+from aiohttp.client_proto import ResponseHandler
+
 run_handle = asyncio.Handle._run
+drain_tail = ResponseHandler._drain_tail
 
 
 class TimedLoop(asyncio.SelectorEventLoop):
@@ -21,7 +25,7 @@ class TimedLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.longest = 0.0
         self.culprit = ""
-        self._spent = self._longest_step = 0.0
+        self._spent = self._longest_step = self._parsing = 0.0
         self._step = ""
 
     def begin_anew(self) -> None:
@@ -39,15 +43,16 @@ class TimedLoop(asyncio.SelectorEventLoop):
         owner = getattr(handle._callback, "__self__", None)
         if isinstance(owner, selector_events._SelectorTransport):  # type: ignore[attr-defined]
             return run_handle(handle)
+        self._parsing = 0.0
         began = thread_time()
         try:
             run_handle(handle)
         finally:
-            took = thread_time() - began
+            took = thread_time() - began - self._parsing
             self._spent += took
             if took > self._longest_step:
                 self._longest_step = took
-                self._step = f"{handle!r} took {took * 1000:.0f} ms"
+                self._step = f"{owner or handle!r} took {took * 1000:.0f} ms"
 
 
 def _run(handle: Any) -> None:
@@ -58,4 +63,13 @@ def _run(handle: Any) -> None:
         run_handle(handle)
 
 
+def _drain_tail(protocol: Any) -> None:
+    """Parse what came together with a handshake's answer, which aiohttp does in the dial's task."""
+    began = thread_time()
+    drain_tail(protocol)
+    if isinstance(protocol._loop, TimedLoop):
+        protocol._loop._parsing += thread_time() - began
+
+
+ResponseHandler._drain_tail = _drain_tail  # type: ignore[method-assign]
 asyncio.Handle._run = _run  # type: ignore[method-assign]

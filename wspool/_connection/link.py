@@ -255,6 +255,8 @@ class Link:
         wire = self.wire
         assert wire is not None
         while True:
+            if wire.is_flooded:
+                await self.budget.breathe()
             if until is not None and until.answered is not None:
                 return None
             if self.owner is not owner:
@@ -269,6 +271,8 @@ class Link:
                 if self.owner is owner:
                     return message
                 wire.keep(message)
+            else:
+                await self.budget.breathe()
 
     async def ping(self, owner: object) -> float | None:
         """Return the seconds until a pong, or None if the owner cannot get one any more.

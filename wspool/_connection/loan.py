@@ -36,7 +36,7 @@ from wspool._connection.errors import (
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.states import CLOSED, CloseReason, State
-from wspool._connection.wire import BINARY, TEXT, Wire, check_close, encoded
+from wspool._connection.wire import BINARY, LARGE_BYTES, TEXT, Wire, check_close, encoded
 
 logger = logging.getLogger("wspool")
 
@@ -371,7 +371,7 @@ class WebsocketConnection:
         if frames and not (wire.is_receiving or wire.is_reading or wire.inbox):
             # As `at_hand`, without its calls: a stream takes half the time.
             frame, size = frames[0]
-            if (kind := frame.type) is TEXT or kind is BINARY:
+            if size < LARGE_BYTES and ((kind := frame.type) is TEXT or kind is BINARY):
                 await wire.next_frame()  # does not wait
                 wire.received_messages += 1
                 wire.received_bytes += size
@@ -387,7 +387,8 @@ class WebsocketConnection:
                 f"Another task is in recv on connection #{link.id}; one at a time may wait for "
                 "messages"
             )
-        message = wire.at_hand()
+        # To take one of a flood may inflate the next, which must have its turn.
+        message = wire.at_hand() if not wire.is_flooded else None
         if message is None:
             wire.is_receiving = True
             try:

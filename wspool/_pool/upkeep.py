@@ -91,8 +91,7 @@ async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
 async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
     receiving = []
     for link in links:
-        if link.budget.is_spent:
-            await asyncio.sleep(0)
+        await link.budget.breathe()
         if not (link.is_flooding or link.has_news):
             continue  # as nearly always: the rest would be a third of a sweep
         router = ref()

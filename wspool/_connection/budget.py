@@ -51,8 +51,9 @@ class Budget:
         try:
             while True:
                 await asyncio.sleep(0)
-                is_new = self._ends_at is None
-                if next(iter(self._waiting)) is place and (is_new or not self.is_spent):
-                    return
+                if next(iter(self._waiting)) is place:
+                    is_new_turn = self._ends_at is None
+                    if not self.is_spent or is_new_turn:
+                        return
         finally:
             del self._waiting[place]

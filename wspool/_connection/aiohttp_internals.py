@@ -194,10 +194,6 @@ Breathe = Callable[[], Awaitable[None]]
 """Lets the loop go on, where it must."""
 
 
-async def _one_turn() -> None:
-    await asyncio.sleep(0)
-
-
 class Transport:
     """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
 
@@ -245,7 +241,7 @@ class Transport:
         timeout: float,
         code: int = 1000,
         reason: str = "",
-        breathe: Breathe = _one_turn,
+        breathe: Breathe = partial(asyncio.sleep, 0),
     ) -> None:
         """Close the WebSocket and return when the transport is gone, after `timeout` by force.
 

@@ -36,7 +36,7 @@ from tests.explore.attacks import (
 )
 from tests.explore.hostile import hostile_server
 from tests.support.turns import TimedLoop
-from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool import WebsocketConnection, WebsocketError
 
 BORROWERS: Final = 30
 ROUND_SECONDS: Final = 2.0
@@ -270,9 +270,7 @@ async def fuzz(seconds: float, seed: int) -> tuple[list[str], Counter[str]]:
             wrongs += [f"left over: {task!r}" for task in left]
             if loop.longest > MAX_TURN_SECONDS:
                 wrongs.append(f"a turn took {loop.longest:.2f} s: {loop.culprit}")
-            counts["longest turn, ms"] = max(
-                counts["longest turn, ms"], round(loop.longest * 1000)
-            )
+            counts["longest turn, ms"] = max(counts["longest turn, ms"], round(loop.longest * 1000))
             counts["dials"] += one.pool.stats.dials
             counts["failed dials"] += one.pool.stats.dial_failures
             counts["rounds"] += 1

@@ -23,11 +23,7 @@ FIRST = ["pings", "bombs", "large", "mixed", "close-and-flood", "refuse"]
     "name",
     [
         *FIRST,
-        *(
-            pytest.param(name, marks=pytest.mark.long)
-            for name in ATTACKS
-            if name not in FIRST
-        ),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ATTACKS if name not in FIRST),
     ],
 )
 async def test_an_attack_costs_no_pause_no_memory_and_no_place(name: str) -> None:

@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from tests.explore import mutations
-from tests.explore.mutations import MUTATIONS, Mutation
+from tests.explore.mutations import HOSTILITIES, MUTATIONS, Mutation
 from tests.pool import test_pathologies
 
 pytestmark = pytest.mark.once
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.once
 PATHOLOGIES = 29
 LINES = 10
 
-by_number = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: str(m.number))
+by_number = pytest.mark.parametrize(
+    "mutation", [*MUTATIONS, *HOSTILITIES], ids=lambda m: str(m.number)
+)
 
 
 def test_each_pathology_has_one_test_and_one_mutation() -> None:
@@ -27,6 +29,11 @@ def test_each_pathology_has_one_test_and_one_mutation() -> None:
         if name.startswith("test_") and inspect.isfunction(member)
     ]
     assert [mutation.test for mutation in MUTATIONS] == tests
+
+
+def test_hostilities_are_numbered_on() -> None:
+    numbers = [mutation.number for mutation in HOSTILITIES]
+    assert numbers == [*range(PATHOLOGIES + 1, PATHOLOGIES + 1 + len(HOSTILITIES))]
 
 
 @by_number

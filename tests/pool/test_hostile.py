@@ -146,6 +146,26 @@ async def test_a_recv_beside_endless_pings_lets_others_work(
         await pool.close_all()
 
 
+async def test_a_peer_that_answers_a_close_with_a_flood_is_cut_off(
+    server: Server, make_pool: MakePool
+) -> None:
+    """After as much as a server may have had under way, and long before `close_timeout`."""
+
+    async def flood_the_close(peer: Peer) -> None:
+        await peer.websocket.receive()
+        transport: Any = peer.request.transport
+        while not transport.is_closing():
+            transport.write(b"\x81\x01x" * 20)
+            await asyncio.sleep(0.002)
+
+    server.handler = flood_the_close
+    server.websocket_options["autoclose"] = False
+    pool = make_pool(warmup_connections=3, close_timeout=60.0)
+    await pool.start()
+    async with asyncio.timeout(20.0):
+        await pool.close_all()
+
+
 # Callables of users that raise what is no Exception.
 
 

@@ -126,6 +126,9 @@ def run(case: Case, injection: Injection) -> int:
         await world.loop.create_task(act())
         await asyncio.sleep(0.6)  # for drains, goodbyes and the upkeep to go on
         injection.is_armed = False
+        upkeep_task = world.pool._upkeep_task
+        if upkeep_task is not None and not world.pool.is_closed:
+            assert not upkeep_task.done()
         await world.finish()
 
     world.run(main())

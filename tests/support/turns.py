@@ -1,7 +1,7 @@
 """How long the turns of an event loop take, in the processor's time of its thread.
 
 What the machine does for others does not count, and neither does what the transports do, which is
-asyncio's reading and writing and aiohttp's parsing of what has arrived, or the collector of garbage:
+asyncio's reading and writing and aiohttp's parsing of what has arrived, or the garbage collector:
 what is left is the pool and its users, and the parsing that they set off by reading on.
 """
 

@@ -193,6 +193,8 @@ async def connect(
 Breathe = Callable[[], Awaitable[None]]
 """Lets the loop go on, where it must."""
 
+NEXT_TURN: Final[Breathe] = partial(asyncio.sleep, 0)
+
 
 class Transport:
     """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
@@ -241,7 +243,7 @@ class Transport:
         timeout: float,
         code: int = 1000,
         reason: str = "",
-        breathe: Breathe = partial(asyncio.sleep, 0),
+        breathe: Breathe = NEXT_TURN,
     ) -> None:
         """Close the WebSocket and return when the transport is gone, after `timeout` by force.
 

@@ -35,17 +35,25 @@ from tests.explore.attacks import (
     memory_mib,
 )
 from tests.explore.hostile import hostile_server
+from tests.support.inside import queues_of
 from tests.support.turns import TimedLoop
 from wspool import WebsocketConnection, WebsocketError
+from wspool._connection.wire import MAX_INBOX_BYTES
 
 BORROWERS: Final = 30
 ROUND_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 0.05
 
 MAX_CLOSE_SECONDS: Final = 6 * CLOSE_TIMEOUT
 """Once for hooks, once for the goodbye, and the rest for what else the machine may do."""
 
 MAX_MEMORY_MIB: Final = 2 * 16.0 * CONNECTIONS
 """As in one attack, with what the last round's connections had."""
+
+
+MAX_KEPT_BYTES: Final = 2 * (MAX_INBOX_BYTES + 4 * 1024 * 1024)
+"""For a borrower that does not read: the inbox's size and one message more; and the same again,
+where a greeting was kept and a check came after it."""
 
 
 class Panic(BaseException):
@@ -95,7 +103,7 @@ class Round:
 
     def judge(self, answer: bool) -> bool:
         """Return an answer of a user's callable, or raise now and then."""
-        if self.is_over or self.random.random() > 0.002:
+        if self.is_over or self.random.random() > 0.01:
             return answer
         raise self.random.choice((Panic, ValueError, MemoryError))("on purpose")
 
@@ -214,7 +222,9 @@ class Round:
         except WebsocketError:
             pass
         crowd = [asyncio.create_task(self.borrow_on()) for _ in range(BORROWERS)]
-        await asyncio.sleep(ROUND_SECONDS)
+        for _ in range(int(ROUND_SECONDS / LOOK_SECONDS)):
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
         self.is_over = True
         _, late = await asyncio.wait(crowd, timeout=NET)
         self.wrongs += [f"waits for ever: {task!r}" for task in late]
@@ -223,6 +233,12 @@ class Round:
         for task in crowd:
             if task.done() and (error := task.exception()) is not None:
                 self.wrongs.append(f"in the test: {error!r}")
+
+    def look(self) -> None:
+        """See that what is kept of each connection's messages is bounded."""
+        for link in queues_of(self.pool):
+            if link.wire is not None and link.wire.inbox_bytes > MAX_KEPT_BYTES:
+                self.wrongs.append(f"{link!r} keeps {link.wire.inbox_bytes >> 20} MiB")
 
     async def end(self, tell: Callable[[str], Awaitable[None]], *, is_calm: bool) -> None:
         if is_calm:

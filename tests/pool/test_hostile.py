@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool, echoes, until
+from tests.pool.test_attending import traced
 from tests.support.inside import link_of, queues_of, wire_of
 from wspool import CloseReason, ConnectionBusyError, ConnectionClosedError, WebsocketConnection
 from wspool._connection.aiohttp_internals import WOULD_BLOCK, is_congested, step
@@ -117,6 +118,32 @@ async def test_a_ping_beside_an_endless_flood_fails_and_what_is_kept_is_bounded(
                 with pytest.raises(ConnectionBusyError, match="be in recv meanwhile"):
                     await connection.ping()
             assert wire_of(connection).inbox_bytes <= MAX_INBOX_BYTES + 2 * 100_000
+    await pool.close_all()
+
+
+async def test_a_check_of_a_connection_that_is_flooded_keeps_no_more_than_a_ping_does(
+    server: Server, make_pool: MakePool
+) -> None:
+    """Before the first loan what comes may be a greeting, which is kept."""
+    size = 1024 * 1024
+
+    async def flood_before_the_pong(peer: Peer) -> None:
+        frame = await peer.websocket.receive()
+        await peer.flood([bytes(size)] * 40)
+        await peer.websocket.pong(frame.data)
+        await peer.websocket.receive()
+
+    server.handler = flood_before_the_pong
+    server.websocket_options["autoping"] = False
+    pool = make_pool(max_connections=1, warmup_connections=1, check_after_idle=0.0)
+    await pool.start()
+    (view,) = pool.connections
+    with traced() as memory:
+        connection = await pool.acquire(timeout=10.0)
+        _, peak = memory()
+    assert connection.id == view.id
+    assert peak < 12 * size
+    await pool.release(connection)
     await pool.close_all()
 
 

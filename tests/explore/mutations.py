@@ -374,16 +374,6 @@ HOSTILITIES: Final = (
     ),
     Mutation(
         36,
-        "a recv beside pings does not let go",
-        f"{ATTACK}[pings]",
-        "_connection/link.py",
-        "                wire.keep(message)\n"
-        "            else:\n"
-        "                await self.budget.breathe()\n",
-        "                wire.keep(message)\n",
-    ),
-    Mutation(
-        37,
         "a ping beside a flood keeps all of it",
         f"{HOSTILE}test_a_ping_beside_an_endless_flood_fails_and_what_is_kept_is_bounded",
         "_connection/link.py",
@@ -391,7 +381,7 @@ HOSTILITIES: Final = (
         "            elif False:\n",
     ),
     Mutation(
-        38,
+        37,
         "a BaseException in a drain costs the place",
         f"{INJECTION}test_an_error_at_any_await_of_the_pools_tasks_costs_a_connection_at_most",
         "_pool/tasks.py",

@@ -48,8 +48,8 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
     clock = asyncio.get_running_loop().time
     tidied = clock()
     while True:
-        await asyncio.sleep(interval)
         try:
+            await asyncio.sleep(interval)
             await _attend_all(ref)
             router = ref()
             if router is None or (router.is_closing and not router.queues.busy):

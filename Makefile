@@ -27,6 +27,8 @@ soak: .venv/installed
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 120 $(ARGS)
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 60 --borrowers 200 --threads
 	$(BIN)/python -X dev -W error -m tests.explore.limits --seconds 60
+	$(BIN)/python -W error -m tests.explore.fuzz --seconds 180
+	$(BIN)/python -m tests.explore.attacks
 	$(BIN)/python -m tests.explore.mutations
 
 lint: .venv/lint-installed

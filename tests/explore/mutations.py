@@ -1,6 +1,7 @@
 """For each pathology a small change to the package that puts the fault in, and its test catches.
 
-Likewise for each rule of the quota in Redis.
+`HOSTILITIES` are what a hostile server, or an error nobody expects, could do before;
+`REDIS_MUTATIONS` are against the rules of the quota in Redis.
 
 `python -m tests.explore.mutations [number ...]` runs each test on a copy of the package, without
 and with the change, prints the table, and exits with 1 if a change goes unnoticed. Tests that hang
@@ -29,7 +30,7 @@ from tests import ROOT
 
 TESTS: Final = "tests/pool/test_pathologies.py"
 
-LIMIT: Final = 60.0
+LIMIT: Final = 120.0
 """Seconds for a test; one that takes longer hangs."""
 
 WORKERS: Final = 2
@@ -37,7 +38,10 @@ WORKERS: Final = 2
 
 @dataclass(frozen=True)
 class Mutation:
-    """Which pathology, its test, and the text in which file that is replaced by which."""
+    """Which pathology, its test, and the text in which file that is replaced by which.
+
+    The test is one of `TESTS`, or else named with its file.
+    """
 
     number: int
     pathology: str
@@ -45,7 +49,6 @@ class Mutation:
     file: str
     old: str
     new: str
-    tests: str = TESTS
 
     def applied_to(self, text: str) -> str:
         """Return the file's text with the fault in it."""
@@ -314,7 +317,7 @@ MUTATIONS: Final = (
 
 
 def _in_redis(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
-    return Mutation(number, pathology, test, "redis.py", old, new, "tests/parts/test_redis.py")
+    return Mutation(number, pathology, f"tests/parts/test_redis.py::{test}", "redis.py", old, new)
 
 
 REDIS_MUTATIONS: Final = (
@@ -461,6 +464,82 @@ REDIS_MUTATIONS: Final = (
 )
 
 
+ATTACK: Final = (
+    "tests/explore/test_hostile.py::test_an_attack_costs_no_pause_no_memory_and_no_place"
+)
+HOSTILE: Final = "tests/pool/test_hostile.py::"
+INJECTION: Final = "tests/pool/test_injection.py::"
+
+HOSTILITIES: Final = (
+    Mutation(
+        30,
+        "pongs for a peer that does not read",
+        f"{HOSTILE}test_no_pong_is_written_to_a_peer_that_does_not_read",
+        "_connection/wire.py",
+        "        if not aiohttp_internals.is_congested(self.websocket):\n",
+        "        if True:\n",
+    ),
+    Mutation(
+        31,
+        "second await of a future that was given up",
+        f"{HOSTILE}test_a_future_that_was_given_up_can_be_awaited_by_others",
+        "_connection/aiohttp_internals.py",
+        "awaited._asyncio_future_blocking = False",
+        "pass",
+    ),
+    Mutation(
+        32,
+        "an error in a step ends the upkeep",
+        f"{INJECTION}test_an_error_in_any_step_of_the_upkeep_is_logged_once_and_the_next_step_comes",
+        "_pool/upkeep.py",
+        '        except BaseException:\n            logger.exception("a step',
+        '        except OSError:\n            logger.exception("a step',
+    ),
+    Mutation(
+        33,
+        "an error in a goodbye costs the place",
+        f"{INJECTION}test_an_error_at_any_await_of_the_pools_tasks_costs_a_connection_at_most",
+        "_pool/closing.py",
+        '            logger.exception("the goodbye of #%d broke down", link.id)\n'
+        "            self.abort()\n",
+        '            logger.exception("the goodbye of #%d broke down", link.id)\n',
+    ),
+    Mutation(
+        34,
+        "no budget for what is read for nobody",
+        f"{ATTACK}[bombs]",
+        "_connection/wire.py",
+        "            if (frames > MIN_FRAMES or self.is_flooded) and self.budget.is_spent:\n",
+        "            if False:\n",
+    ),
+    Mutation(
+        35,
+        "a close reads a flood to its end",
+        f"{HOSTILE}test_a_peer_that_answers_a_close_with_a_flood_is_cut_off",
+        "_connection/aiohttp_internals.py",
+        "        ours._reader = _LastReader(ours._reader, breathe, abort)",
+        "        pass",
+    ),
+    Mutation(
+        36,
+        "a ping beside a flood keeps all of it",
+        f"{HOSTILE}test_a_ping_beside_an_endless_flood_fails_and_what_is_kept_is_bounded",
+        "_connection/link.py",
+        "            elif wire.inbox_bytes >= MAX_INBOX_BYTES:\n",
+        "            elif False:\n",
+    ),
+    Mutation(
+        37,
+        "a BaseException in a drain costs the place",
+        f"{INJECTION}test_an_error_at_any_await_of_the_pools_tasks_costs_a_connection_at_most",
+        "_pool/tasks.py",
+        "    except BaseException:\n        # A fault of this package's, or",
+        "    except Exception:\n        # A fault of this package's, or",
+    ),
+)
+"""Numbered on from the pathologies."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another wspool than the one beside the tests."""
     import wspool
@@ -470,7 +549,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"{tested} would be tested, not the copy in {config.rootpath}")
 
 
-def run(test: str, mutation: Mutation | None = None, tests: str = TESTS) -> str:
+def run(test: str, mutation: Mutation | None = None) -> str:
     """Run a test on a copy of the package; return "passes", "fails" or "hangs".
 
     Raises RuntimeError when the test could not be run, as with a mutation that is no Python.
@@ -484,7 +563,8 @@ def run(test: str, mutation: Mutation | None = None, tests: str = TESTS) -> str:
             file = copy / "wspool" / mutation.file
             file.write_text(mutation.applied_to(file.read_text()))
         options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "tests.explore.mutations")
-        command = [sys.executable, "-X", "dev", "-m", "pytest", *options, f"{tests}::{test}"]
+        named = test if "::" in test else f"{TESTS}::{test}"
+        command = [sys.executable, "-X", "dev", "-m", "pytest", *options, named]
         try:
             done = subprocess.run(
                 command,
@@ -504,9 +584,7 @@ def run(test: str, mutation: Mutation | None = None, tests: str = TESTS) -> str:
 def verdicts(mutation: Mutation) -> tuple[str, str]:
     """Return how the mutation's test ends without and with it."""
     try:
-        return run(mutation.test, None, mutation.tests), run(
-            mutation.test, mutation, mutation.tests
-        )
+        return run(mutation.test), run(mutation.test, mutation)
     except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return "?", "?"
@@ -514,7 +592,8 @@ def verdicts(mutation: Mutation) -> tuple[str, str]:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table; return 1 unless every mutation is caught."""
-    chosen = [m for m in (*MUTATIONS, *REDIS_MUTATIONS) if not numbers or str(m.number) in numbers]
+    known = (*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS)
+    chosen = [m for m in known if not numbers or str(m.number) in numbers]
     caught = 0
     print(f"{'#':>2}  {'pathology':<52}{'unpatched':<11}{'patched':<9}test")
     with ThreadPoolExecutor(WORKERS) as workers:

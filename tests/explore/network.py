@@ -85,6 +85,12 @@ class Socket:
         """Swallow what comes from now on, pings and closes included."""
         self._is_mute = True
 
+    def pause_reading(self) -> None:
+        self._reading_paused = True
+
+    def resume_reading(self) -> None:
+        self._reading_paused = False
+
     def is_closing(self) -> bool:
         return self._is_closing
 

@@ -9,8 +9,7 @@ import pytest
 
 from tests import IS_WHOLE
 from tests.explore import mutations
-from tests.explore.mutations import MUTATIONS, REDIS_MUTATIONS, Mutation
-from tests.parts import test_redis
+from tests.explore.mutations import HOSTILITIES, MUTATIONS, REDIS_MUTATIONS, Mutation
 from tests.pool import test_pathologies
 
 pytestmark = pytest.mark.once
@@ -19,7 +18,7 @@ PATHOLOGIES = 29
 LINES = 10
 
 by_number = pytest.mark.parametrize(
-    "mutation", (*MUTATIONS, *REDIS_MUTATIONS), ids=lambda m: str(m.number)
+    "mutation", [*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS], ids=lambda m: str(m.number)
 )
 
 
@@ -33,10 +32,11 @@ def test_each_pathology_has_one_test_and_one_mutation() -> None:
     assert [mutation.test for mutation in MUTATIONS] == tests
 
 
-def test_each_rule_of_the_quota_in_redis_has_its_test() -> None:
-    first = REDIS_MUTATIONS[0].number
-    assert [m.number for m in REDIS_MUTATIONS] == [*range(first, first + len(REDIS_MUTATIONS))]
-    assert all(hasattr(test_redis, mutation.test) for mutation in REDIS_MUTATIONS)
+@pytest.mark.parametrize("group", [HOSTILITIES, REDIS_MUTATIONS])
+def test_others_are_numbered_on(group: tuple[Mutation, ...]) -> None:
+    first = group[0].number
+    assert first > PATHOLOGIES
+    assert [mutation.number for mutation in group] == [*range(first, first + len(group))]
 
 
 @by_number
@@ -53,9 +53,12 @@ def test_a_mutation_neither_raises_nor_deletes_a_function(mutation: Mutation) ->
     compile(mutation.applied_to(file.read_text()), mutation.file, "exec")
 
 
-@pytest.mark.parametrize("number", range(1, PATHOLOGIES + 1) if IS_WHOLE else [2, 25, 29])
-async def test_a_mutation_is_caught(number: int) -> None:
+@pytest.mark.parametrize(
+    "mutation",
+    [*MUTATIONS, *HOSTILITIES] if IS_WHOLE else [MUTATIONS[1], MUTATIONS[24], MUTATIONS[28]],
+    ids=lambda m: str(m.number),
+)
+async def test_a_mutation_is_caught(mutation: Mutation) -> None:
     """That its test passes without it, the suite itself shows."""
-    mutation = MUTATIONS[number - 1]
     verdict = await asyncio.to_thread(mutations.run, mutation.test, mutation)
     assert verdict in ("fails", "hangs")

@@ -229,6 +229,13 @@ async def recv_what_is_controlled(world: World) -> None:
         await connection.recv()
 
 
+async def recv_in_a_flood(world: World) -> None:
+    async with world.pool.get_connection() as connection:
+        world.network.open[-1].say(WSMsgType.TEXT, "message")
+        world.network.open[-1].pause_reading()
+        await connection.recv()
+
+
 async def quietly(coroutine: Coroutine[Any, Any, object]) -> None:
     try:
         await coroutine
@@ -342,6 +349,7 @@ CASES = [
         temper=CONGESTED,
         control=control,
     ),
+    Case("get_connection: recv in a flood", recv_in_a_flood),
     Case("get_connection: left by an exception", leave_by_exception),
     Case("start: warm-up", start, warmup_connections=2),
     Case("start: async with", enter_and_leave, warmup_connections=2),

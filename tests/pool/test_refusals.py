@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import LOOP, MakePool, echoes, until
+from tests.explore.hostile import RETRY_AFTERS
 from tests.support.inside import router_of
 from wspool import (
     ConnectionPoolExhaustedError,
@@ -545,15 +546,7 @@ async def test_the_headers_of_the_answer_are_on_the_error(
     assert "Set-Cookie" not in headers
 
 
-HOSTILE = [
-    *("-1", "1e400", "9" * 400, "nan", "soon", "", "0x10", "١٢"),
-    *("Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"),
-    *("Mon, 00 Jan 0000 00:00:00 GMT", "Fri, 31 Feb 2027 25:61:61 GMT", "Thu, 01 Jan 1970 00:00"),
-    *("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Wed, 21 Oct 2026 07:28:00 +99999999"),
-]
-
-
-@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("value", RETRY_AFTERS)
 async def test_an_odd_retry_after_changes_the_text_at_most(
     server: Server, make_pool: MakePool, value: str
 ) -> None:

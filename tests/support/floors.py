@@ -1,6 +1,6 @@
 """Look up known advisories of the dependencies' lowest releases: `python -m tests.support.floors`.
 
-The exit status is 1 if there is one. Where the index cannot be asked, that is said, and is no failure.
+The exit status is 1 if there is one. That the index cannot be asked is said, and is no failure.
 """
 
 from __future__ import annotations

@@ -190,6 +190,12 @@ async def connect(
     return cast(aiohttp.ClientWebSocketResponse, websocket)
 
 
+Breathe = Callable[[], Awaitable[None]]
+"""Lets the loop go on, where it must."""
+
+NEXT_TURN: Final[Breathe] = partial(asyncio.sleep, 0)
+
+
 class Transport:
     """The transport below a WebSocket, taken while aiohttp still tells which one it is."""
 
@@ -237,8 +243,12 @@ class Transport:
         timeout: float,
         code: int = 1000,
         reason: str = "",
+        breathe: Breathe = NEXT_TURN,
     ) -> None:
-        """Close the WebSocket and return when the transport is gone, after `timeout` by force."""
+        """Close the WebSocket and return when the transport is gone, after `timeout` by force.
+
+        `breathe` is called before each frame that is read up to the peer's CLOSE.
+        """
         # To be aborted ends each of the waits below, and takes half as long as a timeout around.
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(timeout, self.abort)
@@ -247,6 +257,7 @@ class Transport:
             if is_flooded(websocket) or unread_frames(websocket) > MAX_CLOSE_FRAMES:
                 self.abort()
             else:
+                _let_breathe(websocket, breathe, self.abort)
                 try:
                     await websocket.close(code=code, message=_cut(reason))
                 except (OSError, aiohttp.ClientError):
@@ -266,6 +277,33 @@ class Transport:
             return bool(self._transport.get_write_buffer_size() == 0)
         except AttributeError:  # of a loop whose transports do not tell
             return False
+
+
+class _LastReader:
+    """What a closing WebSocket reads from: so many frames at most, and none in a hurry."""
+
+    def __init__(self, reader: Any, breathe: Breathe, abort: Callable[[], None]) -> None:
+        self._reader, self._breathe, self._abort = reader, breathe, abort
+        self._frames = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    async def read(self) -> Any:
+        self._frames += 1
+        if self._frames > MAX_CLOSE_FRAMES:
+            self._abort()
+            raise ConnectionResetError("the peer sends on and on, and no CLOSE")
+        await self._breathe()
+        return await self._reader.read()
+
+
+def _let_breathe(
+    websocket: aiohttp.ClientWebSocketResponse, breathe: Breathe, abort: Callable[[], None]
+) -> None:
+    ours = cast(Any, websocket)
+    if hasattr(ours, "_reader"):
+        ours._reader = _LastReader(ours._reader, breathe, abort)
 
 
 def _cut(reason: str) -> bytes:

@@ -10,15 +10,20 @@ TURN_SECONDS: Final = 0.002
 """Of reading, before the event loop goes on with what else it has to do."""
 
 MIN_FRAMES: Final = 10
-"""Taken off a wire whenever somebody looks, however much was read elsewhere in this turn."""
+"""Taken off a wire whenever somebody looks, however much was read elsewhere in this turn.
+
+Not where more is unread than aiohttp's queue holds: there, taking one may inflate the next.
+"""
 
 
 class Budget:
     """The reading time of one pool in the present turn of its loop."""
 
-    __slots__ = ("_ends_at",)
+    __slots__ = ("_ends_at", "_waiting")
 
     def __init__(self) -> None:
+        # Who waits in `breathe`, in order of arrival.
+        self._waiting: dict[object, None] = {}
         # By perf_counter; None before something was read in this turn.
         self._ends_at: float | None = None
 
@@ -35,6 +40,20 @@ class Budget:
         self._ends_at = None
 
     async def breathe(self) -> None:
-        """Let the loop go on if this turn is used up."""
-        if self.is_spent:
-            await asyncio.sleep(0)
+        """Let the loop go on if this turn is used up, until it is the caller's turn to read.
+
+        One after the other: a frame of each would be too much, where it is one to be inflated.
+        """
+        if not (self._waiting or self.is_spent):
+            return
+        place = object()
+        self._waiting[place] = None
+        try:
+            while True:
+                await asyncio.sleep(0)
+                if next(iter(self._waiting)) is place:
+                    is_new_turn = self._ends_at is None
+                    if not self.is_spent or is_new_turn:
+                        return
+        finally:
+            del self._waiting[place]

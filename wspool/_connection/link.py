@@ -256,6 +256,8 @@ class Link:
         wire = self.wire
         assert wire is not None
         while True:
+            if wire.is_flooded:
+                await self.budget.breathe()
             if until is not None and until.answered is not None:
                 return None
             if self.owner is not owner:
@@ -270,6 +272,8 @@ class Link:
                 if self.owner is owner:
                     return message
                 wire.keep(message)
+            else:
+                await self.budget.breathe()
 
     async def ping(self, owner: object) -> float | None:
         """Return the seconds until a pong, or None if the owner cannot get one any more.
@@ -327,8 +331,9 @@ class Link:
     async def close_wire(self, timeout: float) -> None:
         """Close the WebSocket and return when its transport is gone, after `timeout` by force."""
         if self.wire is not None:
-            # A peer's code is echoed (RFC 6455, 5.5.1); 1005 and 1006 are never sent (7.4.1).
-            code = self.close_code if self.close_code not in (None, 1005, 1006) else 1000
+            # A peer's code is echoed (RFC 6455, 5.5.1); 1005 and 1006 are never sent (7.4.1), and
+            # a peer that has sent the latter has broken the protocol.
+            code = {None: 1000, 1005: 1000, 1006: 1002}.get(self.close_code, self.close_code)
             await self.wire.close(timeout, code or 1000, self.close_reason)
 
     async def drop_wire(self, timeout: float) -> None:

@@ -35,7 +35,15 @@ from wspool._connection.errors import (
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
-from wspool._connection.wire import BINARY, CLOSE_FRAME, TEXT, Wire, check_close, encoded
+from wspool._connection.wire import (
+    BINARY,
+    CLOSE_FRAME,
+    LARGE_BYTES,
+    TEXT,
+    Wire,
+    check_close,
+    encoded,
+)
 
 
 class LoanRouter(Protocol):
@@ -241,7 +249,7 @@ class WebsocketConnection(Dialogue):
         if frames and not (wire.is_receiving or wire.is_reading or wire.inbox):
             # As `at_hand`, without its calls: a stream takes half the time.
             frame, size = frames[0]
-            if (kind := frame.type) is TEXT or kind is BINARY:
+            if size < LARGE_BYTES and ((kind := frame.type) is TEXT or kind is BINARY):
                 await wire.next_frame()  # does not wait
                 wire.received_messages += 1
                 wire.received_bytes += size
@@ -257,7 +265,8 @@ class WebsocketConnection(Dialogue):
                 f"Another task is in recv on connection #{link.id}; one at a time may wait for "
                 "messages"
             )
-        message = wire.at_hand()
+        # To take one of a flood may inflate the next, which must have its turn.
+        message = wire.at_hand() if not wire.is_flooded else None
         if message is None:
             wire.is_receiving = True
             try:

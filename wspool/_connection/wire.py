@@ -37,6 +37,9 @@ is, so that a flood of tiny ones is bounded too.
 """
 _MESSAGE_OVERHEAD_BYTES: Final = 128
 
+LARGE_BYTES: Final = 64 * 1024
+"""From this size on a message may be what a compressed one of a thousandth was inflated to."""
+
 MAX_PINGS: Final = 1024
 """Unanswered pings that are remembered; a pong for an older one is not recognised."""
 
@@ -345,7 +348,7 @@ class Wire:
         self.is_cut_short = False
         while not (self.is_reading or self.is_lost or self._is_closing) and self.has_unread():
             frames += 1
-            if frames > MIN_FRAMES and self.budget.is_spent:
+            if (frames > MIN_FRAMES or self.is_flooded) and self.budget.is_spent:
                 self.is_cut_short = True
                 return
             if self.is_exposed and aiohttp_internals.is_being_read(self.websocket):
@@ -376,7 +379,11 @@ class Wire:
 
     def rescue(self) -> None:
         """Keep the messages that have arrived, up to the size of the inbox, before a goodbye."""
-        while self.inbox_bytes < MAX_INBOX_BYTES and (message := self._next_read()) is not None:
+        while self.inbox_bytes < MAX_INBOX_BYTES:
+            if self.is_flooded and self.budget.is_spent:
+                return
+            if (message := self._next_read()) is None:
+                return
             self.keep(message)
 
     def set_aside(self) -> deque[str | bytes]:
@@ -431,4 +438,4 @@ class Wire:
             aiohttp_internals.expect_close(self.websocket)
         self._is_closing = True
         self.frames = ()
-        await self.transport.close(self.websocket, timeout, code, reason)
+        await self.transport.close(self.websocket, timeout, code, reason, self.budget.breathe)

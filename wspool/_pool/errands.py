@@ -15,6 +15,7 @@ from wspool._connection import states
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
+from wspool._connection.wire import MAX_INBOX_BYTES
 from wspool._pool.draining import dispose, run_hook
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
@@ -31,7 +32,10 @@ handshake here; a mute one costs every borrower that waits for it this time.
 
 
 MAX_KEPT: Final = 100
-"""Messages that come during the check of a link that nobody has borrowed, and may be a greeting."""
+"""Messages that come during the check of a link that nobody has borrowed, and may be a greeting.
+
+As many at most, and no more after `MAX_INBOX_BYTES`.
+"""
 
 
 class Errand:
@@ -73,16 +77,18 @@ class Errand:
         wire = link.wire
         assert wire is not None
         came: list[str | bytes] = []
+        came_bytes = 0
         limit = min(options.connection_timeout, max(CHECK_SECONDS, 2 * link.handshake_seconds))
         try:
             async with asyncio.timeout(limit):
                 ping = await wire.send_ping()
                 while (message := await link.next_message(self, until=ping)) is not None:
                     await wire.budget.breathe()
-                    if link.uses or len(came) > MAX_KEPT:
+                    if link.uses or len(came) > MAX_KEPT or came_bytes >= MAX_INBOX_BYTES:
                         dispose(link, message, options, stats)
                     else:
                         came.append(message)
+                        came_bytes += len(message)
         except TimeoutError:
             raise Discard(CloseReason.STALE) from None
         finally:

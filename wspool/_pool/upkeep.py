@@ -48,8 +48,8 @@ async def upkeep(ref: weakref.ref[Router], interval: float) -> None:
     clock = asyncio.get_running_loop().time
     tidied = clock()
     while True:
-        await asyncio.sleep(interval)
         try:
+            await asyncio.sleep(interval)
             await _attend_all(ref)
             router = ref()
             if router is None or (router.is_closing and not router.queues.busy):
@@ -91,8 +91,7 @@ async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
 async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
     receiving = []
     for link in links:
-        if link.budget.is_spent:
-            await asyncio.sleep(0)
+        await link.budget.breathe()
         if not (link.is_flooding or link.has_news):
             continue  # as nearly always: the rest would be a third of a sweep
         router = ref()

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import pytest
 from yarl import URL
 
@@ -66,7 +65,7 @@ HOOKS = ["on_connect", "on_release", "on_close", "keepalive"]
         *cases(BOOLEANS, [None, 0, 1, "yes"]),
         *cases([*PLAIN_CALLABLES, *HOOKS], [True, 0, 1.0, "on", [], {}]),
         *cases(["name"], [5, b"pool", True]),
-        *cases(["session"], [5, "session", True, aiohttp.ClientSession, aiohttp.TCPConnector]),
+        *cases(["session"], [5, "session", True]),
         *cases(["quota"], [5, "redis://localhost", True, {"limit": 5}]),
         *cases(["headers"], [5, "a: b", [("a", "b")], True]),
         *cases(["uri"], [None, 5, b"ws://localhost/", True, ["ws://localhost/"]]),

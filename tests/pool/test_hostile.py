@@ -33,6 +33,7 @@ PONG_BYTES = 131
 
 
 async def ping_and_read_nothing(peer: Peer) -> None:
+    await peer.recv()
     peer.mute()
     assert peer.request.transport is not None
     sock = peer.request.transport.get_extra_info("socket")
@@ -69,6 +70,7 @@ async def test_no_pong_is_written_to_a_peer_that_does_not_read(
     transport: Any = wire.transport._transport
     transport.set_write_buffer_limits(high=1000)
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    await connection.send("begin")
     holding = asyncio.create_task(hold(connection)) if hold is not None else None
     if hold is None:
         await pool.release(connection)

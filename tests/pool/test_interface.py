@@ -465,10 +465,10 @@ async def test_a_snapshot_does_not_change_afterwards(make_pool: MakePool) -> Non
 async def test_a_repr_is_one_line_with_the_counts_and_no_secret(
     server: Server, make_pool: MakePool
 ) -> None:
-    pool = secret_pool(server, make_pool, name="two\nlines", max_connections=7)
+    pool = secret_pool(server, make_pool, name='it\'s "two"', max_connections=7)
     connection = await pool.acquire()
     assert repr(pool) == (
-        r"<WebsocketConnectionPool 'two\nlines' "
+        "<WebsocketConnectionPool 'it\\'s \"two\"' "
         f"ws://127.0.0.1:{server.port}/?… connecting=0 idle=0 busy=1 draining=0 closed=0 "
         "waiting=0 max=7>"
     )

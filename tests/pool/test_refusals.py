@@ -84,7 +84,9 @@ class Picky(Server):
             self.inside.discard(peer)
 
 
-async def use_again_and_again(pool: WebsocketConnectionPool, seconds: float, pause: float) -> None:
+async def use_again_and_again(
+    pool: WebsocketConnectionPool, seconds: float, pause: float = 0.0
+) -> None:
     """Borrow and ask, patiently; what a server that refuses does to a loan is borne."""
     end = asyncio.get_running_loop().time() + seconds
     while (left := end - asyncio.get_running_loop().time()) > 0:
@@ -346,6 +348,7 @@ async def test_a_timeout_says_why_the_last_attempt_has_failed(
     else:
         server.refuse(429, times=100)
     pool = make_pool(max_retries=100, **options)
+    router_of(pool).gate.waits = (600.0,)
     with pytest.raises(ConnectionPoolTimeoutError) as caught:
         await pool.acquire(timeout=0.3)
     failure = caught.value.__cause__

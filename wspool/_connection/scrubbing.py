@@ -74,7 +74,7 @@ def secrets_of(
     except ValueError:
         url = None
         whole.append(uri)
-    if session is not None:
+    if isinstance(session, aiohttp.ClientSession):
         whole += [*session.headers.values(), *_of_auth(session.auth)]
         if url is not None:
             whole += (cookie.value for cookie in session.cookie_jar.filter_cookies(url).values())

@@ -401,8 +401,7 @@ class WebsocketConnectionPool:
         check_timeout(timeout)
         if not self.is_started:
             self._router.close()
-            if self._owns_session and self._session is not None:  # it was refused at the start
-                await self._session.close()
+            await self._close_session()  # it was refused at the start
             return
         loop = self._enter()
         # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
@@ -413,14 +412,17 @@ class WebsocketConnectionPool:
             self._router.close()
         await asyncio.shield(self._closing_task)
 
+    async def _close_session(self) -> None:
+        if self._owns_session and self._session is not None:
+            await self._session.close()
+
     async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         assert self._upkeep_task is not None
         assert self._session is not None
         await self._router.wait_returned(timeout)
         self._upkeep_task.cancel()
         await self._router.finish(spared)
-        if self._owns_session:
-            await self._session.close()
+        await self._close_session()
         self._router.events.pool_closed()
         self._router.events.tell()
 

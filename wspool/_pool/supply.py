@@ -120,6 +120,8 @@ class Supply:
                 # A fault of this package's: it must not cost a place, and those who wait, as well.
                 logger.exception("the dial of #%d broke down", dial.link.id)
                 failure = ConnectionUnavailableError("The dial broke down; the log says where")
+                self._stats.failures[failure.kind] += 1
+                gate.failed(gate.round, failure)
             if not self._then(dial, failure):
                 dial.link.abort()
 

@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation: `make docs`.
 
-The pages are those of this directory and the repository's own README, CHANGELOG and CONTRIBUTING,
-so Sphinx's source directory is the repository, and its links are the same ones as elsewhere.
+The pages are those of this directory and the repository's own README, CHANGELOG, CONTRIBUTING and
+SECURITY, so Sphinx's source directory is the repository, and its links are those of elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ version = release = wspool.__version__
 
 extensions = ["sphinx.ext.autodoc", "myst_parser"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**"]
 exclude_patterns = [".*", "build", "tests", "wspool"]
 source_suffix = {".md": "markdown"}
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from unittest import mock
 
+from aiohttp import WSMsgType
+
 import wspool
 from tests import IS_WHOLE
 from tests.explore.network import CALM, NO_REPLY, WILD, Network, Socket, Temper
@@ -389,11 +391,15 @@ class World:
         return self._overdue(link) <= 0
 
     def _note_stray(self, socket: Socket) -> None:
-        """What arrives while the pool owns a connection, and before it is lost, is shown."""
+        """What arrives while the pool owns a connection, and before it is lost, is shown.
+
+        But for what a server sends behind its CLOSE.
+        """
         queues = self.pool._router.queues
         for link in (*queues.idle, *queues.busy, *queues.draining):
             if link.wire is not None and link.wire.websocket is socket.client:
-                if link.loan is None and link.uses:
+                is_closed = any(frame.type is WSMsgType.CLOSE for frame, _ in link.wire.frames)
+                if link.loan is None and link.uses and not is_closed:
                     self._unseen[self.loop.steps] = link
 
     # What borrowers do.

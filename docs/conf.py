@@ -1,7 +1,6 @@
 """How Sphinx builds the documentation: `make docs`.
 
-The pages are those of this directory and the repository's own README, CHANGELOG and CONTRIBUTING,
-so Sphinx's source directory is the repository, and its links are the same ones as elsewhere.
+Two pages for which others write are listed in the contents as soon as they are there: OPTIONAL.
 """
 
 from __future__ import annotations
@@ -9,34 +8,39 @@ from __future__ import annotations
 import pkgutil
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from directives import CommandHelp, StateDiagram
+
 import wspool
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 
 project = "wspool"
 copyright = "2026, the wspool authors"
 version = release = wspool.__version__
 
-extensions = ["sphinx.ext.autodoc", "myst_parser"]
-root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**"]
-exclude_patterns = [".*", "build", "tests", "wspool"]
+extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "A pool of WebSocket client connections for asyncio",
-    "page_width": "1240px",
-    "body_max_width": "none",
-}
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+
+html_theme = "furo"
+html_title = f"wspool {release}"
+html_static_path = ["_static"]
+html_css_files = ["wspool.css"]
 html_show_sourcelink = False
+html_theme_options = {"source_repository": URLS["Source"], "source_branch": "main"}
+copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3
 default_role = "code"
@@ -67,6 +71,16 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
             lines[at] += ":"
 
 
+OPTIONAL = ("withstands", "secrets")
+
+
+def list_optional_pages(app: Sphinx, page: str, source: list[str]) -> None:
+    """Fill the place that the contents keep for pages that are not always there."""
+    if page == "index":
+        there = [name for name in OPTIONAL if (HERE / f"{name}.md").exists()]
+        source[0] = source[0].replace("% optional pages\n", "".join(f"{n}\n" for n in there))
+
+
 def read_all_files() -> None:
     """Let autodoc find what is said of attributes, and their order, in the files that define them.
 
@@ -83,5 +97,7 @@ def read_all_files() -> None:
 
 def setup(app: Sphinx) -> None:
     read_all_files()
-    app.add_lexer("mermaid", TextLexer)  # shown as text; GitHub draws it
+    app.add_directive("state-diagram", StateDiagram)
+    app.add_directive("command-help", CommandHelp)
+    app.connect("source-read", list_optional_pages)
     app.connect("autodoc-process-docstring", mend)

@@ -39,7 +39,11 @@ html_title = f"wspool {release}"
 html_static_path = ["_static"]
 html_css_files = ["wspool.css"]
 html_show_sourcelink = False
-html_theme_options = {"source_repository": URLS["Source"], "source_branch": "main"}
+html_theme_options = {
+    "source_repository": URLS["Source"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3

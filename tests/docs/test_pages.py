@@ -226,7 +226,7 @@ def test_every_page_is_in_the_contents() -> None:
     listed = {DOCS / "index.md"}
     for page in PAGES:
         for contents in re.findall(r"^```{toctree}\n(.*?)^```$", text_of(page), re.S | re.M):
-            names = re.findall(r"^([\w/]+)$", contents, re.MULTILINE)
+            names = re.findall(r"^(?:\w+ <)?([\w/]+)>?$", contents, re.MULTILINE)
             listed |= {page.parent / f"{name}.md" for name in names}
     optional = set(
         re.findall(r'"(\w+)"', re.findall(r"OPTIONAL = \((.+)\)", text_of("conf.py"))[0])

@@ -36,7 +36,7 @@ lint: .venv/lint-installed
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: .venv/docs-installed
-	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	$(BIN)/sphinx-build -W --keep-going -q -E docs build/docs
 	@echo "build/docs/index.html"
 
 # The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.

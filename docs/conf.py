@@ -1,6 +1,6 @@
 """How Sphinx builds the documentation: `make docs`.
 
-Two pages for which others write are listed in the contents as soon as they are there: OPTIONAL.
+The contents keep a place for pages that are not always there: OPTIONAL.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ source_suffix = {".md": "markdown"}
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"wspool {release}"
 html_static_path = ["_static"]
 html_css_files = ["wspool.css"]
@@ -75,7 +76,7 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
             lines[at] += ":"
 
 
-OPTIONAL = ("withstands", "secrets")
+OPTIONAL = ("withstands", "secrets", "security")
 
 
 def list_optional_pages(app: Sphinx, page: str, source: list[str]) -> None:

@@ -89,7 +89,7 @@ class CommandHelp(SphinxDirective):
         printed = subprocess.run(
             [sys.executable, "-m", "wspool", command, "--help"],
             cwd=Path(__file__).parent.parent,
-            env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+            env=os.environ | {"COLUMNS": "72", "NO_COLOR": "1"},
             capture_output=True,
             check=True,
             text=True,

@@ -38,8 +38,8 @@ lint: .venv/lint-installed
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: .venv/docs-installed
-	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
-	@echo "build/docs/docs/index.html"
+	$(BIN)/sphinx-build -W --keep-going -q -E docs build/docs
+	@echo "build/docs/index.html"
 
 # Whether an advisory is known for a dependency's lowest release; without a network it says so.
 audit: .venv/audit-installed
@@ -52,11 +52,11 @@ build: .venv/release-installed
 # Two to four minutes, on a machine that does nothing else. It has an environment of its own,
 # because a peer pins an old websockets; that peer needs a Python below 3.13.
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m tests.benchmarks --json build/benchmarks.json --markdown README.md $(ARGS)
+	.venv-bench/bin/python -m tests.benchmarks --json build/benchmarks.json --markdown docs/explanation/costs.md $(ARGS)
 
 # The picture of how it scales: a minute or two.
 bench-plot: .venv-bench/installed
-	.venv-bench/bin/python -m tests.benchmarks --plot docs/scaling.png $(ARGS)
+	.venv-bench/bin/python -m tests.benchmarks --plot docs/explanation/scaling.png $(ARGS)
 
 clean:
 	rm -rf .venv .venv-bench .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

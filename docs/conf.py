@@ -1,42 +1,48 @@
-"""How Sphinx builds the documentation: `make docs`.
-
-The pages are those of this directory and the repository's own README, CHANGELOG, CONTRIBUTING and
-SECURITY, so Sphinx's source directory is the repository, and its links are those of elsewhere.
-"""
+"""How Sphinx builds the documentation: `make docs`."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from directives import CommandHelp, StateDiagram
+
 import wspool
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 
 project = "wspool"
 copyright = "2026, the wspool authors"
 version = release = wspool.__version__
 
-extensions = ["sphinx.ext.autodoc", "myst_parser"]
-root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**"]
-exclude_patterns = [".*", "build", "tests", "wspool"]
+extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "A pool of WebSocket client connections for asyncio",
-    "page_width": "1240px",
-    "body_max_width": "none",
-}
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_title = f"wspool {release}"
+html_static_path = ["_static"]
+html_css_files = ["wspool.css"]
 html_show_sourcelink = False
+html_theme_options = {
+    "source_repository": URLS["Source"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3
 default_role = "code"
@@ -83,5 +89,6 @@ def read_all_files() -> None:
 
 def setup(app: Sphinx) -> None:
     read_all_files()
-    app.add_lexer("mermaid", TextLexer)  # shown as text; GitHub draws it
+    app.add_directive("state-diagram", StateDiagram)
+    app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", mend)

@@ -105,4 +105,10 @@ if __name__ == "__main__":
     parser.add_argument("--host", default="127.0.0.1", help="to listen at")
     parser.add_argument("--port", default=8000, type=int, help="to listen at")
     arguments = parser.parse_args()
-    web.run_app(make_app(arguments.uri), host=arguments.host, port=arguments.port)
+    web.run_app(
+        make_app(arguments.uri),
+        host=arguments.host,
+        port=arguments.port,
+        # Whose client has hung up is cancelled, and so keeps no connection from others.
+        handler_cancellation=True,
+    )

@@ -12,7 +12,7 @@ from tests.benchmarks.suite import Bench, Traced, benchmark
 from wspool import WebsocketConnectionPool
 
 MANY: Final = 100
-"""Checkouts at a time, because one takes a few microseconds."""
+"""Checkouts at a time, because one takes a few microseconds. The rows are for one of them."""
 
 CHECKOUT: Final = "`async with pool.get_connection(): pass`"
 
@@ -31,7 +31,7 @@ def checkouts(pool: Any) -> Body:
 @benchmark(CHECKOUT, "the same code, to show the noise", AtMost(), uvloop=True)
 async def noise(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.pool() as other:
-        return await bench.compare(checkouts(pool), checkouts(other))
+        return (await bench.compare(checkouts(pool), checkouts(other))).per(MANY)
 
 
 @benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8), uvloop=True)
@@ -41,13 +41,13 @@ async def checkout(bench: Bench) -> Comparison:
 
     theirs = plain_pool(make, size=1)
     async with bench.pool() as pool:
-        return await bench.compare(checkouts(pool), checkouts(theirs))
+        return (await bench.compare(checkouts(pool), checkouts(theirs))).per(MANY)
 
 
 @benchmark(CHECKOUT, "aio-websocket-pool", Faster(35), uvloop=True)
 async def checkout_websockets(bench: Bench) -> Comparison:
     async with bench.pool() as pool, websockets_pool(bench.uri, 1) as theirs:
-        return await bench.compare(checkouts(pool), checkouts(theirs))
+        return (await bench.compare(checkouts(pool), checkouts(theirs))).per(MANY)
 
 
 @benchmark(
@@ -67,13 +67,13 @@ async def acquire(bench: Bench) -> Comparison:
             for _ in range(MANY):
                 await pool.release(await pool.acquire())
 
-        return await bench.compare(acquire_and_release, get_and_put)
+        return (await bench.compare(acquire_and_release, get_and_put)).per(MANY)
 
 
 @benchmark("a checkout with {idle} idle connections", "with 10", AtMost(1.1))
 async def checkout_of_many(bench: Bench) -> Comparison:
     async with bench.many_idle() as many, bench.pool(warmup_connections=10) as few:
-        return await bench.compare(checkouts(many), checkouts(few))
+        return (await bench.compare(checkouts(many), checkouts(few))).per(MANY)
 
 
 @benchmark(
@@ -85,7 +85,7 @@ async def checkout_of_many(bench: Bench) -> Comparison:
 async def checkout_after_cancelled(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.pool() as other:
         await in_vain(pool, bench.scale.cancelled)
-        return await bench.compare(checkouts(pool), checkouts(other))
+        return (await bench.compare(checkouts(pool), checkouts(other))).per(MANY)
 
 
 @benchmark("memory kept of {cancelled} cancelled acquires", "", Below(4096, size), unit=size)

@@ -97,13 +97,18 @@ class Below:
 
 @dataclass(frozen=True)
 class Figure:
-    """What came of a comparison, in numbers and as it is shown."""
+    """What came of a comparison, in numbers and as it is shown.
+
+    `shown` is what the goal looks at, whichever way round; `ratio` is always ours to theirs.
+    """
 
     value: float
     low: float
     high: float
     shown: str
     half_of_rounds: str
+    ratio: str
+    half_of_ratios: str
     is_met: bool
     ours: str
     theirs: str
@@ -114,12 +119,19 @@ def figure(comparison: Comparison, goal: Goal, unit: Callable[[float], str]) -> 
     values = goal.values(comparison)
     low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
     value = median(values)
+    ratio, half_of_ratios = "", ""
+    if THEIRS in comparison.rounds:
+        ratios = comparison.ratios(OURS, to=THEIRS)
+        first, _, third = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        ratio, half_of_ratios = f"{median(ratios):.3g}", f"{first:.3g} – {third:.3g}"
     return Figure(
         value,
         low,
         high,
         goal.show(value),
         f"{goal.show(low)} – {goal.show(high)}",
+        ratio,
+        half_of_ratios,
         goal.is_met(value),
         unit(comparison.seconds(OURS)),
         unit(comparison.seconds(THEIRS)) if THEIRS in comparison.rounds else "",

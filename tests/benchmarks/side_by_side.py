@@ -29,6 +29,10 @@ class Comparison:
     def __init__(self, rounds: Mapping[str, list[float]]) -> None:
         self.rounds = rounds
 
+    def per(self, count: int) -> Comparison:
+        """Return the comparison for one of the `count` things that each call has done."""
+        return Comparison({way: [one / count for one in each] for way, each in self.rounds.items()})
+
     def seconds(self, way: str) -> float:
         """Return the median of the seconds per call."""
         return median(self.rounds[way])

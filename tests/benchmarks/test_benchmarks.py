@@ -12,7 +12,7 @@ import pytest
 from tests import ROOT
 from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, Faster, Share, figure, seconds
 from tests.benchmarks.side_by_side import Comparison
-from tests.benchmarks.table import BEGIN, END, write
+from tests.benchmarks.table import BEGIN, END, Row, write
 
 pytestmark = pytest.mark.once
 
@@ -56,10 +56,19 @@ def test_a_table_takes_the_place_of_the_one_between_the_marks(tmp_path: Path) ->
     assert path.read_text() == f"before\n{BEGIN}\na new one\n\n{END}after\n"
 
 
-def test_the_readme_has_a_place_for_the_table() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert readme.count(BEGIN) == readme.count(END) == 1
-    assert readme.index(BEGIN) < readme.index("Measured on 20") < readme.index(END)
+def test_the_documentation_has_a_place_for_the_table() -> None:
+    page = (ROOT / "docs" / "explanation" / "costs.md").read_text(encoding="utf-8")
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert page.index(BEGIN) < page.index("Measured on 20") < page.index(END)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--markdown docs/explanation/costs.md" in makefile
+
+
+def test_every_ratio_in_the_documentation_is_ours_to_theirs_without_a_goal() -> None:
+    compared = Comparison({OURS: [100.0] * 3, THEIRS: [200.0] * 3}).per(100)
+    for goal in (AtMost(1.1), Faster(2), Share(0.4)):
+        row = Row("", "a", "b", "asyncio", str(goal), figure(compared, goal, seconds))
+        assert row.documented_cells() == ("a", "b", "asyncio", "1 s", "2 s", "0.5", "0.5 – 0.5")
 
 
 @pytest.mark.parametrize("name", ["checkout", "checkout_websockets"])

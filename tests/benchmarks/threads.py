@@ -89,7 +89,7 @@ async def blocking_checkout(bench: Bench) -> Comparison:
                     pass
 
         async with bench.pool() as pool:
-            return await bench.compare(check_out_often, checkouts(pool))
+            return (await bench.compare(check_out_often, checkouts(pool))).per(MANY)
 
 
 @benchmark(f"{ECHO}, blocking", "the async pool", AtMost())
@@ -116,4 +116,5 @@ async def blocking_threads(bench: Bench) -> Comparison:
         blocking_echo(bench.uri, CONNECTIONS) as ours,
         websockets_echo(bench.uri, CONNECTIONS) as theirs,
     ):
-        return await bench.compare(in_threads(ours, threads), in_threads(theirs, threads))
+        compared = await bench.compare(in_threads(ours, threads), in_threads(theirs, threads))
+        return compared.per(THREADS * ECHOES)

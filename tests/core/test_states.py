@@ -19,7 +19,6 @@ from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, Move, State
 
 PACKAGE = Path(wspool.__file__).parent
-README = PACKAGE.parent / "README.md"
 
 OUTCOMES: dict[tuple[str, str], str | None] = {
     # (state, trigger): the state after it, or None where it is illegal
@@ -243,10 +242,3 @@ def test_the_docstring_has_the_diagram() -> None:
     assert before
     assert after
     assert shown == states.diagram()
-
-
-def test_the_readme_has_the_diagram() -> None:
-    text = README.read_text(encoding="utf-8")
-    blocks = [block.partition("```")[0] for block in text.split("```mermaid\n")[1:]]
-    found = [block.strip() for block in blocks if block.startswith("stateDiagram-v2")]
-    assert states.diagram() in found

@@ -13,6 +13,7 @@ import pytest
 import wspool
 from tests import ROOT
 from tests.support import public_names
+from tests.support.pages import PAGES
 
 pytestmark = pytest.mark.once
 
@@ -65,17 +66,17 @@ def test_each_attribute_that_is_public_is_set(kind: type) -> None:
             assert re.search(rf"\bself\.{name}\b.* = ", made), name
 
 
-def test_what_the_readme_imports_is_public() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_what_readme_and_documentation_import_is_public() -> None:
+    everything = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     public = {module.__name__: set(module.__all__) for module in public_names.modules()}
-    for module, names in re.findall(r"^from (wspool[.\w]*) import (.+)$", readme, re.MULTILINE):
+    for module, names in re.findall(r"^from (wspool[.\w]*) import (.+)$", everything, re.MULTILINE):
         assert module in public, f"{module} has no __all__"
         submodules = {name.rpartition(".")[2] for name in public}
         assert set(names.split(", ")) <= public[module] | submodules
 
 
 def test_the_reference_has_every_public_name() -> None:
-    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", reference, re.MULTILINE))
     wanted = {f"wspool.{name}" for name in wspool.__all__}
     wanted |= {module.__name__ for module in public_names.modules()} - {"wspool"}
@@ -84,7 +85,7 @@ def test_the_reference_has_every_public_name() -> None:
 
 @pytest.mark.parametrize("kind", [wspool.WebsocketConnectionPool, wspool.WebsocketConnection])
 def test_the_reference_has_the_members_that_are_public_and_no_others(kind: type) -> None:
-    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     found = re.search(rf":: wspool\.{kind.__name__}\b.*\n +:members: ([\w,\s]+?)\n\n", reference)
     assert found
     documented = found[1].replace(",", "").split()

@@ -30,8 +30,8 @@ Who owns the link, that is, who has the right to its wire and may send and recei
 
 The rules:
 
-1. The table below is the graph. The legal moves, the diagram above, the README's and
-   `pool.state_diagram()` all come from it.
+1. The table below is the graph. The legal moves, the diagram above, that of
+   the documentation and `pool.state_diagram()` all come from it.
 2. A link is born with a state. After that its `state` is assigned in one place in the package: in
    `_Move.trigger`, below.
 3. A transition is synchronous. Leaving one queue and entering the next happens with no `await`

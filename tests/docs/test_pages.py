@@ -228,7 +228,4 @@ def test_every_page_is_in_the_contents() -> None:
         for contents in re.findall(r"^```{toctree}\n(.*?)^```$", text_of(page), re.S | re.M):
             names = re.findall(r"^(?:\w+ <)?([\w/]+)>?$", contents, re.MULTILINE)
             listed |= {page.parent / f"{name}.md" for name in names}
-    optional = set(
-        re.findall(r'"(\w+)"', re.findall(r"OPTIONAL = \((.+)\)", text_of("conf.py"))[0])
-    )
-    assert set(PAGES) - {README} - {DOCS / f"{name}.md" for name in optional} == listed
+    assert set(PAGES) - {README} == listed

@@ -144,6 +144,8 @@ class Recording(Script):
             for name, value in request.headers.items()
             if not HOP_BY_HOP.fullmatch(name)
         )
+        if url.raw_user or url.raw_password:
+            headers.popall(hdrs.AUTHORIZATION, None)  # the URI has another
         headers.update((self._headers() if callable(self._headers) else self._headers) or {})
         return url, headers
 
@@ -155,7 +157,7 @@ class Recording(Script):
         if len(self._subprotocols) > 1:
             raise ValueError(
                 f"{self._path} is not written: the server chose the subprotocols "
-                f"{sorted(map(str, self._subprotocols))}, and a recording has one: make one for each"
+                f"{sorted(map(str, self._subprotocols))}, and a recording has one: make several"
             )
         written = [self._scrubbed(turn) for turn in self.turns]
         for turn in written:
@@ -185,7 +187,7 @@ class Recording(Script):
             if any(secret in text for secret in self._secrets):
                 raise ValueError(
                     f"{self._path} is not written: on connection {turn.connection} {who} says a "
-                    "secret of the handshake; take it out with scrub="
+                    "secret of the handshake; take it out by the argument scrub of record()"
                 )
 
 

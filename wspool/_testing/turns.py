@@ -1,6 +1,7 @@
 """The turns of a recording, and its file: JSON lines, the first of which is a header.
 
-    {"format": "wspool recording", "version": 1, "recorded_at": "…", "subprotocol": null, "turns": …}
+    {"format": "wspool recording", "version": 1, "recorded_at": "…", "subprotocol": null,
+     "turns": 2}
     {"connection": 1, "client": [], "server": []}
     {"connection": 1, "client": [{"text": "hi"}], "server": [{"text": "hello", "after": 0.02}]}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -20,8 +21,8 @@ Scrub = Callable[[Message], Message]
 NEAREST: Final = 5
 """Turns whose likeness is measured well, out of all that were measured roughly."""
 
-COMPARED: Final = 4000
-"""Characters of a turn that its likeness is measured by."""
+COMPARED: Final = 500
+"""Words of a turn that its likeness is measured by."""
 
 WIDTH: Final = 100
 """Characters in a line of what is shown of a message."""
@@ -201,17 +202,20 @@ def _lines(message: Message, ignored: frozenset[str]) -> list[str]:
 
 def nearest(lines: list[str], others: list[list[str]]) -> int:
     """Return the position of the lines that are most like these; there must be some."""
-    text = "\n".join(lines)[:COMPARED]
-    matcher = difflib.SequenceMatcher(b=text, autojunk=False)
+    matcher = difflib.SequenceMatcher(b=_words(lines), autojunk=False)
     rough: list[tuple[float, int]] = []
     for position, other in enumerate(others):
-        matcher.set_seq1("\n".join(other)[:COMPARED])
+        matcher.set_seq1(_words(other))
         rough.append((-matcher.quick_ratio(), position))
     best: list[tuple[float, int]] = []
     for _, position in sorted(rough)[:NEAREST]:
-        matcher.set_seq1("\n".join(others[position])[:COMPARED])
+        matcher.set_seq1(_words(others[position]))
         best.append((-matcher.ratio(), position))
     return min(best)[1]
+
+
+def _words(lines: list[str]) -> list[str]:
+    return re.findall(r"\w+|\S", "\n".join(lines))[:COMPARED]
 
 
 def difference(recorded: list[str], received: list[str], names: tuple[str, str]) -> str:

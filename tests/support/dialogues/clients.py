@@ -11,9 +11,10 @@ import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from examples import devtools
 from tests import ROOT
@@ -24,13 +25,14 @@ Task = Callable[[WebsocketConnectionPool], Coroutine[Any, Any, Any]]
 """What is asked of the server; returns what came out, which is JSON."""
 
 
-class Dialogue(NamedTuple):
+@dataclass(frozen=True)
+class Dialogue:
     """Tasks for a server, the options of the pool that they share, and those of the replay."""
 
     name: str
     server: Callable[[], AbstractAsyncContextManager[str]]
     tasks: dict[str, Task]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
 
     @property

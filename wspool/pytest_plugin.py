@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import ssl as tls
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
+from ssl import SSLContext
 
 import pytest
 
@@ -84,7 +84,7 @@ class WebsocketRecording:
         uri: str | Callable[[], str],
         *,
         headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-        ssl: tls.SSLContext | bool = True,
+        ssl: SSLContext | bool = True,
         scrub: Callable[[str | bytes], str | bytes] | None = None,
         ignore: Iterable[str] = (),
         pace: float = 0.0,

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import ssl as tls
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 from typing import Final
 
 import aiohttp
@@ -49,8 +49,8 @@ def record(
     path: str | os.PathLike[str],
     *,
     headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-    scrub: Scrub | None = None,
-    ssl: tls.SSLContext | bool = True,
+    scrub: Callable[[str | bytes], str | bytes] | None = None,
+    ssl: SSLContext | bool = True,
 ) -> Script:
     """Return what makes a `Server` stand in front of a real one and write down what is said.
 
@@ -81,7 +81,7 @@ class Recording(Script):
         path: Path,
         headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
         scrub: Scrub | None = None,
-        ssl: tls.SSLContext | bool = True,
+        ssl: SSLContext | bool = True,
     ) -> None:
         self.turns: list[Turn] = []
         self._uri = uri

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -32,7 +32,7 @@ def replay(
     ignore: Iterable[str] = (),
     pace: float = 0.0,
     strict: bool = True,
-    scrub: Scrub | None = None,
+    scrub: Callable[[str | bytes], str | bytes] | None = None,
 ) -> Script:
     """Return what lets a `Server` play a recording; each server needs one of its own.
 

@@ -215,6 +215,38 @@ async def test_what_the_server_has_named_stays_one_thing_though_the_order_is_ano
                 assert answer == {"id": 6, "title": name}
 
 
+async def test_what_is_named_later_is_another_thing_and_numbers_of_the_client_say_nothing(
+    file: Path,
+) -> None:
+    """The first page turns out to be the recorded second, before the next one is named.
+
+    Here the recorded client numbered by pages, and this one always says the same.
+    """
+    lines: list[Line] = [turn(1, [])]
+    for n, name in enumerate(("a", "b")):
+        page = {"id": n, "page": f"P{n}"}
+        lines += [
+            turn(1, [{"id": n, "do": "new"}], page),
+            turn(1, [page | {"go": name}], page | {"ok": True}),
+            turn(1, [page | {"do": "title"}], page | {"title": name}),
+        ]
+    write(file, *lines)
+    async with Server(replay(file, ignore=("id", "page"))) as server:
+        async with connected(server.uri) as client:
+
+            async def do(**what: str) -> Any:
+                return await ask_json(client, {"id": 7} | what)
+
+            first = (await do(do="new"))["page"]
+            assert await do(page=first, go="b") == {"id": 7, "page": first, "ok": True}
+            second = (await do(do="new"))["page"]
+            assert second != first
+            assert await do(page=second, go="a") == {"id": 7, "page": second, "ok": True}
+            for page, title in ((first, "b"), (second, "a")):
+                answer = await do(page=page, do="title")
+                assert answer == {"id": 7, "page": page, "title": title}
+
+
 async def test_without_ids_to_ignore_the_same_is_a_miss(file: Path) -> None:
     write(file, *pages("a", "b"))
     with pytest.raises(AssertionError, match="nearest is line 4"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from typing import Any, Final
 
@@ -80,7 +80,9 @@ class Ids:
     def __init__(self, ignored: frozenset[str]) -> None:
         self._ignored = ignored
         self._live: dict[object, Any] = {}
+        """The client's value by the recorded id."""
         self._recorded: dict[object, object] = {}
+        """The recorded id by the client's."""
         self._issued: set[object] = set()
         """Those that the server has made up: what the client says of one is all of one thing."""
 
@@ -89,24 +91,38 @@ class Ids:
 
         Only the server's count: a client may number what it sends anew at any time.
         """
-        if len(candidates) == 1 or not any(ours in self._issued for ours in self._ids_of(live)):
+        if len(candidates) == 1 or not self._issued.intersection(ids_of(live, self._ignored)):
             return 0
         return max(range(len(candidates)), key=lambda at: self._fit(live, candidates[at]))
 
     def _fit(self, live: list[Message], recorded: list[Message]) -> int:
+        pairs = [
+            (_id(name, ours), _id(name, theirs))
+            for name, ours, theirs in self._pairs(live, recorded)
+        ]
         return sum(
-            ours in self._issued and self._recorded.get(ours) == theirs
-            for ours, theirs, _ in self._pairs(live, recorded)
+            ours in self._issued and self._recorded.get(ours) == theirs for ours, theirs in pairs
         )
 
     def learn(self, live: list[Message], recorded: list[Message]) -> None:
         """Let the ids of these messages stand for the recorded ones from now on."""
-        for ours, theirs, value in self._pairs(live, recorded):
+        for name, our_value, their_value in self._pairs(live, recorded):
+            ours, theirs = _id(name, our_value), _id(name, their_value)
+            before = self._recorded.get(ours)
+            if ours in self._issued and before is not None and before != theirs:
+                # The two change places, so that what the server names next is not the same again.
+                other_value = self._live.get(theirs, their_value)
+                self._recorded[_id(name, other_value)] = before
+                self._live[before] = other_value
             self._recorded[ours] = theirs
-            self._live[theirs] = value
+            self._live[theirs] = our_value
 
-    def put_into(self, message: Message) -> Message:
-        """Return a message of the server's with this connection's ids in it."""
+    def put_into(self, message: Message, named: Set[object]) -> Message:
+        """Return a message of the server's with this connection's ids in it.
+
+        `named` are the ids that the server makes up in this turn. They stay as they are, since the
+        client cannot know them from elsewhere.
+        """
         if not self._ignored:
             return message
         try:
@@ -114,10 +130,10 @@ class Ids:
         except (ValueError, RecursionError):
             return message
         has_changed = False
-        for fields, name in self._found(value):
+        for fields, name in _found(value, self._ignored):
             recorded = _id(name, fields[name])
-            if recorded not in self._live:  # the server has made it up
-                self._live[recorded] = fields[name]
+            if recorded in named or recorded not in self._live:
+                self._live.setdefault(recorded, fields[name])
                 self._recorded.setdefault(recorded, recorded)
                 self._issued.add(recorded)
             elif fields[name] != self._live[recorded]:
@@ -127,44 +143,50 @@ class Ids:
             return message
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
-    def _ids_of(self, messages: list[Message]) -> Iterator[object]:
-        for message in messages:
-            with suppress(ValueError):
-                for fields, name in self._found(parsed(message)):
-                    yield _id(name, fields[name])
-
-    def _found(self, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
-        """Give each ignored field that has an id, with the object that it is in."""
-        if isinstance(value, dict):
-            for name, item in value.items():
-                if name not in self._ignored:
-                    yield from self._found(item)
-                elif item is not None:
-                    yield value, name
-        elif isinstance(value, list):
-            for item in value:
-                yield from self._found(item)
-
     def _pairs(
         self, live: list[Message], recorded: list[Message]
-    ) -> Iterator[tuple[object, object, Any]]:
-        """Give each id of the live messages with that in the same place of the recorded ones."""
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """Give each field with an id, its live value and the recorded one in the same place."""
         if not self._ignored:
             return
         for ours, theirs in zip(live, recorded, strict=True):
             with suppress(ValueError):
                 yield from self._pairs_in(parsed(ours), parsed(theirs))
 
-    def _pairs_in(self, ours: Any, theirs: Any) -> Iterator[tuple[object, object, Any]]:
+    def _pairs_in(self, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            for name in ours.keys() & theirs.keys():
+            for name in (name for name in ours if name in theirs):
                 if name not in self._ignored:
                     yield from self._pairs_in(ours[name], theirs[name])
                 elif ours[name] is not None and theirs[name] is not None:
-                    yield _id(name, ours[name]), _id(name, theirs[name]), ours[name]
+                    yield name, ours[name], theirs[name]
         elif isinstance(ours, list) and isinstance(theirs, list):
             for our_item, their_item in zip(ours, theirs, strict=False):
                 yield from self._pairs_in(our_item, their_item)
+
+
+def ids_of(messages: Iterable[Message], ignored: frozenset[str]) -> set[object]:
+    """Return the ids that messages have."""
+    found: set[object] = set()
+    for message in messages if ignored else ():
+        with suppress(ValueError):
+            found.update(
+                _id(name, fields[name]) for fields, name in _found(parsed(message), ignored)
+            )
+    return found
+
+
+def _found(value: Any, ignored: frozenset[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Give each ignored field that has an id, with the object that it is in."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in ignored:
+                yield from _found(item, ignored)
+            elif item is not None:
+                yield value, name
+    elif isinstance(value, list):
+        for item in value:
+            yield from _found(item, ignored)
 
 
 def _id(field: str, value: Any) -> object:

@@ -18,7 +18,7 @@ from typing import Final
 from aiohttp import WSMsgType, hdrs, web
 
 from wspool._testing import turns
-from wspool._testing.matching import Ids, Message, Scrub, difference, key, nearest, shown
+from wspool._testing.matching import Ids, Message, Scrub, difference, ids_of, key, nearest, shown
 from wspool._testing.server import Admission, Peer, Script
 from wspool._testing.turns import Close, Turn
 
@@ -116,9 +116,16 @@ class Replay(Script):
         staying = [t for t in self._openings if not (t.refusal or _closes(t))]
         # A recording without connections accepts them, and answers nothing.
         self._further = (staying or self._openings or [Turn(0, [], [])])[-1]
+        self._named: dict[Turn, set[object]] = {}
+        """The ids that the server has made up, by the turn in which they come first."""
+        known: set[object] = set()
         for turn in recorded:
             if turn.client:
                 self._plant(turn)
+            known |= ids_of(turn.client, ignored)
+            said = [what for what, _ in turn.server if not isinstance(what, Close)]
+            self._named[turn] = ids_of(said, ignored) - known
+            known |= self._named[turn]
         self._beginnings = self._find_beginnings()
         self._connections: dict[int, _Connection] = {}
 
@@ -229,7 +236,7 @@ class Replay(Script):
             if self._pace:
                 await asyncio.sleep(after * self._pace)
             if not isinstance(what, Close):
-                await peer.send(connection.ids.put_into(what))
+                await peer.send(connection.ids.put_into(what, self._named.get(turn, set())))
             elif what.code == turns.LOST:
                 peer.drop()
             elif what.code == 1005:

@@ -128,9 +128,8 @@ async def operate(query: str, pool: WebsocketConnectionPool) -> Any:
 
 # MQTT 3.1.1, a binary protocol.
 
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = (
-    *(1, 2, 3, 4, 8, 9, 10, 11),
-)
+CONNECT, CONNACK, PUBLISH, PUBACK = 1, 2, 3, 4
+SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 8, 9, 10, 11
 
 
 def packet(kind: int, flags: int, *parts: bytes) -> bytes:

@@ -227,6 +227,7 @@ async def test_what_is_named_later_is_another_thing_and_numbers_of_the_client_sa
         page = {"id": n, "page": f"P{n}"}
         lines += [
             turn(1, [{"id": n, "do": "new"}], page),
+            turn(1, [page | {"do": "enable"}], page),
             turn(1, [page | {"go": name}], page | {"ok": True}),
             turn(1, [page | {"do": "title"}], page | {"title": name}),
         ]
@@ -238,9 +239,11 @@ async def test_what_is_named_later_is_another_thing_and_numbers_of_the_client_sa
                 return await ask_json(client, {"id": 7} | what)
 
             first = (await do(do="new"))["page"]
+            assert await do(page=first, do="enable") == {"id": 7, "page": first}
             assert await do(page=first, go="b") == {"id": 7, "page": first, "ok": True}
             second = (await do(do="new"))["page"]
             assert second != first
+            assert await do(page=second, do="enable") == {"id": 7, "page": second}
             assert await do(page=second, go="a") == {"id": 7, "page": second, "ok": True}
             for page, title in ((first, "b"), (second, "a")):
                 answer = await do(page=page, do="title")

@@ -108,12 +108,6 @@ class Ids:
         """Let the ids of these messages stand for the recorded ones from now on."""
         for name, our_value, their_value in self._pairs(live, recorded):
             ours, theirs = _id(name, our_value), _id(name, their_value)
-            before = self._recorded.get(ours)
-            if ours in self._issued and before is not None and before != theirs:
-                # The two change places, so that what the server names next is not the same again.
-                other_value = self._live.get(theirs, their_value)
-                self._recorded[_id(name, other_value)] = before
-                self._live[before] = other_value
             self._recorded[ours] = theirs
             self._live[theirs] = our_value
 

@@ -76,15 +76,18 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
 def read_all_files() -> None:
     """Let autodoc find what is said of attributes, and their order, in the files that define them.
 
-    It looks for them in the module that a public class names as its own, which is `wspool`.
+    It looks for them in the module that a public class names as its own: `wspool`, or
+    `wspool.testing` for what is in `wspool._testing`.
     """
-    whole = ModuleAnalyzer.for_module("wspool")
+    whole, testing = map(ModuleAnalyzer.for_module, ("wspool", "wspool.testing"))
     whole.analyze()
+    testing.analyze()
     for module in pkgutil.walk_packages(wspool.__path__, "wspool."):
         part = ModuleAnalyzer.for_module(module.name)
         part.analyze()
+        owner = testing if module.name.startswith("wspool._testing.") else whole
         for found in ("annotations", "attr_docs", "tagorder"):
-            getattr(whole, found).update(getattr(part, found))
+            getattr(owner, found).update(getattr(part, found))
 
 
 def setup(app: Sphinx) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.once
 
 MAX_README_LINES = 250
 LOCAL = "ws://localhost:8080/"
-HAVE_TESTS_OF_THEIR_OWN = {DOCS / "providers.md"}
+HAVE_TESTS_OF_THEIR_OWN = {DOCS / "providers.md", DOCS / "howto" / "recording.md"}
 BLOCKS = [b for page in PAGES if page not in HAVE_TESTS_OF_THEIR_OWN for b in blocks(page)]
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 

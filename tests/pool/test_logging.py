@@ -306,6 +306,7 @@ async def test_a_restart_of_the_server_is_info(
 ) -> None:
     """One line for each connection that is lost, and none while nobody dials in vain."""
     pool = make_pool(max_connections=3)
+    router_of(pool).gate.waits = (0.01,)
     connections = [await pool.acquire() for _ in range(3)]
     for connection in connections:
         await pool.release(connection)

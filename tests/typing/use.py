@@ -39,7 +39,8 @@ from wspool import (
     opentelemetry,
     prometheus,
 )
-from wspool.testing import Peer, Server
+from wspool.pytest_plugin import WebsocketRecording
+from wspool.testing import Peer, Server, record, replay
 
 
 async def fresh_uri() -> str:
@@ -258,3 +259,22 @@ async def play_the_server() -> None:
     async with Server(greet) as server:
         assert_type(server.uri, str)
         server.refuse(401, times=2)
+
+
+def without_digits(message: str | bytes) -> str | bytes:
+    return message if isinstance(message, bytes) else "".join(c for c in message if c.isalpha())
+
+
+async def record_and_replay(websocket_recording: WebsocketRecording) -> None:
+    async with Server(record("wss://example.com/", "turns.jsonl", headers={"X-Key": "…"})):
+        pass
+    for script in (
+        record(lambda: "wss://example.com/", "turns.jsonl", headers=dict, scrub=without_digits),
+        replay("turns.jsonl", ignore=("id",), pace=1.0, strict=False, scrub=without_digits),
+    ):
+        async with Server(script) as server:
+            assert_type(server.uri, str)
+    async with websocket_recording("wss://example.com/", ignore=["id"]) as server:
+        assert_type(server, Server)
+    replay("turns.jsonl", ignore=1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    record("wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]

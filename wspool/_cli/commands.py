@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wspool import __version__
-from wspool._cli import demo, probe, top
+from wspool._cli import demo, probe, recording, top
 from wspool._cli.shared import header
 from wspool._pool.options import check_uri
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     _add_top(commands)
     _add_probe(commands)
+    _add_record(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
@@ -136,17 +137,51 @@ def _add_probe(commands: Any) -> None:
         help="send this message, more than once, and time the reply on fresh and on reused "
         "connections; where messages keep a connection open, the call printed contains it",
     )
+    _add_handshake(parser, "offer")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, and no more")
+    parser.set_defaults(run=probe.run)
+
+
+def _add_record(commands: Any) -> None:
+    parser = commands.add_parser(
+        "record",
+        help="write down what a server says, to be played in tests",
+        description="Stand in front of a WebSocket server, and write down what it and its clients "
+        "say: wspool.testing.replay plays it. Point a client to the address that is printed; "
+        "Ctrl-C ends it. With --send there is a client already. Headers and the query are not "
+        "written. Exit status: 0; 2 for wrong arguments, or where the server cannot be reached; "
+        "130 after Ctrl-C while it sends.",
+    )
+    parser.add_argument("uri", metavar="URI", type=_uri, help="ws:// or wss:// URI of the server")
+    parser.add_argument("file", metavar="FILE", help="what is written; it is replaced")
+    parser.add_argument(
+        "--send",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="send this message, and wait for the answer; may be repeated",
+    )
+    parser.add_argument(
+        "--quiet",
+        metavar="SECONDS",
+        type=_number(float, 0.1),
+        default=1.0,
+        help="with --send: an answer is complete after so much silence (default: 1)",
+    )
+    _add_handshake(parser, "with --send: offer")
+    parser.set_defaults(run=recording.run)
+
+
+def _add_handshake(parser: argparse.ArgumentParser, offer: str) -> None:
     parser.add_argument(
         "--subprotocol",
         metavar="NAME",
         action="append",
         default=[],
-        help="offer a subprotocol; may be repeated",
+        help=f"{offer} a subprotocol; may be repeated",
     )
     _add_header(parser, "a token")
     parser.add_argument("--insecure", action="store_true", help="do not verify the certificate")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON, and no more")
-    parser.set_defaults(run=probe.run)
 
 
 def _add_header(parser: argparse.ArgumentParser, example: str) -> None:

@@ -1,0 +1,1 @@
+"""The parts of `wspool.testing`: the server, and its memory."""

@@ -6,19 +6,28 @@ import asyncio
 import base64
 import json
 import logging
+import socket
+import struct
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.conftest import MakePool, until
 from tests.support.inside import queues_of
-from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketError
+from wspool import (
+    ConnectionUnavailableError,
+    WebsocketConnection,
+    WebsocketConnectionPool,
+    WebsocketError,
+)
 from wspool._connection.loan import view_of
 from wspool.testing import Peer, Server
 
@@ -115,6 +124,8 @@ class Ears:
             if not record.name.startswith("aiohttp"):
                 yield "log", formatter.format(record)
                 yield "log", repr(record.args)
+                if record.exc_info and record.exc_info[1] is not None:
+                    yield from told_by(record.exc_info[1])
         for event in self.events:
             yield "event", repr(event)
         for warning in self.warnings:
@@ -142,6 +153,8 @@ class Ears:
         secrets = (CANARY, ENCODED, encoded, quote(CANARY), CANARY[:12], CANARY[-6:])
         leaks = [text for text in texts if any(secret in text[1] for secret in secrets)]
         assert not leaks, leaks
+        frames = [where for where, _ in texts if where.startswith("locals of aiohttp")]
+        assert not frames, frames
 
 
 def told_by(error: BaseException) -> Iterator[tuple[str, str]]:
@@ -156,9 +169,10 @@ def told_by(error: BaseException) -> Iterator[tuple[str, str]]:
             if isinstance(one, WebsocketError):
                 yield f"attributes of {type(one).__name__}", repr(vars(one))
             for frame, _ in traceback.walk_tb(one.__traceback__):
-                if frame.f_globals["__name__"].startswith(("wspool", "aiohttp", "asyncio")):
-                    yield f"locals of {frame.f_code.co_qualname}", repr(frame.f_locals)
-            chain += (one.__cause__, one.__context__)
+                module = frame.f_globals["__name__"]
+                if module.startswith(("wspool.", "aiohttp.", "asyncio.", "yarl.")):
+                    yield f"locals of {module}.{frame.f_code.co_name}", repr(frame.f_locals)
+            chain += (one.__cause__, one.__context__, *getattr(one, "exceptions", ()))
 
 
 @pytest.fixture
@@ -410,3 +424,202 @@ async def test_an_overdue_loan_and_a_failed_listener(
     await until(lambda: "listener" in ears.log.text, "the listener was logged")
     await asyncio.sleep(0)
     ears.assert_no_canary(pool)
+
+
+class Handshakes:
+    """A server that refuses each handshake, and quotes what `quoted` finds in the request."""
+
+    def __init__(self, quoted: Callable[[web.Request], str], **answer: Any) -> None:
+        self._quoted = quoted
+        self._answer = answer
+        self.uri = ""
+
+    async def _refuse(self, request: web.Request) -> web.StreamResponse:
+        text = self._quoted(request)
+        response = web.Response(status=403, reason=text, headers={"X-Why": text})
+        for name in request.cookies:
+            response.del_cookie(name)
+        return response
+
+    async def __aenter__(self) -> Handshakes:
+        self._runner = web.ServerRunner(web.Server(self._refuse), shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.uri = f"ws://127.0.0.1:{self._runner.addresses[0][1]}/"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._runner.cleanup()
+
+
+async def sign(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    request.headers["X-Signed"] = CANARY
+    return await handler(request)
+
+
+async def test_a_cookie_that_the_refusal_takes_away(make_pool: MakePool, ears: Ears) -> None:
+    """By the time that the error is written, the session has forgotten it."""
+    async with Handshakes(lambda request: request.cookies.get("session", "none")) as refusing:
+        jar = aiohttp.CookieJar(unsafe=True)
+        jar.update_cookies({"session": CANARY}, URL(refusing.uri).with_scheme("http"))
+        async with aiohttp.ClientSession(cookie_jar=jar) as session:
+            pool = ears.listen_to(make_pool(uri=refusing.uri, session=session))
+            with pytest.raises(ConnectionUnavailableError) as failed:
+                await pool.acquire()
+            await pool.close_all()
+            assert not jar.filter_cookies(URL(refusing.uri))
+    assert failed.value.headers["X-Why"] == "…"
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+@pytest.mark.parametrize("when", ["refused", "closed"])
+async def test_a_header_that_a_middleware_adds(
+    server: Server, make_pool: MakePool, ears: Ears, when: str
+) -> None:
+    """What was really sent is known from the request."""
+
+    async def close(peer: Peer) -> None:
+        await peer.close(4001, f"not valid: {peer.request.headers['X-Signed']}")
+
+    server.handler = close
+    async with (
+        Handshakes(lambda request: request.headers["X-Signed"]) as refusing,
+        aiohttp.ClientSession(middlewares=(sign,)) as session,
+    ):
+        uri = refusing.uri if when == "refused" else server.uri
+        pool = ears.listen_to(make_pool(uri=uri, session=session))
+        with pytest.raises(WebsocketError) as failed:
+            await (await pool.acquire()).recv()
+        await pool.close_all()
+    assert "…" in f"{failed.value} {vars(failed.value)}"
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_a_proxy_of_the_environments(
+    make_pool: MakePool, ears: Ears, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    async with Handshakes(lambda request: request.headers["Proxy-Authorization"]) as refusing:
+        proxy = refusing.uri.replace("ws://", f"http://user:{CANARY}@")
+        monkeypatch.setenv(f"{scheme}_proxy", proxy)
+        async with aiohttp.ClientSession(trust_env=True) as session:
+            pool = ears.listen_to(make_pool(uri=f"{scheme}://server.example/", session=session))
+            with pytest.raises(ConnectionUnavailableError) as failed:
+                await pool.acquire()
+            await pool.close_all()
+    assert failed.value.status == 403
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+async def test_a_callable_whose_own_request_is_refused(make_pool: MakePool, ears: Ears) -> None:
+    """As where a token is fetched, with a secret that the pool was never given."""
+    async with (
+        Handshakes(lambda request: "no") as login,
+        aiohttp.ClientSession(raise_for_status=True) as session,
+    ):
+        uri = login.uri.replace("ws:", "http:")
+
+        async def token() -> dict[str, str]:
+            try:
+                await session.post(f"{uri}?secret={CANARY}", headers={"X-Client": CANARY})
+            except aiohttp.ClientError as error:
+                raise LookupError("cannot log in") from error
+            raise AssertionError
+
+        pool = ears.listen_to(make_pool(uri="ws://localhost/", headers=token))
+        with pytest.raises(ConnectionUnavailableError, match="cannot log in") as failed:
+            await pool.acquire()
+        await pool.close_all()
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+async def test_a_send_that_fails_keeps_no_frame_that_has_the_message(
+    make_pool: MakePool,
+) -> None:
+    """Where the first message logs in, aiohttp's frames have it."""
+    pool = make_pool()
+    async with pool.get_connection() as connection:
+        wire = connection._link.wire
+        assert wire is not None
+        wire.transport.abort()
+        with pytest.raises(WebsocketError) as failed:
+            await connection.send(CANARY)
+    assert isinstance(connection.cause, ConnectionError)
+    told = [*told_by(failed.value), *told_by(connection.cause)]
+    assert [where for where, _ in told if where.startswith("locals of wspool")]
+    assert not [where for where, _ in told if where.startswith("locals of aiohttp")]
+
+
+async def test_a_message_that_breaks_the_protocol_is_not_quoted(
+    server: Server, make_pool: MakePool, ears: Ears
+) -> None:
+    """Its bytes are in the cause of aiohttp's error."""
+
+    async def break_it(peer: Peer) -> None:
+        await peer.recv()
+        message = f"not valid: {CANARY}".encode() + b"\xff"
+        assert peer.request.transport is not None
+        peer.request.transport.write(bytes([0x81, len(message)]) + message)
+        await peer.recv()
+
+    server.handler = break_it
+    pool = ears.listen_to(make_pool())
+    async with pool.get_connection() as connection:
+        await connection.send("hello")
+        with pytest.raises(WebsocketError) as failed:
+            await connection.recv()
+    assert failed.value.code == 1007
+    ears.errors.append(failed.value)
+    await pool.close_all()
+    ears.assert_no_canary(pool)
+
+
+async def test_a_subprotocol_that_looks_like_a_key_is_in_no_picture(make_pool: MakePool) -> None:
+    protocol = f"api-key.{CANARY}"
+    async with Server(protocols=(protocol,)) as server:
+        pool = make_pool(uri=server.uri, protocols=["realtime", protocol])
+        async with pool.get_connection() as connection:
+            assert connection.subprotocol == protocol
+            picture = pool.snapshot()
+            assert [link.subprotocol for link in picture.connections] == ["…"]
+            assert CANARY not in json.dumps(picture.to_dict())
+
+
+HEAD = (
+    f"HTTP/1.1 403 Forbidden\r\nSet-Cookie: session={CANARY}; HttpOnly\r\nX-Trace: {CANARY}\r\n\r\n"
+).encode()
+
+
+@pytest.mark.parametrize("how", ["ends", "is reset", "is garbage"])
+async def test_an_answer_that_stops_within_its_head_is_not_quoted(
+    make_pool: MakePool, ears: Ears, how: str
+) -> None:
+    """Wherever it stops; it may set a cookie, which the pool has not had before."""
+
+    async def answer(
+        length: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD[:length] + (b"\x00\r\n\r\n" if how == "is garbage" else b""))
+        if how == "is reset":
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+    for length in (*range(1, len(HEAD) - 4, 5), *range(len(HEAD) - 4, len(HEAD))):
+        async with await asyncio.start_server(partial(answer, length), "127.0.0.1", 0) as listening:
+            uri = f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+            pool = ears.listen_to(make_pool(uri=uri, max_retries=1))
+            with pytest.raises(ConnectionUnavailableError) as failed:
+                await pool.acquire()
+            await pool.close_all()
+            ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+    kinds = {error.kind for error in ears.errors if isinstance(error, ConnectionUnavailableError)}
+    assert ("handshake" if how == "is garbage" else "network") in kinds

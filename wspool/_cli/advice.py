@@ -114,7 +114,7 @@ class Capacity:
 class Observation:
     """All that was seen. `listening` and `silent` are of connections on which nothing was sent.
 
-    `protocol` is the subprotocol that the server took, empty if it may be a key.
+    `protocol` is the subprotocol that the server took, "…" if it may be a key.
     """
 
     uri: str
@@ -246,7 +246,7 @@ def _handshake(seen: Observation, target: Target) -> Iterator[Argument]:
     timeout = max(CONNECTION_TIMEOUT, float(math.ceil(10 * slowest)))
     of = f"the slowest of {len(totals)} dials took {span(slowest)}"
     yield Argument("connection_timeout", f"{timeout}", of)
-    if seen.protocol == "":
+    if seen.protocol == "…":
         why = f"of {len(target.protocols)} offered the server took one that may be a key; not shown"
         yield Argument("protocols", '(os.environ["WSPOOL_SUBPROTOCOL"],)', why)
     elif seen.protocol is not None:
@@ -331,7 +331,7 @@ def report(seen: Observation, target: Target) -> str:
     )
     every = f", every {span(watch.ping_interval)}" if watch.ping_interval else ""
     rows.append(("server's pings", f"{len(watch.pings)}{every}" if watch.pings else within))
-    taken = "took none" if seen.protocol is None else f"took {seen.protocol or 'one, not shown'}"
+    taken = "took none" if seen.protocol is None else f"took {seen.protocol}"
     # By number: a subprotocol may be a token, as where browsers cannot send headers.
     offered = f"offered {len(target.protocols)}; {taken}"
     rows.append(("subprotocol", offered if target.protocols else "none offered"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ from wspool._cli.tapping import (
     is_message,
     tracing,
 )
-from wspool._connection.scrubbing import scrub_uri
+from wspool._connection.scrubbing import scrub_uri, shown_subprotocol
 from wspool._pool.gate import EARLY_SECONDS
 
 PINGS: Final = 3
@@ -117,18 +116,9 @@ async def _listen(dialler: Dialler, plan: Plan, show: Show) -> Observation:
             uri=scrub_uri(dialler.target.uri),
             dials=(dial,),
             listening=seen,
-            protocol=_shown_protocol(tap.websocket.protocol),
+            protocol=shown_subprotocol(tap.websocket.protocol),
             is_compressed=bool(tap.websocket.compress),
         )
-
-
-def _shown_protocol(protocol: str | None) -> str | None:
-    """Return a subprotocol, or nothing in the place of one that looks like a key."""
-    return "" if protocol is not None and _KEY.search(protocol) else protocol
-
-
-_KEY: Final = re.compile(r"(?=[^\W\d_]*\d)\w{8,}|\w{20,}")
-"""Letters and digits in a long word, or a very long one: names of subprotocols have neither."""
 
 
 async def _visit(dialler: Dialler, seen: Observation) -> Dial:

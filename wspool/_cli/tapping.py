@@ -24,7 +24,7 @@ from wspool._cli.advice import Close, Dial, Message, Target, Watch
 from wspool._cli.shared import printable, status_name
 from wspool._connection.aiohttp_internals import Transport, connect
 from wspool._connection.budget import Budget
-from wspool._connection.scrubbing import scrub_error, scrub_text, secrets_of
+from wspool._connection.scrubbing import given_by, scrub_error, scrub_text, secrets_of
 
 REPLY_SECONDS: Final = 10.0
 """For a handshake and for a reply."""
@@ -48,7 +48,9 @@ _marks: ContextVar[dict[str, float]] = ContextVar("wspool_probe_marks")
 class Tap:
     """A WebSocket that is read from its first moment to its end; pings are answered."""
 
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, secrets: list[str]) -> None:
+    def __init__(
+        self, websocket: aiohttp.ClientWebSocketResponse, secrets: tuple[str, ...]
+    ) -> None:
         self.websocket = websocket
         self.opened = self.heard = perf_counter()
         self.messages = 0
@@ -192,7 +194,7 @@ class Dialler:
 
     def __init__(self, target: Target, session: aiohttp.ClientSession) -> None:
         self.target = target
-        given = {"protocols": target.protocols}
+        given = given_by(target.uri, {"protocols": target.protocols})
         self.secrets = secrets_of(target.uri, target.headers, given)
         self._session = session
         self._is_tls = target.uri.lower().startswith("wss:")

@@ -21,7 +21,7 @@ there is something, and `step` finds out at a higher price.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -194,6 +194,14 @@ Breathe = Callable[[], Awaitable[None]]
 """Lets the loop go on, where it must."""
 
 NEXT_TURN: Final[Breathe] = partial(asyncio.sleep, 0)
+
+
+def sent_headers(websocket: aiohttp.ClientWebSocketResponse) -> Mapping[str, str]:
+    """Return the headers of the handshake as they were sent, whoever has added them."""
+    try:
+        return cast(Mapping[str, str], cast(Any, websocket)._response.request_info.headers)
+    except AttributeError:
+        return {}
 
 
 class Transport:

@@ -12,7 +12,7 @@ import asyncio
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from time import monotonic, time
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from wspool._connection.budget import Budget
 from wspool._connection.errors import ConnectionBusyError, ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.queues import Queues
-from wspool._connection.scrubbing import scrub_text, scrub_uri, secrets_of
+from wspool._connection.scrubbing import forget_frames, scrub_text, scrub_uri, secrets_of
 from wspool._connection.states import BUSY, CLOSED, MAX_HISTORY, CloseReason, Moved, State
 from wspool._connection.wire import MAX_INBOX_BYTES, Control, Ping, Wire
 
@@ -152,11 +152,10 @@ class Link:
         # Whatever the users of this connection want to remember of it.
         self.context: Any = None
 
-        # Those of the last dial attempt, secrets included; the query that ws_connect adds.
+        # Those of the last dial attempt, secrets included; the secrets that were sent beside them.
         self.uri = ""
         self.headers: dict[str, str] = {}
-        # The options and the session that it was dialled with, which have secrets, too.
-        self.given: tuple[Mapping[str, Any], aiohttp.ClientSession] | None = None
+        self.given: tuple[str, ...] = ()
         # How long the handshake took, and all of the attempt that succeeded, in seconds.
         self.handshake_seconds = self.dial_seconds = 0.0
         # Its dial's place among the arrivals of those who wait, drawn when it begins; 0 before.
@@ -320,13 +319,14 @@ class Link:
             return
         # A server may quote the token that it refuses.
         self.close_reason = scrub_text(reason, self.secrets()) if reason else ""
+        forget_frames(cause)
         self.close_code, self.cause = code, cause
         if self.state is not State.CONNECTING:  # there, the dial will try again
             self.close(why)
 
-    def secrets(self) -> list[str]:
+    def secrets(self) -> tuple[str, ...]:
         """Return what must never be shown of the last dial attempt."""
-        return secrets_of(self.uri, self.headers, *(self.given or ()))
+        return secrets_of(self.uri, self.headers, self.given)
 
     async def close_wire(self, timeout: float) -> None:
         """Close the WebSocket and return when its transport is gone, after `timeout` by force."""

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import inspect
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 from multidict import CIMultiDict, MultiMapping
 
-from wspool._connection.aiohttp_internals import connect
+from wspool._connection.aiohttp_internals import connect, sent_headers
 from wspool._connection.errors import (
     ENDS_PROGRAM,
     ConnectionClosedError,
@@ -26,7 +27,14 @@ from wspool._connection.errors import (
 )
 from wspool._connection.link import Link
 from wspool._connection.loan import lend_to_hook
-from wspool._connection.scrubbing import scrub_error, scrub_text, scrub_uri
+from wspool._connection.scrubbing import (
+    given_by,
+    scrub_error,
+    scrub_text,
+    scrub_uri,
+    secrets_in,
+    sent_in,
+)
 from wspool._pool.gate import MAX_RETRY_AFTER_SECONDS, Gate
 from wspool._pool.options import Options, check_uri
 from wspool._pool.stats import Stats
@@ -111,7 +119,7 @@ class Dial:
             link.uri = str(uri)
             self._doing = "headers"
             link.headers = _copied(await _fresh(options.headers))
-            link.given = (options.connect_options, session)
+            link.given = given_by(link.uri, options.connect_options, session)
             self._doing = "handshake"
             called = link.clock()
             websocket = await connect(
@@ -124,6 +132,8 @@ class Dial:
                 **options.connect_options,
             )
             link.handshake_seconds = link.clock() - called
+            sent = sent_in(sent_headers(websocket))
+            link.given += tuple(value for value in sent if value not in link.headers.values())
             wire = link.attach(websocket, options.control)
             if options.on_connect is not None:
                 self._doing = "on_connect"
@@ -137,7 +147,7 @@ class Dial:
     def _failure(self, cause: BaseException, attempts: int) -> ConnectionUnavailableError:
         """Return what failed, in words without secrets."""
         link = self.link
-        secrets = link.secrets()
+        secrets = sorted({*link.secrets(), *secrets_in(cause)}, key=len, reverse=True)
         shown = scrub_error(cause, secrets)
         is_ours = self._doing != "handshake" and not isinstance(cause, ConnectionClosedError)
         if is_ours and not isinstance(cause, TimeoutError):
@@ -163,7 +173,7 @@ class Dial:
         error.__cause__ = shown
         return error
 
-    def _words(self, cause: BaseException, shown: BaseException, secrets: list[str]) -> str:
+    def _words(self, cause: BaseException, shown: BaseException, secrets: Sequence[str]) -> str:
         match cause:
             case TimeoutError() if not str(cause):
                 return f"no answer within connection_timeout ({self._doing})"
@@ -268,7 +278,7 @@ def _retry_after(value: str) -> float | None:
 _YEAR_SECONDS: Final = 365 * 86400.0
 
 
-def _shown_headers(headers: Any, secrets: list[str]) -> CIMultiDict[str]:
+def _shown_headers(headers: Any, secrets: Sequence[str]) -> CIMultiDict[str]:
     """Return the headers of an answer as they may be shown: no cookies, and no secret of ours."""
     shown = CIMultiDict[str]()
     for name, value in headers.items():

@@ -15,7 +15,7 @@ from wspool._connection.callsites import Callsite, at_work_in, line_of, task_nam
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
 from wspool._connection.loan import WebsocketConnection
-from wspool._connection.scrubbing import shown_uri
+from wspool._connection.scrubbing import shown_subprotocol, shown_uri
 from wspool._connection.states import State
 from wspool._pool.routing import Router
 from wspool._pool.stats import Stats
@@ -46,7 +46,7 @@ class ConnectionSnapshot:
     `idle_seconds` is None unless it is idle; a check or a keepalive does not begin it anew. `rtt`
     is the last ping's round trip. Bytes are those of the messages' payload. `is_overdue`: lent for
     longer than `leak_threshold`. `borrower` is None unless a user has it. `subprotocol` is the one
-    that the server chose; do not offer a secret as one.
+    that the server chose, or "…" if it looks like a key.
     """
 
     id: int
@@ -219,7 +219,7 @@ def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:
         received_messages=wire.received_messages if wire is not None else 0,
         received_bytes=wire.received_bytes if wire is not None else 0,
         drained_messages=link.drained_messages,
-        subprotocol=wire.websocket.protocol if wire is not None else None,
+        subprotocol=shown_subprotocol(wire.websocket.protocol) if wire is not None else None,
         close_code=link.close_code,
         close_reason=link.close_reason,
         borrower=_snapshot_borrower(loan._callsite) if loan is not None else None,

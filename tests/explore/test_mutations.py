@@ -18,7 +18,7 @@ PATHOLOGIES = 29
 LINES = 10
 
 by_number = pytest.mark.parametrize(
-    "mutation", (*MUTATIONS, *REDIS_MUTATIONS), ids=lambda m: str(m.number)
+    "mutation", [*MUTATIONS, *REDIS_MUTATIONS], ids=lambda m: str(m.number)
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import router_of
 from tests.conftest import MakePool, echoes, until
 from tests.support.inside import link_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnection, WebsocketConnectionPool

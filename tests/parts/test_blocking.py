@@ -598,7 +598,7 @@ async def test_a_reader_that_waits_when_the_loan_ends_gets_nothing(
     await to_thread(story)
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [500, pytest.param(3000, marks=pytest.mark.long)])
 async def test_loans_with_threads_left_behind_mix_no_messages(
     server: Server, make_blocking: MakeBlocking, count: int
 ) -> None:
@@ -980,7 +980,7 @@ with BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=8) as pool
 
 
 @pytest.mark.parametrize(
-    ("runs", "count"), [(2, 100), pytest.param(20, 500, marks=pytest.mark.long)]
+    ("runs", "count"), [(2, 100), pytest.param(5, 500, marks=pytest.mark.long)]
 )
 async def test_the_collector_may_finalise_loans_in_the_middle_of_anything(
     echo_uri: str, runs: int, count: int
@@ -1293,7 +1293,7 @@ for number in range(rounds):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such signals")
-@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.long)])
 async def test_a_handler_of_sigterm_may_close_the_pool_wherever_the_thread_is(
     echo_uri: str, count: int
 ) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.inside import router_of
 from tests.conftest import MakePool, echoes, until
-from tests.support.inside import link_of
+from tests.support.inside import link_of, router_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnection, WebsocketConnectionPool
 from wspool._connection import states
 from wspool.testing import Server

@@ -191,7 +191,7 @@ class Recording(Script):
                 )
 
 
-def _named_secrets(url: URL, headers: Mapping[str, str]) -> list[str]:
+def _named_secrets(url: URL, headers: Mapping[str, str]) -> tuple[str, ...]:
     """Return the secrets among the values; a model's name in the query, say, may be told."""
     query = [(name, value) for name, value in url.query.items() if IS_SECRET.search(name)]
     chosen = {name: value for name, value in headers.items() if IS_SECRET.search(name)}

@@ -17,6 +17,7 @@ import pytest
 
 import wspool
 from tests import ROOT
+from tests.support.floors import floors
 from tests.support.pages import rows
 
 pytestmark = pytest.mark.once
@@ -57,6 +58,7 @@ def test_the_oldest_that_is_tested_are_the_floors() -> None:
     pinned = re.findall(r"^ +([a-z-]+)==([\d.]+)$", text("tox.ini"), re.MULTILINE)
     least = dict(one.split(">=") for one in PROJECT["dependencies"])
     assert dict(pinned) == least
+    assert floors() == [f"{name}=={version}" for name, version in pinned]
 
 
 def test_the_promise_has_the_lower_bounds_of_the_package() -> None:

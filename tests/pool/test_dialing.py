@@ -11,17 +11,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import resource
 import socket
 import ssl
+import threading
 import traceback
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 from yarl import URL
 
@@ -452,7 +458,7 @@ async def test_a_short_value_does_not_garble_an_error_that_cannot_hold_it(
     await server.stop()
     error = await failure(make_pool(uri=f"{server.uri}{query}", headers=headers))
     assert isinstance(error.__cause__, aiohttp.ClientConnectorError)
-    assert f"Cannot connect to host 127.0.0.1:{server.port}" in str(error)
+    assert f"cannot connect to 127.0.0.1:{server.port}" in str(error)
 
 
 async def test_a_shared_session_that_was_closed_is_not_tried_again(
@@ -466,6 +472,105 @@ async def test_a_shared_session_that_was_closed_is_not_tried_again(
     assert error.attempts == 1
     assert isinstance(error.__cause__, RuntimeError)
     assert "Session is closed" in str(error)
+
+
+class Handshaking(threading.Thread):
+    """A server of OpenSSL's that does TLS handshakes, one after the other, and hangs up."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(daemon=True)
+        self.context = context
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"wss://127.0.0.1:{self.listener.getsockname()[1]}/"
+
+    def run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                with connection, suppress(OSError):
+                    self.context.wrap_socket(connection, server_side=True).close()
+
+    def __enter__(self) -> Handshaking:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.join()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ("authority", "the certificate of 127.0.0.1:{} is not accepted: unable to get local"),
+        ("name", "the certificate of 127.0.0.1:{} is not accepted: IP address mismatch"),
+        ("version", "the TLS handshake with 127.0.0.1:{} failed: [SSL: TLSV1_ALERT_PROTOCOL"),
+        ("client", "the TLS handshake with 127.0.0.1:{} failed: [SSL: "),
+    ],
+)
+async def test_what_fails_of_tls_is_said(make_pool: MakePool, wrong: str, what: str) -> None:
+    authority = trustme.CA()
+    theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    name = "other.example" if wrong == "name" else "127.0.0.1"
+    authority.issue_cert(name).configure_cert(theirs)
+    (trustme.CA() if wrong == "authority" else authority).configure_trust(ours)
+    if wrong == "version":
+        theirs.minimum_version = ssl.TLSVersion.TLSv1_3
+        ours.maximum_version = ssl.TLSVersion.TLSv1_2
+    if wrong == "client":  # wants to see a certificate, which comes early enough in 1.2
+        theirs.verify_mode = ssl.CERT_REQUIRED
+        theirs.maximum_version = ssl.TLSVersion.TLSv1_2
+    with Handshaking(theirs) as listening:
+        error = await failure(make_pool(uri=listening.uri, ssl=ours))
+        port = listening.listener.getsockname()[1]
+    assert (error.kind, error.attempts) == ("tls", 1)
+    assert f": {what.format(port)}" in str(error)
+
+
+async def test_tls_with_a_server_that_has_none_is_said(server: Server, make_pool: MakePool) -> None:
+    error = await failure(make_pool(uri=server.uri.replace("ws:", "wss:")))
+    assert error.kind == "tls"
+    assert f": the TLS handshake with 127.0.0.1:{server.port} failed: [SSL: WRONG" in str(error)
+
+
+async def test_a_name_that_does_not_resolve_is_said(make_pool: MakePool) -> None:
+    error = await failure(make_pool(uri="ws://no-such-host.invalid/", max_retries=1))
+    assert error.kind == "dns"
+    assert ": the host name no-such-host.invalid does not resolve: " in str(error)
+
+
+async def test_a_proxy_that_cannot_be_reached_is_said(server: Server, make_pool: MakePool) -> None:
+    await server.stop()
+    proxy = f"http://user:password@127.0.0.1:{server.port}"
+    error = await failure(make_pool(proxy=proxy, max_retries=1))
+    assert error.kind == "proxy"
+    assert f": the proxy 127.0.0.1:{server.port} cannot be reached: " in str(error)
+
+
+async def test_a_unix_socket_that_is_not_there_is_said(make_pool: MakePool, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, limit=0)) as session:
+        error = await failure(make_pool(session=session, max_retries=1))
+    assert f": cannot connect to the socket {path}: No such file" in str(error)
+
+
+async def test_that_no_more_files_may_be_opened_is_said(make_pool: MakePool) -> None:
+    """Also to whoever waits, who is told so when its own time is up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pool = make_pool(uri=f"ws://127.0.0.1:{listening.getsockname()[1]}/", max_retries=50)
+        await pool.start()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        next_file = os.dup(0)
+        os.close(next_file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_file, hard))
+        try:
+            with pytest.raises(ConnectionPoolTimeoutError) as caught:
+                await pool.acquire(timeout=0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await pool.close_all()
+    assert "no socket can be opened (Too many open files)" in str(caught.value)
 
 
 def refused(status: int) -> aiohttp.ClientResponseError:

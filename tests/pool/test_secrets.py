@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import socket
+import ssl
 import struct
 import traceback
 import warnings
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 from yarl import URL
 
@@ -623,3 +625,37 @@ async def test_an_answer_that_stops_within_its_head_is_not_quoted(
     ears.assert_no_canary(pool)
     kinds = {error.kind for error in ears.errors if isinstance(error, ConnectionUnavailableError)}
     assert ("handshake" if how == "is garbage" else "network") in kinds
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("session", ["the pool's", "shared"])
+async def test_a_redirect_from_wss_to_ws_carries_nothing_away(
+    server: Server, make_pool: MakePool, ears: Ears, session: str, status: int
+) -> None:
+    """Headers, subprotocols and user-info would be readable on the way."""
+    authority = trustme.CA()
+    theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    location = f"{server.uri}?from={CANARY}"
+
+    async def redirect(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.headers["X-Api-Key"] == CANARY
+        return web.Response(status=status, headers={"Location": location})
+
+    runner = web.ServerRunner(web.Server(redirect), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=theirs).start()
+    uri = f"wss://127.0.0.1:{runner.addresses[0][1]}/"
+    given = {"uri": uri, "ssl": ours, "headers": {"X-Api-Key": CANARY}, "protocols": [CANARY]}
+    async with aiohttp.ClientSession() as own:
+        pool = make_pool(**given, **({"session": own} if session == "shared" else {}))
+        with pytest.raises(ConnectionUnavailableError) as failed:
+            await ears.listen_to(pool).acquire()
+        await pool.close_all()
+    await runner.cleanup()
+    assert (failed.value.status, failed.value.attempts) == (status, 1)
+    assert f"redirects ({status}) to {server.uri}?…" in str(failed.value)
+    assert not server.requests
+    ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)

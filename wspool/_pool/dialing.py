@@ -177,6 +177,8 @@ class Dial:
         match cause:
             case TimeoutError() if not str(cause):
                 return f"no answer within connection_timeout ({self._doing})"
+            case aiohttp.ClientConnectorError():
+                return _no_transport(cause, secrets)
             case aiohttp.ClientHttpProxyError():
                 return f"the proxy answered {cause.status}"
             case aiohttp.WSServerHandshakeError() if cause.status == 101:
@@ -199,7 +201,31 @@ class Dial:
                 return f"the server's answer could not be read as HTTP ({kind})"
             case aiohttp.ServerDisconnectedError():
                 return "the server has closed the connection before its answer was complete"
+            case aiohttp.ClientOSError():
+                return f"the connection broke before the server's answer was complete: {shown}"
         return str(shown) or type(shown).__name__
+
+
+def _no_transport(error: aiohttp.ClientConnectorError, secrets: Sequence[str]) -> str:
+    """Return which step towards a transport has failed, and why."""
+    reason = error.os_error
+    why = scrub_text(reason.strerror or str(reason) or type(reason).__name__, secrets)
+    where = f"{error.host}:{error.port}"
+    match error:
+        case _ if (path := getattr(error, "path", None)) is not None:
+            return f"cannot connect to the socket {path}: {why}"
+        case _ if reason.errno in (errno.EMFILE, errno.ENFILE):
+            return f"no socket can be opened ({why}): raise the limit, or lower max_connections"
+        case aiohttp.ClientConnectorDNSError():
+            return f"the host name {error.host} does not resolve: {why}"
+        case aiohttp.ClientProxyConnectionError():
+            return f"the proxy {where} cannot be reached: {why}"
+        case aiohttp.ClientConnectorCertificateError():
+            why = getattr(error.certificate_error, "verify_message", "") or why
+            return f"the certificate of {where} is not accepted: {why}"
+        case aiohttp.ClientSSLError():
+            return f"the TLS handshake with {where} failed: {why}"
+    return f"cannot connect to {where}: {why}"
 
 
 async def _fresh(value: Any) -> Any:

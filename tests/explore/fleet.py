@@ -88,7 +88,7 @@ async def hire(server: Server, redis: RedisServer, name: str, **task: Any) -> As
     try:
         yield Worker(f"/{name}", process)
         was_killed = process.returncode is not None
-        await asyncio.wait_for(process.communicate(b""), 30)
+        await asyncio.wait_for(process.communicate(None if was_killed else b""), 30)
         assert was_killed or process.returncode == 0, f"{name} has failed"
     finally:
         if process.returncode is None:

@@ -31,6 +31,7 @@ from wspool import (
     WebsocketError,
 )
 from wspool._connection.loan import view_of
+from wspool._pool.dialing import Dial
 from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
@@ -344,6 +345,29 @@ async def test_a_hook_at_the_dial_that_quotes_the_secret(
     with pytest.raises(WebsocketError) as failed:
         await pool.acquire()
     ears.errors.append(failed.value)
+    ears.assert_no_canary(pool)
+
+
+@by_carrier
+async def test_a_dial_that_breaks_down_by_a_fault_of_the_pools(
+    server: Server,
+    make_pool: MakePool,
+    ears: Ears,
+    monkeypatch: pytest.MonkeyPatch,
+    carrier: str,
+) -> None:
+    """It happens while a refusal is put into words, which has aiohttp's frames as its context."""
+
+    def fail(*_: object) -> None:
+        raise LookupError("a fault")
+
+    server.refusals.append(web.Response(status=401))
+    monkeypatch.setattr(Dial, "_words", fail)
+    pool = ears.listen_to(make_pool(**CARRIERS[carrier](server)))
+    with pytest.raises(WebsocketError, match="broke down") as failed:
+        await pool.acquire()
+    ears.errors.append(failed.value)
+    assert "LookupError: a fault" in ears.log.text
     ears.assert_no_canary(pool)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -16,6 +17,7 @@ from wspool._connection.budget import Budget
 from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
+from wspool._connection.scrubbing import scrub_text
 from wspool._connection.states import CloseReason, State
 from wspool._pool.capacity import Capacity
 from wspool._pool.dialing import Dial
@@ -118,7 +120,9 @@ class Supply:
                 raise
             except BaseException:
                 # A fault of this package's: it must not cost a place, and those who wait, as well.
-                logger.exception("the dial of #%d broke down", dial.link.id)
+                # As a text, the traceback is without the frames, whose locals have the secrets.
+                trace = scrub_text(traceback.format_exc(), dial.link.secrets())
+                logger.error("the dial of #%d broke down: %s", dial.link.id, trace)
                 failure = ConnectionUnavailableError("The dial broke down; the log says where")
                 self._stats.failures[failure.kind] += 1
                 gate.failed(gate.round, failure)

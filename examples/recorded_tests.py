@@ -50,7 +50,8 @@ class Node:
         """Return whether the payment was made."""
         payment = {"from": sender, "to": receiver, "value": hex(amount)}
         transaction = await self._ask("eth_sendTransaction", payment)
-        receipt = await self._ask("eth_getTransactionReceipt", transaction)
+        while not (receipt := await self._ask("eth_getTransactionReceipt", transaction)):
+            await asyncio.sleep(0.1)  # until the payment is in a block
         return int(receipt["status"], 16) == 1
 
     async def _ask(self, method: str, *params: Any) -> Any:

@@ -271,8 +271,8 @@ class Replay(Script):
             f"is line {unused[best].line}:\n{difference(recorded[best], received, names)}"
         )
 
-    def _in_order(self, turns: Iterable[Turn]) -> list[Turn]:
-        return sorted(turns, key=lambda turn: turn.line)
+    def _in_order(self, some: Iterable[Turn]) -> list[Turn]:
+        return sorted(some, key=lambda turn: turn.line)
 
     def _shown(self, turn: Turn) -> list[str]:
         return shown(turn.client, self._ignored)

@@ -79,7 +79,8 @@ async def transfer(account: int, pool: WebsocketConnectionPool) -> Any:
         accounts = await call(connection, "eth_accounts")
         payment = {"from": accounts[account], "to": f"0x{account:040x}", "value": hex(account)}
         transaction = await call(connection, "eth_sendTransaction", payment)
-        receipt = await call(connection, "eth_getTransactionReceipt", transaction)
+        while not (receipt := await call(connection, "eth_getTransactionReceipt", transaction)):
+            await asyncio.sleep(0.01)  # the node makes a block
     async with pool.get_connection() as connection:
         balance = await call(connection, "eth_getBalance", payment["to"], "latest")
     return [transaction, receipt["status"], receipt["to"], balance]

@@ -139,11 +139,9 @@ async def test_a_check_of_a_connection_that_is_flooded_keeps_no_more_than_a_ping
     server.websocket_options["autoping"] = False
     pool = make_pool(max_connections=1, warmup_connections=1, check_after_idle=0.0)
     await pool.start()
-    (view,) = pool.connections
     with traced() as memory:
-        connection = await pool.acquire(timeout=10.0)
+        connection = await pool.acquire(timeout=10.0)  # this one, or another if the pong is late
         _, peak = memory()
-    assert connection.id == view.id
     assert peak < 12 * size
     await pool.release(connection)
     await pool.close_all()

@@ -21,7 +21,7 @@ from wspool.testing import Server, record, replay
 pytestmark = pytest.mark.once
 
 CANARY = "canary-7531"
-REPLAYS = 100 if IS_WHOLE else 5
+REPLAYS = 30 if IS_WHOLE else 5
 
 each_dialogue = pytest.mark.parametrize(
     "dialogue", [pytest.param(each, id=each.name) for each in DIALOGUES]

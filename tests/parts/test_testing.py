@@ -277,7 +277,7 @@ async def test_it_delays_handshakes() -> None:
         for delay in (60.0, None):
             server.delay = delay
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05), connected(server):
+                async with asyncio.timeout(0.5), connected(server):
                     pass
         server.delay = 0.01
         async with connected(server) as client:

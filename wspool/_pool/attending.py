@@ -20,8 +20,9 @@ from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Discard
 
-MAX_GREETING_BYTES: Final = 64 * 1024
-"""Kept of what a server says to a link that nobody has borrowed yet."""
+MAX_GREETING_BYTES: Final = 65 * 1024
+"""Kept of what a server says to a link that nobody has borrowed yet: 64 KiB of it, and what the
+inbox counts beside each message."""
 
 
 class Attending:

@@ -27,6 +27,7 @@ FAMILIES = {
     "compression": ["12.*", "13.*"],
 }
 
+
 async def play(pool: WebsocketConnectionPool, outcomes: Counter[str]) -> None:
     """Echo what a case sends, for as long as it lasts, as the suite wants it of a client."""
     try:

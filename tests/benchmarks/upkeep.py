@@ -58,6 +58,7 @@ def steps_of_sweep(pool: WebsocketConnectionPool) -> list[float]:
     steps = []
     is_over = False
     while not is_over:
+        router.budget._begin_anew()  # as the loop does it in each turn
         start = perf_counter()
         try:
             sweep.send(None)

@@ -150,10 +150,7 @@ class WebsocketConnection(Dialogue):
 
     @context.setter
     def context(self, context: Any) -> None:
-        link = self._served()
-        if link.owner is not self and link.loan is not self:
-            raise self._refusal("set the context")
-        link.context = context
+        self._link_of_mine("set the context").context = context
 
     @property
     def outstanding(self) -> int | None:
@@ -167,9 +164,7 @@ class WebsocketConnection(Dialogue):
 
     @outstanding.setter
     def outstanding(self, outstanding: int | None) -> None:
-        link = self._served()
-        if link.owner is not self and link.loan is not self:
-            raise self._refusal("set outstanding")
+        link = self._link_of_mine("set outstanding")
         if outstanding is not None:
             if isinstance(outstanding, bool) or not isinstance(outstanding, int):
                 raise TypeError(
@@ -187,9 +182,7 @@ class WebsocketConnection(Dialogue):
     @property
     def websocket(self) -> aiohttp.ClientWebSocketResponse:
         """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
-        link = self._served()
-        if link.owner is not self and link.loan is not self:
-            raise self._refusal("use the WebSocket")
+        link = self._link_of_mine("use the WebSocket")
         assert link.wire is not None
         # What is done with it cannot be seen, so take it that something is sent.
         self._note_send()
@@ -241,9 +234,11 @@ class WebsocketConnection(Dialogue):
         connection is not the caller's or another task is in recv.
         """
         link = self._link
-        if link is None or (wire := link.wire) is None:
-            raise self._refusal("recv")
-        if link.owner is not self and link.loan is not self:
+        if (
+            link is None
+            or (wire := link.wire) is None
+            or (link.owner is not self and link.loan is not self)  # as `_link_of_mine`, inlined
+        ):
             raise self._refusal("recv")
         frames = wire.frames
         if frames and not (wire.is_receiving or wire.is_reading or wire.inbox):
@@ -353,6 +348,13 @@ class WebsocketConnection(Dialogue):
             raise
 
     # The right to the wire.
+
+    def _link_of_mine(self, doing: str) -> Link:
+        """Return the link, if it is this loan's, or was when it was lost."""
+        link = self._served()
+        if link.owner is not self and link.loan is not self:
+            raise self._refusal(doing)
+        return link
 
     def _wire(self, doing: str) -> Wire:
         """Return the wire, if it is this loan's to use, and works."""

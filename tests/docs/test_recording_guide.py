@@ -7,8 +7,6 @@ us make one, that part is skipped.
 from __future__ import annotations
 
 import ast
-import asyncio
-import os
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -19,15 +17,14 @@ import pytest
 
 from tests import ROOT
 from tests.support.pages import DOCS
+from tests.support.suites import NO_OTHER_PLUGINS, PYTEST, run
 from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.once
 
 CANARY = "canary-7531"
-PYTEST = (
-    *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
-    *("-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function"),
-)
+WITH_TOKEN = NO_OTHER_PLUGINS | {"TRANSLATOR_TOKEN": CANARY}
+QUIETLY = (*PYTEST, "-q", "-p", "pytest_asyncio.plugin")
 
 IN_A_NAMESPACE = """
 import fcntl, os, socket, struct, sys
@@ -44,24 +41,6 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-async def run(*command: str, cwd: Path, **environment: str) -> tuple[int, str]:
-    """Run a command; return its exit status, and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-        | environment
-        | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # the others only take time
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(60):  # only a net
-        printed = (await process.communicate())[0].decode()
-    assert process.returncode is not None
-    return process.returncode, printed
-
-
 async def run_without_network(*command: str, cwd: Path) -> tuple[int, str]:
     try:
         status, printed = await run(
@@ -72,7 +51,8 @@ async def run_without_network(*command: str, cwd: Path) -> tuple[int, str]:
     if status:
         pytest.skip(f"there may be no network namespace of our own: {printed.strip()}")
     unshare = ("unshare", "--user", "--map-root-user", "--net")
-    return await run(*unshare, sys.executable, "-c", IN_A_NAMESPACE, *command, cwd=cwd)
+    inside = (*unshare, sys.executable, "-c", IN_A_NAMESPACE)
+    return await run(*inside, *command, cwd=cwd, **NO_OTHER_PLUGINS)
 
 
 async def translate(peer: Peer) -> None:
@@ -102,36 +82,36 @@ def suite(tmp_path: Path, translator: Server) -> Path:
 async def test_the_tests_of_the_guide_are_recorded_once_and_need_no_network_then(
     suite: Path, translator: Server
 ) -> None:
-    status, printed = await run(*PYTEST, cwd=suite)
+    status, printed = await run(*QUIETLY, cwd=suite, **NO_OTHER_PLUGINS)
     assert status == 1
     assert "there is no such recording: make it with record() or --wspool-record" in printed
     assert not translator.requests
 
-    status, printed = await run(*PYTEST, "--wspool-record", cwd=suite, TRANSLATOR_TOKEN=CANARY)
+    status, printed = await run(*QUIETLY, "--wspool-record", cwd=suite, **WITH_TOKEN)
     assert status == 0, printed
     assert translator.requests
     file = suite / "recordings" / "test_translating" / "test_it_translates.jsonl"
     assert CANARY not in file.read_text(encoding="utf-8")
 
     await translator.stop()
-    status, printed = await run(*PYTEST, cwd=suite)
+    status, printed = await run(*QUIETLY, cwd=suite, **NO_OTHER_PLUGINS)
     assert status == 0, printed
-    status, printed = await run_without_network(*PYTEST, cwd=suite)
+    status, printed = await run_without_network(*QUIETLY, cwd=suite)
     assert status == 0, printed
 
 
 async def test_a_changed_client_fails_with_the_difference(suite: Path) -> None:
-    status, printed = await run(*PYTEST, "--wspool-record", cwd=suite, TRANSLATOR_TOKEN=CANARY)
+    status, printed = await run(*QUIETLY, "--wspool-record", cwd=suite, **WITH_TOKEN)
     assert status == 0, printed
     test = suite / "test_translating.py"
     test.write_text(test.read_text(encoding="utf-8").replace('"text": text', '"txt": text'))
-    status, printed = await run(*PYTEST, cwd=suite)
+    status, printed = await run(*QUIETLY, cwd=suite, **NO_OTHER_PLUGINS)
     assert status == 1
     assert re.search(r'-  "text": "\w+",\\n\+  "txt": "\w+",', printed), printed
 
 
 async def test_the_tests_of_the_example_need_no_network() -> None:
-    command = (*PYTEST, "-p", "wspool.pytest_plugin", "examples/recorded_tests.py")
+    command = (*QUIETLY, "-p", "wspool.pytest_plugin", "examples/recorded_tests.py")
     status, printed = await run_without_network(*command, cwd=ROOT)
     assert status == 0, printed
     assert "2 passed" in printed

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import re
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +19,8 @@ import aiohttp
 import pytest
 import trustme
 
-from tests import ROOT
 from tests.conftest import until
+from tests.support.suites import HEAD, PYTEST, run
 from wspool import WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
@@ -423,23 +421,9 @@ async def test_it_speaks_tls_and_shows_the_handshake() -> None:
 
 # The fixture.
 
-TESTS = """
-import aiohttp
-import pytest
-
-pytestmark = {marks}
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-async def ask(uri, question):
-    async with aiohttp.ClientSession() as session, session.ws_connect(uri) as client:
-        await client.send_str(question)
-        return (await client.receive()).data
-
+TESTS = (
+    HEAD
+    + """
 
 async def test_it_echoes(websocket_server):
     assert await ask(websocket_server.uri, "hello") == "hello"
@@ -450,6 +434,7 @@ async def test_its_script_fails(websocket_server):
     websocket_server.handler = lambda peer: peer.expect("hallo")
     assert await ask(websocket_server.uri, "hello") == 1011
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -463,15 +448,6 @@ async def test_the_fixture_works_in_every_way_to_run_async_tests(
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["wspool.pytest_plugin"]\n')
     for number, mark in enumerate(marks):
         (tmp_path / f"test_{number}.py").write_text(TESTS.format(marks=mark))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-W", "error", f"--asyncio-mode={mode}"),
-        *("-o", "asyncio_default_fixture_loop_scope=function", "-p", "no:cacheprovider"),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(60):
-        printed = (await process.communicate())[0].decode()
+    _, printed = await run(*PYTEST, f"--asyncio-mode={mode}", cwd=tmp_path)
     assert printed.count("expected 'hallo', received 'hello'") >= len(marks), printed
     assert re.search(rf"{2 * len(marks)} passed, {len(marks)} error", printed), printed

@@ -69,6 +69,7 @@ async def test_each_worker_has_a_pool_of_its_own(server: Server, options: list[s
         async with asyncio.timeout(60):
             while len(seen) < WORKERS:
                 await asyncio.gather(*(ask(f"text {number}") for number in range(20)))
-        assert len(server.requests) == sum(map(len, seen.values()))
+        # Each had a handshake of its own; a dial may also have come too late for who wanted it.
+        assert len(server.requests) >= sum(map(len, seen.values()))
     await until(lambda: not server.open, "the workers have closed their connections")
     assert {peer.websocket.close_code for peer in server.peers} == {1000}

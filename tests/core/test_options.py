@@ -40,7 +40,7 @@ OPTIONAL_FROM_ZERO = ["acquire_timeout", "check_after_idle"]
 SECONDS = [*ABOVE_ZERO, *FROM_ZERO, *OPTIONAL_ABOVE_ZERO, *OPTIONAL_FROM_ZERO]
 
 COUNTS_FROM_ONE = ["max_connections", "max_retries", "max_connecting"]
-COUNTS_FROM_ZERO = ["warmup_connections", "min_connections"]
+COUNTS_FROM_ZERO = ["warmup_connections", "min_connections", "min_idle"]
 OPTIONAL_COUNTS_FROM_ONE = ["max_uses"]
 OPTIONAL_COUNTS_FROM_ZERO = ["max_waiting"]
 COUNTS = [
@@ -338,6 +338,12 @@ def test_more_than_max_connections_is_clamped_with_a_warning_at_the_callers_line
 @pytest.mark.parametrize("name", ["warmup_connections", "min_connections"])
 def test_as_many_as_max_connections_are_no_warning(name: str) -> None:
     assert getattr(make(max_connections=3, **{name: 3})._router.options, name) == 3
+
+
+def test_a_min_idle_above_max_connections_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="min_idle is 4; it must be at most max_connections=3"):
+        make(max_connections=3, min_idle=4)
+    assert make(max_connections=3, min_idle=3)._router.options.min_idle == 3
 
 
 def test_a_pool_that_was_refused_gives_no_resource_warning() -> None:

@@ -260,6 +260,8 @@ class World:
                 self._lent[link] = (link.loan, self.loop.steps)
                 if link.loan is not None and not self._is_checked(link):
                     raise Violation(f"{link!r} is lent unchecked")
+                if link.loan is not None:
+                    self._check_spares()
             if link.loan is None and (link.task is None or is_over(link.task)):
                 raise Violation(f"{link!r} belongs to nobody")
         if self._has_errands:
@@ -281,6 +283,15 @@ class World:
 
         if len(self.pool._router.line) and not self.pool.is_closed:
             self._check_line()
+
+    def _check_spares(self) -> None:
+        """After a checkout `min_idle` are ready or on their way, as far as there is room."""
+        router = self.pool._router
+        queues = router.queues
+        spare = len(queues.idle) + len(queues.connecting) + router.capacity.errands
+        has_room = len(queues) < router.options.max_connections
+        if has_room and not router.line.loans and spare < router.options.min_idle:
+            raise Violation(f"nothing is ready for the next one: {self.pool!r}")
 
     def _check_line(self) -> None:
         """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
@@ -630,6 +641,7 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
         options["on_drained"] = lambda *what: world.meddle(*what)
     if loop.chance(0.3):
         options["quota"] = LocalQuota(3, loop.choose((None, 10.0)))
+    options["min_idle"] = loop.choose((0, 0, 1, 2))
     world = World(loop, WILD, **options)
 
     async def main() -> None:

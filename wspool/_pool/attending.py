@@ -68,7 +68,10 @@ class Attending:
 
     def why_idle(self, link: Link, now: float) -> CloseReason | None:
         """Return why an idle link is to be closed, if it is."""
-        is_spare = self._capacity.open > self._options.min_connections
+        options = self._options
+        is_spare = (
+            self._capacity.open > options.min_connections and len(self._idle) > options.min_idle
+        )
         return self._retiring.why_idle(link, now, is_spare=is_spare)
 
     def attend(self, link: Link) -> bool:

@@ -89,6 +89,7 @@ class Options:
     close_timeout: float
     leak_threshold: float | None
     quota: Quota | None
+    min_idle: int
     connect_options: dict[str, Any]
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool
@@ -119,8 +120,11 @@ class Options:
                 _seconds(name, value, above_zero=True)
         for name in ("max_connections", "max_retries", "max_connecting"):
             check_count(name, getattr(self, name), at_least=1)
-        for name in ("warmup_connections", "min_connections"):
+        for name in ("warmup_connections", "min_connections", "min_idle"):
             check_count(name, getattr(self, name), at_least=0)
+        if self.min_idle > self.max_connections:
+            most = f"at most max_connections={self.max_connections}"
+            raise ValueError(_found("min_idle", self.min_idle, most))
         if self.max_waiting is not None:
             check_count("max_waiting", self.max_waiting, at_least=0)
         if self.max_uses is not None:

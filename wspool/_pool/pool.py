@@ -97,6 +97,8 @@ class WebsocketConnectionPool:
     leak_threshold: loan after which a warning in the log says who has the connection; None: never.
     quota: is asked before each attempt of a dial and told when the socket is gone, so that several
         pools keep one limit: see `wspool.quota`; None: no other limit than max_connections.
+    min_idle: kept ready beyond those in use, `idle_timeout` or not, and refilled at each checkout
+        as far as the limits allow.
     connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
         compress, ssl, proxy, origin, params, max_msg_size.
     """
@@ -140,6 +142,7 @@ class WebsocketConnectionPool:
         close_timeout: float = 5.0,
         leak_threshold: float | None = None,
         quota: Quota | None = None,
+        min_idle: int = 0,
         **connect_options: Any,
     ) -> None:
         settings = dict(locals())

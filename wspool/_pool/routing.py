@@ -38,7 +38,7 @@ from wspool._pool.permits import Permits
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.supply import Supply
-from wspool._pool.tasks import Discard, Tasks, weakly
+from wspool._pool.tasks import Discard, Tasks, or_abort, weakly
 from wspool._pool.waiting import Line
 
 logger = logging.getLogger("wspool")
@@ -63,7 +63,7 @@ class Router:
         self.errands = Errands(options, self.stats, events, self.queues, self.tasks, then)
         self.draining = Draining(options, self.stats, events, self.tasks, then)
         self.closing = Closing(
-            options, self.stats, events, self.queues, self.tasks, weakly(self.route)
+            options, self.stats, events, self.queues, self.tasks, weakly(self._gone)
         )
         permits = None
         if options.quota is not None:
@@ -80,7 +80,7 @@ class Router:
                 self.budget,
                 self.gate,
                 self.patience,
-                _or_abort(weakly(self._closed)),
+                or_abort(weakly(self._closed)),
                 weakly(self._dialled),
             ),
         )
@@ -111,6 +111,8 @@ class Router:
         self.stats.borrows += 1
         if self.events.listeners:
             self.events.checked_out(link, 0.0)
+        if self.options.min_idle:
+            self._refill()
         return True
 
     def lend(self, link: Link, loan: WebsocketConnection) -> None:
@@ -245,6 +247,8 @@ class Router:
     def _serve(self, loan: WebsocketConnection, link: Link) -> None:
         self.lend(link, loan)
         self.line.serve(loan)
+        if self.options.min_idle:
+            self._refill()
 
     def _is_room_wanted(self) -> bool:
         """Whether an idle one must go, at the limit, for the oldest in the line: that wants a new
@@ -388,10 +392,20 @@ class Router:
         if link.moves[-1][2] is CloseReason.SERVER:
             self.supply.lost(link)
         self.route()
-        if link.opened_at is not None and not self.is_closing:
-            self.supply.refill()
+        if link.opened_at is not None:
+            self._refill()
         if self.capacity.room < 0:  # after a resize() its place serves nobody any more
             self.patience.turn_away_the_surplus()
+
+    def _gone(self) -> None:
+        """Use the place of a link whose socket is gone; a dial that failed is not repeated here."""
+        self.route()
+        if not self.gate.streak:
+            self._refill()
+
+    def _refill(self) -> None:
+        if not self.is_closing:
+            self.supply.refill()
 
     def expire(self) -> None:
         """Let everything that exists or is being dialled be replaced."""
@@ -400,7 +414,7 @@ class Router:
         for link in list(self.queues.idle):
             if link.state is State.IDLE:  # the goodbyes run a user's callable
                 link.close(CloseReason.EXPIRED)
-        self.supply.refill()
+        self._refill()
 
     def resize(self, max_connections: int) -> None:
         """Change the limit; who may wait only for what is no longer to come waits no more."""
@@ -433,14 +447,3 @@ class Router:
         releases = permits.releases if permits is not None else set()
         while left := {*self.tasks, *releases} - {spared}:
             await asyncio.wait(left)
-
-
-def _or_abort(closed: Callable[[Link], bool]) -> Callable[[Link], None]:
-    """Return what a link calls when it closes; without its pool it is cut off."""
-
-    def on_close(link: Link) -> None:
-        if not closed(link):
-            link.abort()
-            link.free()
-
-    return on_close

@@ -72,14 +72,28 @@ class Supply:
     def start(self, session: aiohttp.ClientSession) -> None:
         """Begin with what is wanted at the start."""
         self._session = session
-        self.dial(max(self._options.warmup_connections, self._options.min_connections))
+        options = self._options
+        wanted = max(options.warmup_connections, options.min_connections, options.min_idle)
+        self.dial(min(wanted, self._capacity.room))  # less than that after a resize()
 
     # Beginning.
 
     def refill(self) -> None:
-        """Begin the dials that `min_connections` is short of."""
-        have = self._capacity.open + len(self._queues.connecting)
-        self.dial(min(self._options.min_connections - have, self._capacity.room))
+        """Begin the dials that `min_connections` and `min_idle` are short of."""
+        self.dial(min(self._short(len(self._queues.connecting)), self._capacity.room))
+
+    def _short(self, dials: int) -> int:
+        """Return how many dials beyond so many `min_connections` and `min_idle` are short of.
+
+        While somebody waits there is nothing to spare, and each dial is the line's.
+        """
+        options, capacity = self._options, self._capacity
+        short = options.min_connections - capacity.open - dials
+        if options.min_idle > 0 and not self._line.loans:
+            spare = options.min_idle - len(self._queues.idle) - dials
+            if spare > 0:  # those that are checked, or kept alive, come back
+                short = max(short, spare - capacity.errands)
+        return short
 
     def serve(self, promised: int) -> None:
         """Begin the dials that the line is short of, when so many are served otherwise."""
@@ -189,8 +203,7 @@ class Supply:
         queued = [link for link in connecting if not link.number]
         begun = len(connecting) - len(queued)
         for_line = min(self._patience.entitled(), len(self._line) - begun)
-        for_minimum = self._options.min_connections - self._capacity.open - begun
-        for link in queued[max(0, for_line, for_minimum) :]:
+        for link in queued[max(0, for_line, self._short(begun)) :]:
             link.close(CloseReason.DIAL)
 
     def watch_minimum(self) -> None:

@@ -40,6 +40,17 @@ def weakly(method: Callable[P, object]) -> Callable[P, bool]:
     return call
 
 
+def or_abort(closed: Callable[[Link], bool]) -> Callable[[Link], None]:
+    """Return what a link calls when it closes; without its pool it is cut off."""
+
+    def on_close(link: Link) -> None:
+        if not closed(link):
+            link.abort()
+            link.free()
+
+    return on_close
+
+
 class Tasks:
     """The tasks of one pool, which keeps them from being collected."""
 

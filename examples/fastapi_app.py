@@ -5,6 +5,7 @@
     python examples/fastapi_app.py    # or: uvicorn examples.fastapi_app:app; at port 8000
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
+    GET /health           "ok", or "degraded" while the WebSocket server admits nobody
     GET /metrics/         for Prometheus
     http://127.0.0.1:8001/debug/wspool/   the pool, live
 
@@ -74,10 +75,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 @asynccontextmanager
 async def debug_page(pool: WebsocketConnectionPool) -> AsyncIterator[None]:
-    """Serve the page from this event loop, at a port that is open to this machine alone.
-
-    It is an aiohttp application, and an ASGI server cannot mount one.
-    """
+    """Serve the page to this machine alone: it is of aiohttp, and no ASGI server can mount it."""
     app = web.Application()
     debug.setup(app, pool)
     runner = web.AppRunner(app, access_log=None)
@@ -108,6 +106,13 @@ async def ask(request: Request, text: str = "") -> PlainTextResponse:
         async with asyncio.timeout(10):
             await connection.send(text)
             return PlainTextResponse(await connection.recv())
+
+
+@app.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """Say that this process lives: to restart it would not bring the WebSocket server back."""
+    trouble = request.state.pool.trouble
+    return {"status": "degraded", "kind": trouble.kind} if trouble else {"status": "ok"}
 
 
 if __name__ == "__main__":

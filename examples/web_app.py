@@ -6,6 +6,7 @@
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
     GET /debug/wspool/    the pool, live: put it behind your own authentication
+    GET /health           "ok", or "degraded" while the WebSocket server admits nobody
     GET /metrics          for Prometheus
 
 Without a URI the server is one of its own, that echoes. The pool is made when the application
@@ -85,6 +86,13 @@ async def ask(request: web.Request) -> web.Response:
     return web.Response(text=answer)
 
 
+async def health(request: web.Request) -> web.Response:
+    """Say that this process lives: to restart it would not bring the WebSocket server back."""
+    trouble = request.app[POOL].trouble
+    status = {"status": "degraded", "kind": trouble.kind} if trouble else {"status": "ok"}
+    return web.json_response(status)
+
+
 async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -94,6 +102,7 @@ def make_app(uri: str = "") -> web.Application:
     app[URI] = uri
     app.cleanup_ctx.append(clients)
     app.router.add_get("/ask", ask)
+    app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     debug.setup(app, POOL)
     return app

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         BorrowerSnapshot,
         ConnectionSnapshot,
         PoolSnapshot,
+        Trouble,
         WaiterSnapshot,
     )
 
@@ -60,6 +61,7 @@ __all__ = [
     "State",
     "Stats",
     "Transition",
+    "Trouble",
     "WaiterSnapshot",
     "WebsocketConnection",
     "WebsocketConnectionPool",
@@ -72,6 +74,7 @@ _LATER = {
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
     "PoolSnapshot": "_pool.introspection",
+    "Trouble": "_pool.introspection",
     "WaiterSnapshot": "_pool.introspection",
 }
 """What is loaded when it is asked for, and from where."""

@@ -14,9 +14,11 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
+from unittest.mock import ANY
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import until
@@ -120,6 +122,24 @@ async def application(request: pytest.FixtureRequest, server: Server) -> AsyncIt
         events = await http.get(f"{page}events")
         assert await events.content.readline() == b"event: machine\n"
     assert not server.open, "the pool was closed with the application"
+
+
+async def test_without_its_server_an_application_is_degraded_and_not_dead(
+    application: Application, server: Server
+) -> None:
+    async def health() -> Any:
+        async with application.http.get(f"{application.url}/health") as response:
+            assert response.status == 200
+            return await response.json()
+
+    assert await health() == {"status": "ok"}
+    server.refusals = [web.Response(status=403)]
+    assert await application.ask("hello") == (503, ANY)
+    assert await health() == {"status": "degraded", "kind": "status 403"}
+    assert await application.ask("hello") == (200, "hello")
+    async with asyncio.timeout(30):  # only a net
+        while await health() != {"status": "ok"}:
+            await asyncio.sleep(0.02)
 
 
 async def test_many_requests_share_few_connections_and_too_many_are_told_so(

@@ -30,6 +30,7 @@ from wspool import (
     State,
     Stats,
     Transition,
+    Trouble,
     WaiterSnapshot,
     WebsocketConnection,
     WebsocketConnectionPool,
@@ -78,6 +79,7 @@ def make(session: aiohttp.ClientSession) -> list[WebsocketConnectionPool]:
             headers=fresh_headers,
             session=session,
             acquire_timeout=None,
+            min_idle=2,
             max_lifetime=600,
             keepalive=keep_alive,
             keepalive_interval=8.0,
@@ -173,6 +175,7 @@ def look_at_the_pool(pool: WebsocketConnectionPool) -> None:
     assert_type(pool.stats.to_dict(), dict[str, Any])
     picture = pool.snapshot()
     assert_type(picture, PoolSnapshot)
+    assert_type(pool.trouble, Trouble | None)
     assert_type(picture.connections, tuple[ConnectionSnapshot, ...])
     assert_type(picture.waiting, tuple[WaiterSnapshot, ...])
     assert_type(picture.connections[0].borrower, BorrowerSnapshot | None)
@@ -247,6 +250,7 @@ def borrow_in_a_thread() -> None:
                 assert_type(message, str | bytes)
         assert_type(pool.acquire(), BlockingWebsocketConnection)
         assert_type(pool.snapshot(), PoolSnapshot)
+        assert_type(pool.trouble, Trouble | None)
     BlockingWebsocketConnectionPool(uri="wss://example.com/", session=aiohttp.ClientSession)
     BlockingWebsocketConnectionPool(url="wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 

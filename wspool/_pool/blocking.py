@@ -26,7 +26,7 @@ from wspool._connection.exporting import exported
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
-from wspool._pool.introspection import PoolSnapshot
+from wspool._pool.introspection import PoolSnapshot, Trouble
 from wspool._pool.listeners import Listener
 from wspool._pool.options import DEFAULT, Headers, Uri, check_timeout
 from wspool._pool.pool import WebsocketConnectionPool
@@ -211,6 +211,7 @@ class BlockingWebsocketConnectionPool:
     pending_connections: int = _same()
     waiters: int = _same()
     stats: Stats = _same()
+    trouble: Trouble | None = _same()
     connections: tuple[WebsocketConnection, ...] = _same()
 
     @_with_arguments_of(WebsocketConnectionPool)

@@ -6,6 +6,7 @@ It does not know why an attempt has failed, nor who waits for it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -68,8 +69,11 @@ class Gate:
         self.round = 0
         self.streak = 0
         self._failed_at = self._not_before = float("-inf")
-        # Why the last attempt has failed, until one succeeds.
+        # Why the last attempt has failed, until one succeeds; for reports, since when in Unix
+        # seconds, and how many have.
         self.failure: ConnectionUnavailableError | None = None
+        self.failing_since = 0.0
+        self.failures = 0
         # When the next attempt is due; None while one is under way, or none is wanted.
         self.next_attempt: float | None = None
         # Since when it is closed, that is all that are at work wait; how long it was so before.
@@ -160,7 +164,9 @@ class Gate:
 
     def failed(self, round: int, failure: ConnectionUnavailableError) -> None:
         """Count a failure of an attempt that began in this round."""
-        self.failure = failure
+        # One that began before a failure that is over by now says nothing of the next dial.
+        if round == self.round or self.streak:
+            self._note(failure)
         pause = min(failure.retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
         self._not_before = max(self._not_before, self._clock() + pause)
         if round == self.round:
@@ -168,13 +174,19 @@ class Gate:
 
     def refused(self, failure: ConnectionUnavailableError) -> None:
         """Count a link that the server has closed right after its handshake."""
-        self.failure = failure
+        self._note(failure)
         self._count()
 
     def restarts(self) -> None:
         """Count a server that has said it is not ready for the next dial."""
         if self._clock() - self._failed_at > EARLY_SECONDS:
             self._count()
+
+    def _note(self, failure: ConnectionUnavailableError) -> None:
+        if self.failure is None:
+            self.failing_since, self.failures = time.time(), 0
+        self.failure = failure
+        self.failures += 1
 
     def _count(self) -> None:
         self.round += 1

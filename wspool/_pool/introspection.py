@@ -84,6 +84,23 @@ class WaiterSnapshot:
 
 @exported
 @dataclass(frozen=True)
+class Trouble:
+    """Why dials fail: the last one has, and no connection has lived since.
+
+    `kind` is that of the `ConnectionUnavailableError`, `failure` its text, without secrets.
+    `attempts` have failed in a row since `since`. `next_attempt` is when the next is due, None
+    while one is under way or none is wanted. The two times are in Unix seconds.
+    """
+
+    kind: str
+    since: float
+    attempts: int
+    next_attempt: float | None
+    failure: str
+
+
+@exported
+@dataclass(frozen=True)
 class PoolSnapshot:
     """The pool at one moment: counts for each state, limits, and every connection.
 
@@ -175,6 +192,17 @@ def failure(pool: Pool) -> str | None:
     """Return why the last attempt of a dial has failed; None once a connection has lived."""
     error = pool._router.gate.failure
     return str(error) if error is not None else None
+
+
+def trouble(pool: Pool) -> Trouble | None:
+    """Return why dials fail; None once a connection has lived. From any thread."""
+    router = pool._router
+    gate = router.gate
+    error, due = gate.failure, gate.next_attempt
+    if error is None:
+        return None
+    next_attempt = due - router.clock() + time() if due is not None else None
+    return Trouble(error.kind, gate.failing_since, gate.failures, next_attempt, str(error))
 
 
 def connections(pool: Pool, most: int) -> list[ConnectionSnapshot]:

@@ -43,7 +43,7 @@ from wspool._pool.stats import Stats
 from wspool.quota import Quota
 
 if TYPE_CHECKING:
-    from wspool._pool.introspection import PoolSnapshot
+    from wspool._pool.introspection import PoolSnapshot, Trouble
 
 _names = itertools.count(1)
 
@@ -225,6 +225,16 @@ class WebsocketConnectionPool:
     def stats(self) -> Stats:
         """What happened since the pool was made."""
         return self._router.stats
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why dials fail, for health endpoints: None unless the last one has, and none has lived
+        since. Connections that are open may work all the same."""
+        if self._router.gate.failure is None:
+            return None
+        from wspool._pool.introspection import trouble  # as in snapshot()
+
+        return trouble(self)
 
     @property
     def connections(self) -> tuple[WebsocketConnection, ...]:

@@ -81,6 +81,7 @@ ADDED: dict[str, object] = {
     "close_timeout": 5.0,
     "leak_threshold": None,
     "quota": None,
+    "min_idle": 0,
 }
 
 

@@ -66,6 +66,7 @@ ADDED: dict[str, object] = {
     "max_waiting": None,
     "max_connecting": 10,
     "min_connections": 0,
+    "min_idle": 0,
     "max_lifetime": None,
     "max_uses": None,
     "check_after_idle": None,
@@ -81,7 +82,6 @@ ADDED: dict[str, object] = {
     "close_timeout": 5.0,
     "leak_threshold": None,
     "quota": None,
-    "min_idle": 0,
 }
 
 

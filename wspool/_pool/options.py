@@ -74,6 +74,7 @@ class Options:
     max_waiting: int | None
     max_connecting: int
     min_connections: int
+    min_idle: int
     max_lifetime: float | None
     max_uses: int | None
     check_after_idle: float | None
@@ -89,7 +90,6 @@ class Options:
     close_timeout: float
     leak_threshold: float | None
     quota: Quota | None
-    min_idle: int
     connect_options: dict[str, Any]
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool

@@ -69,6 +69,8 @@ class WebsocketConnectionPool:
     warmup_connections: opened by `start()`.
     min_connections: kept open, and refilled after losses.
     max_connecting: dials at work at a time.
+    min_idle: kept ready beyond those in use, `idle_timeout` or not, and refilled at each checkout
+        as far as the limits allow.
     max_lifetime: age at which a connection is retired, less up to 10 % of jitter; None: never.
     max_uses: loans after which it is retired; None: no limit.
     acquire_timeout: how long `acquire` waits for capacity. 0: not at all; None: for ever.
@@ -97,8 +99,6 @@ class WebsocketConnectionPool:
     leak_threshold: loan after which a warning in the log says who has the connection; None: never.
     quota: is asked before each attempt of a dial and told when the socket is gone, so that several
         pools keep one limit: see `wspool.quota`; None: no other limit than max_connections.
-    min_idle: kept ready beyond those in use, `idle_timeout` or not, and refilled at each checkout
-        as far as the limits allow.
     connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
         compress, ssl, proxy, origin, params, max_msg_size.
     """
@@ -127,6 +127,7 @@ class WebsocketConnectionPool:
         max_waiting: int | None = None,
         max_connecting: int = 10,
         min_connections: int = 0,
+        min_idle: int = 0,
         max_lifetime: float | None = None,
         max_uses: int | None = None,
         check_after_idle: float | None = None,
@@ -142,7 +143,6 @@ class WebsocketConnectionPool:
         close_timeout: float = 5.0,
         leak_threshold: float | None = None,
         quota: Quota | None = None,
-        min_idle: int = 0,
         **connect_options: Any,
     ) -> None:
         settings = dict(locals())

@@ -371,7 +371,7 @@ def counted(quota: RedisQuota) -> list[list[Any]]:
 
 async def test_borrows_ask_nothing_of_redis(make_pool: MakePool, make_quota: Quotas) -> None:
     """Dials and released leases do, those of one moment together, and renewals, all together."""
-    pool = make_pool(quota=make_quota(10))
+    pool = make_pool(quota=make_quota(10, lease=600.0))
     connections = await asyncio.gather(*(pool.acquire() for _ in range(10)))
     for connection in connections:
         await pool.release(connection)

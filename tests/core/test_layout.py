@@ -19,10 +19,11 @@ FILES = """
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
     _connection.facts _connection.dialogue _connection.loan
-    _pool.options _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
+    _pool.checks _pool.connect_options _pool.options _pool.sessions
+    _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.routing
-    _pool.upkeep _pool.introspection _pool.pool _pool.portal _pool.blocking
+    _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.recording _cli.commands

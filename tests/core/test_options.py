@@ -104,7 +104,8 @@ def test_a_wrong_value_is_a_value_error_that_names_the_argument(name: str, value
         *cases([*COUNTS_FROM_ZERO, *OPTIONAL_COUNTS_FROM_ZERO], [0]),
         *cases([*OPTIONAL_COUNTS_FROM_ONE, *OPTIONAL_COUNTS_FROM_ZERO], [None]),
         *cases(BOOLEANS, [True, False]),
-        *cases([*PLAIN_CALLABLES, *HOOKS], [None, len]),
+        *cases(PLAIN_CALLABLES, [None, len]),
+        *cases(HOOKS, [None]),
         *cases(["headers"], [None, {}, {"a": "b"}, dict]),
         *cases(["uri"], ["ws://h", "wss://h/p?q=1", "WS://H/", URL("ws://h/"), str]),
         *cases(["name", "session"], [None]),
@@ -122,9 +123,10 @@ def test_every_argument_is_in_a_case_of_this_file() -> None:
     assert set(inspect.signature(WebsocketConnectionPool).parameters) == tested
 
 
-def test_positional_arguments_are_a_type_error() -> None:
-    with pytest.raises(TypeError):
-        WebsocketConnectionPool("ws://localhost/")  # type: ignore[misc]
+def test_the_uri_may_stand_without_its_name_and_nothing_else() -> None:
+    assert WebsocketConnectionPool("ws://localhost/").uri == "ws://localhost/"
+    with pytest.raises(TypeError, match="positional"):
+        WebsocketConnectionPool("ws://localhost/", {})  # type: ignore[misc]
 
 
 def test_a_pool_without_a_uri_is_a_type_error() -> None:
@@ -197,10 +199,35 @@ def test_the_error_of_bad_headers_does_not_show_them(headers: Any) -> None:
 # Options of ws_connect.
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("max_conections", "max_connections"),
+        ("max_connection", "max_connections"),
+        ("timeouts", None),
+        ("heart_beat", "heartbeat"),
+        ("protocol", "protocols"),
+        ("drain_untill", "drain_until"),
+        ("onconnect", "on_connect"),
+        ("header", "headers"),
+    ],
+)
+def test_a_keyword_with_a_slip_is_a_type_error_that_says_what_may_be_meant(
+    written: str, meant: str | None
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        make(**{written: 5})
+    assert repr(written) in str(caught.value)
+    if meant is not None:
+        assert str(caught.value).endswith(f"did you mean {meant}?")
+        assert "which are" not in str(caught.value)
+
+
 def test_an_unknown_keyword_is_a_type_error_that_says_what_there_is() -> None:
     with pytest.raises(TypeError) as caught:
-        make(max_conections=5)
-    assert "'max_conections'" in str(caught.value)
+        make(authorisation_token=5)
+    assert "'authorisation_token'" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
     for known in ("protocols", "heartbeat", "compress", "ssl", "proxy", "max_msg_size"):
         assert known in str(caught.value)
 

@@ -268,7 +268,7 @@ MUTATIONS: Final = (
         "            return\n        self._enter()\n        connecting",
         "            return\n"
         "        if self.is_started and not self.total_connections:\n"
-        "            self._router.start(self._enter(), self._session)\n"
+        "            self._router.start(self._enter(), self._session.open(1))\n"
         "        self._enter()\n        connecting",
     ),
     Mutation(

@@ -168,7 +168,7 @@ class World:
         self.loop = loop
         self.network = Network(loop, temper)
         self.pool = WebsocketConnectionPool(**{**OPTIONS, **options})
-        self.pool._session = cast(Any, self.network)
+        self.pool._session.opened = cast(Any, self.network)
         self.quota: LocalQuota | None = options.get("quota")
         self.trace: list[object] = []
         # Tasks by order of appearance; how often each has yielded.

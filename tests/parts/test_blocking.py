@@ -354,9 +354,9 @@ async def test_a_session_is_made_in_the_pools_loop_and_closed_with_it(
 
 async def test_the_async_pool_takes_such_a_callable_too(make_pool: MakePool) -> None:
     async with make_pool(session=aiohttp.ClientSession) as pool:
-        assert isinstance(pool._session, aiohttp.ClientSession)
+        assert isinstance(pool._session.opened, aiohttp.ClientSession)
         assert await ask(pool, "hello") == "hello"
-    assert pool._session.closed
+    assert pool._session.opened.closed
 
 
 async def test_a_session_that_cannot_be_made_is_the_callers_error_and_made_by_the_next_call(

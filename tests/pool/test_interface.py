@@ -96,8 +96,9 @@ def test_the_constructor_has_the_interfaces_arguments_first_then_ours() -> None:
     }
 
 
-def test_every_argument_is_keyword_only_and_the_rest_is_for_ws_connect() -> None:
-    *named, rest = inspect.signature(WebsocketConnectionPool).parameters.values()
+def test_every_argument_but_the_uri_is_keyword_only_and_the_rest_is_for_ws_connect() -> None:
+    uri, *named, rest = inspect.signature(WebsocketConnectionPool).parameters.values()
+    assert (uri.name, uri.kind) == ("uri", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     assert {parameter.kind for parameter in named} == {inspect.Parameter.KEYWORD_ONLY}
     assert rest.kind is inspect.Parameter.VAR_KEYWORD
 

@@ -564,8 +564,8 @@ async def test_a_pool_that_was_dropped_is_not_kept_alive_by_its_upkeep(server: S
     """The task holds the pool weakly: the warning comes, and the task ends."""
     pool = WebsocketConnectionPool(uri=server.uri)
     await pool.start()
-    assert pool._session is not None
-    await pool._session.close()  # its own warning is not what is tested here
+    assert pool._session.opened is not None
+    await pool._session.opened.close()  # its own warning is not what is tested here
     tasks = set(pool._router.tasks)
     with pytest.warns(ResourceWarning, match="dropped without being closed"):
         del pool

@@ -21,13 +21,14 @@ from typing import Any, Final
 
 import wspool
 import wspool.redis
+from wspool._pool.options import SETTINGS, Setting, Settings
 
 STORED: Final = Path(__file__).with_suffix(".txt")
 
 MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnectionPool: (
-        "__init__ uri headers name is_started is_closed "
-        "max_connections total_connections available_connections busy_connections "
+        "is_started is_closed "
+        "total_connections available_connections busy_connections "
         "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release "
         "expire_connections resize close_all "
@@ -56,6 +57,9 @@ MEMBERS: Final[dict[type, list[str]]] = {
 }
 
 
+SETTING_TYPES: Final = inspect.get_annotations(Settings)
+
+
 def modules() -> list[ModuleType]:
     """Return the public modules; importing them needs the extras."""
     names = [found.name for found in pkgutil.iter_modules(wspool.__path__, "wspool.")]
@@ -74,7 +78,8 @@ def text() -> str:
 def members(kind: type) -> list[str]:
     """Return the public members of a class, those that are only declared first."""
     own = [name for name in vars(kind) if not name.startswith("_") or name == "__init__"]
-    return MEMBERS.get(kind) or list(dict.fromkeys([*inspect.get_annotations(kind), *own]))
+    named = MEMBERS.get(kind) or list(dict.fromkeys([*inspect.get_annotations(kind), *own]))
+    return ["__init__", *SETTINGS, *named] if issubclass(kind, Settings) else named
 
 
 def _lines_of(path: str, named: Any) -> Iterator[str]:
@@ -104,6 +109,8 @@ def _lines_of_members(kind: type) -> Iterator[str]:
         member = inspect.getattr_static(kind, name, None)
         if name in declared:
             yield f"{name}: {_shown(declared[name])}"
+        elif isinstance(member, Setting):
+            yield f"{name}: {SETTING_TYPES[name].removeprefix('Setting[').removesuffix(']')}"
         elif isinstance(member, property):
             yield f"{name}: {inspect.get_annotations(typing.cast(Any, member.fget))['return']}"
         elif not inspect.isroutine(member):

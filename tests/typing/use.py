@@ -89,7 +89,14 @@ def make(session: aiohttp.ClientSession) -> list[WebsocketConnectionPool]:
             drain_condition=is_fine,
             on_drained=keep,
         ),
-        WebsocketConnectionPool("wss://example.com/"),  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        WebsocketConnectionPool(
+            "wss://example.com/", protocols=["v1"], ssl=False, params={"a": "b"}
+        ),
+        WebsocketConnectionPool("wss://example.com/", {}),  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        WebsocketConnectionPool("wss://example.com/", max_conections=3),  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        WebsocketConnectionPool("wss://example.com/", heartbeat="5"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        WebsocketConnectionPool("wss://example.com/", protocols=5),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        WebsocketConnectionPool("wss://example.com/", ssl="x"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         WebsocketConnectionPool(uri="wss://example.com/", idle_timeout="60"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         WebsocketConnectionPool(uri="wss://example.com/", on_connect=is_last),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from wspool import __version__
 from wspool._cli import demo, probe, recording, top
 from wspool._cli.shared import header
-from wspool._pool.options import check_uri
+from wspool._pool.checks import check_uri
 
 
 def main(argv: Sequence[str] | None = None) -> int:

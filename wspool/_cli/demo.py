@@ -29,7 +29,7 @@ from wspool._connection.errors import WebsocketError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_uri
 from wspool._connection.states import TRANSITIONS
-from wspool._pool.options import check_uri
+from wspool._pool.checks import check_uri
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool.events import (
     ConnectionCheckedOut,

@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from types import FrameType
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 
@@ -26,16 +27,17 @@ from wspool._connection.exporting import exported
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
+from wspool._pool.checks import check_timeout
+from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
 from wspool._pool.listeners import Listener
-from wspool._pool.options import DEFAULT, Headers, Uri, check_timeout
+from wspool._pool.options import ACQUIRE_TIMEOUT
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -176,20 +178,8 @@ def _end(pool: WebsocketConnectionPool, loan: WebsocketConnection, **how: bool) 
     return True
 
 
-def _with_arguments_of(
-    made: Callable[P, object],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
-    """Let an `__init__` be checked, and shown, with the arguments of another class's."""
-
-    def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
-        vars(init)["__wrapped__"] = vars(made)["__init__"]
-        return init
-
-    return decorate
-
-
 @exported
-class BlockingWebsocketConnectionPool:
+class BlockingWebsocketConnectionPool(Configured):
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with
@@ -199,12 +189,8 @@ class BlockingWebsocketConnectionPool:
     from any thread.
     """
 
-    name: str = _same()
-    uri: Uri = _same()
-    headers: Headers = _same()
     is_started: bool = _same()
     is_closed: bool = _same()
-    max_connections: int = _same()
     total_connections: int = _same()
     available_connections: int = _same()
     busy_connections: int = _same()
@@ -214,18 +200,17 @@ class BlockingWebsocketConnectionPool:
     trouble: Trouble | None = _same()
     connections: tuple[WebsocketConnection, ...] = _same()
 
-    @_with_arguments_of(WebsocketConnectionPool)
-    def __init__(self, **options: Any) -> None:
-        if isinstance(options.get("session"), aiohttp.ClientSession):
+    def _set_up(self, maker: FrameType) -> None:
+        if isinstance(self.session, aiohttp.ClientSession):
             raise TypeError(
                 "a blocking pool has an event loop of its own, and a session belongs to the loop "
                 "that it was made in: let `session` be a callable that makes one, which is called "
                 "in that loop, or leave it out"
             )
-        self.pool = self._mirrored = WebsocketConnectionPool(**options)
-        caller = in_own_code(sys._getframe(1))
+        caller = in_own_code(maker)
+        self.pool = self._mirrored = WebsocketConnectionPool._of(self._options, caller)
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        self._portal = Portal(self.pool, self.pool._router.options.close_timeout, made_at)
+        self._portal = Portal(self.pool, self.close_timeout, made_at)
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self.pool)[1:]}"
@@ -246,19 +231,21 @@ class BlockingWebsocketConnectionPool:
         """Start the pool and return when the warm-up is over, whatever came of it."""
         self._portal.wait(self.pool.start)
 
-    def acquire(self, *, timeout: float | None = DEFAULT) -> BlockingWebsocketConnection:
+    def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> BlockingWebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         The timeout and the errors are those of `WebsocketConnectionPool.acquire`.
         """
         return self._borrow(timeout, wants_new=False)
 
-    def acquire_new(self, *, timeout: float | None = DEFAULT) -> BlockingWebsocketConnection:
+    def acquire_new(
+        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> BlockingWebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`."""
         return self._borrow(timeout, wants_new=True)
 
     def get_connection(
-        self, *, timeout: float | None = DEFAULT
+        self, *, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return a context manager that acquires a connection and gives it back.
 
@@ -268,7 +255,7 @@ class BlockingWebsocketConnectionPool:
         return self._loan(timeout, wants_new=False)
 
     def get_new_connection(
-        self, *, timeout: float | None = DEFAULT
+        self, *, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return the same as `get_connection`, around `acquire_new`."""
         return self._loan(timeout, wants_new=True)

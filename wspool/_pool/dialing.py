@@ -35,8 +35,9 @@ from wspool._connection.scrubbing import (
     secrets_in,
     sent_in,
 )
+from wspool._pool.checks import check_uri
 from wspool._pool.gate import MAX_RETRY_AFTER_SECONDS, Gate
-from wspool._pool.options import Options, check_uri
+from wspool._pool.options import Options
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import is_cancelled
 

@@ -1,154 +1,162 @@
-"""The pool's settings, checked once, when the pool is made.
+"""The settings of a pool: their names, their types, and what each may be.
 
-Every setting is described where it is an argument, in `WebsocketConnectionPool`. A wrong one is a
-TypeError or a ValueError that names it, says what was found and what is allowed.
+A new one is a line in `Settings` here, and an argument with its description in `configured.py`;
+`tests/core/test_options.py` says which place was forgotten.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
+import itertools
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, Never, Self, TypeVar, overload
 
 import aiohttp
 from yarl import URL
 
 from wspool._connection.loan import WebsocketConnection
-from wspool._connection.scrubbing import scrub_uri
 from wspool._connection.wire import Control
+from wspool._pool import checks
+from wspool._pool.checks import Check, count, flag, hook, optional, plain_callable, seconds
+from wspool._pool.connect_options import check_connect_options
 from wspool.quota import Quota
-
-DEFAULT: Final = cast(float, object())
-"""Stands for `acquire_timeout` where a call is given no timeout of its own."""
 
 DrainConditionCallback = Callable[[str | bytes], bool]
 """Is asked of each message that is drained: False gives the connection up."""
 
 Uri = str | URL | Callable[[], str | Awaitable[str]]
+"""A URI, or a callable, plain or async, that returns one for each attempt of a dial."""
+
 Headers = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+"""Headers of the handshake, or a callable, plain or async, that returns them for each attempt."""
+
 Hook = Callable[[WebsocketConnection], Awaitable[object]]
+"""A coroutine function that gets a connection while nobody else has it."""
 
-_OURS: Final = {
-    "timeout": "connection_timeout for the handshake, close_timeout for the goodbye",
-    "receive_timeout": "asyncio.timeout around recv()",
-    "autoping": "nothing: pings are always answered",
-    "autoclose": "nothing: a close is always answered",
-    "method": "nothing: the handshake is a GET",
+_Drained = Callable[[WebsocketConnection, str | bytes], object]
+_Session = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
+
+T = TypeVar("T")
+
+
+class _AcquireTimeout(float):
+    def __repr__(self) -> str:
+        return "acquire_timeout"
+
+
+ACQUIRE_TIMEOUT: Final[float] = _AcquireTimeout("-inf")
+"""As the `timeout` of a call that borrows, the default: the pool's `acquire_timeout`."""
+
+_names = itertools.count(1)
+
+
+class Setting(Generic[T]):
+    """One setting: its check, and the read-only attribute of a pool that shows it."""
+
+    def __init__(self, check: Check[T]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else getattr(instance._options, self.name)
+
+    def __set__(self, instance: object, value: Never) -> None:
+        change = "resize() changes it" if self.name == "max_connections" else "make another pool"
+        raise AttributeError(f"{self.name} is read-only: it is given to the constructor; {change}")
+
+
+class Settings:
+    """All settings, in the groups of `docs/reference/options.md`."""
+
+    # Limits.
+    max_connections: Setting[int] = Setting(count(at_least=1))
+    warmup_connections: Setting[int] = Setting(count(at_least=0))
+    acquire_timeout: Setting[float | None] = Setting(optional(seconds()))
+    max_waiting: Setting[int | None] = Setting(optional(count(at_least=0)))
+    min_connections: Setting[int] = Setting(count(at_least=0))
+    min_idle: Setting[int] = Setting(count(at_least=0))
+    quota: Setting[Quota | None] = Setting(optional(checks.quota))
+
+    # Dialling and closing.
+    uri: Setting[Uri] = Setting(checks.uri)
+    headers: Setting[Headers] = Setting(checks.headers)
+    max_retries: Setting[int] = Setting(count(at_least=1))
+    connection_timeout: Setting[float] = Setting(seconds(above_zero=True))
+    session: Setting[_Session | None] = Setting(optional(checks.session))
+    max_connecting: Setting[int] = Setting(count(at_least=1))
+    close_timeout: Setting[float] = Setting(seconds())
+
+    # Idle connections.
+    idle_timeout: Setting[float] = Setting(seconds(above_zero=True))
+    cleanup_interval: Setting[float] = Setting(seconds(above_zero=True))
+    max_lifetime: Setting[float | None] = Setting(optional(seconds(above_zero=True)))
+    max_uses: Setting[int | None] = Setting(optional(count(at_least=1)))
+    check_after_idle: Setting[float | None] = Setting(optional(seconds()))
+    keepalive: Setting[Hook | None] = Setting(optional(hook))
+    keepalive_interval: Setting[float | None] = Setting(optional(seconds(above_zero=True)))
+
+    # Draining.
+    check_server_data_on_release: Setting[bool] = Setting(flag)
+    drain_timeout: Setting[float] = Setting(seconds(above_zero=True))
+    drain_quiet_period: Setting[float] = Setting(seconds())
+    drain_condition: Setting[DrainConditionCallback | None] = Setting(optional(plain_callable))
+    drain_until: Setting[DrainConditionCallback | None] = Setting(optional(plain_callable))
+    drain_fence: Setting[bool] = Setting(flag)
+
+    # Hooks.
+    on_connect: Setting[Hook | None] = Setting(optional(hook))
+    on_release: Setting[Hook | None] = Setting(optional(hook))
+    on_close: Setting[Hook | None] = Setting(optional(hook))
+    on_drained: Setting[_Drained | None] = Setting(optional(plain_callable))
+    control: Setting[Control | None] = Setting(optional(plain_callable))
+
+    # Observing.
+    name: Setting[str] = Setting(checks.label)
+    leak_threshold: Setting[float | None] = Setting(optional(seconds(above_zero=True)))
+
+    # Those of aiohttp.
+    connect_options: Setting[Mapping[str, Any]] = Setting(
+        lambda _, given: MappingProxyType(check_connect_options(given, SETTINGS))
+    )
+
+
+SETTINGS: Final[dict[str, Setting[Any]]] = {
+    name: setting for name, setting in vars(Settings).items() if isinstance(setting, Setting)
 }
-"""Options of `ws_connect` that are the pool's own business, and what to use instead."""
 
-_WEBSOCKETS: Final = {
-    "additional_headers": "headers",
-    "extra_headers": "headers",
-    "subprotocols": "protocols",
-    "compression": "compress",
-    "max_size": "max_msg_size",
-    "ping_interval": "heartbeat",
-    "ping_timeout": "heartbeat",
-    "open_timeout": "connection_timeout",
-}
-"""Arguments of `websockets.connect` by names that are none here, and what is here for that."""
+if TYPE_CHECKING:
+    _Typed = Settings
+else:
+    _Typed = object  # with plain attributes: a loan reads some, and a `Setting` is slow to read
 
 
-class Options:
-    """What `WebsocketConnectionPool` was given, checked. `max_connections` changes by resize().
+class Options(_Typed):
+    """What a pool was given, checked. `max_connections` changes by resize().
 
     It has no repr, because of its secrets, and is no dataclass, which takes 2 ms to make.
     """
 
-    uri: Uri
-    headers: Headers
-    idle_timeout: float
-    max_connections: int
-    max_retries: int
-    cleanup_interval: float
-    connection_timeout: float
-    warmup_connections: int
-    check_server_data_on_release: bool
-    drain_timeout: float
-    drain_quiet_period: float
-    drain_condition: DrainConditionCallback | None
-    acquire_timeout: float | None
-    max_waiting: int | None
-    max_connecting: int
-    min_connections: int
-    min_idle: int
-    max_lifetime: float | None
-    max_uses: int | None
-    check_after_idle: float | None
-    keepalive: Hook | None
-    keepalive_interval: float | None
-    on_connect: Hook | None
-    on_release: Hook | None
-    on_close: Hook | None
-    control: Control | None
-    drain_until: DrainConditionCallback | None
-    drain_fence: bool
-    on_drained: Callable[[WebsocketConnection, str | bytes], object] | None
-    close_timeout: float
-    leak_threshold: float | None
-    quota: Quota | None
-    connect_options: dict[str, Any]
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool
 
-    def __init__(self, **settings: Any) -> None:
-        vars(self).update(settings)
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        for name, setting in SETTINGS.items():
+            vars(self)[name] = setting.check(name, given[name])
         has_mark = self.drain_until is not None or self.drain_fence
         has_check = self.check_server_data_on_release or self.on_release is not None
         self.may_drain = has_mark or has_check
-        if not callable(self.uri):
-            self.uri = check_uri(self.uri)
-        if self.headers is None:
-            self.headers = {}
-        if not (isinstance(self.headers, Mapping) or callable(self.headers)):
-            kind = type(self.headers).__name__  # the value is a secret
-            raise TypeError(
-                f"headers is of type {kind}; it must be a mapping of strings or a callable"
-            )
-        for name in ("idle_timeout", "cleanup_interval", "connection_timeout", "drain_timeout"):
-            _seconds(name, getattr(self, name), above_zero=True)
-        for name in ("drain_quiet_period", "close_timeout"):
-            _seconds(name, getattr(self, name))
-        for name in ("acquire_timeout", "check_after_idle"):
-            if (value := getattr(self, name)) is not None:
-                _seconds(name, value)
-        for name in ("max_lifetime", "keepalive_interval", "leak_threshold"):
-            if (value := getattr(self, name)) is not None:
-                _seconds(name, value, above_zero=True)
-        for name in ("max_connections", "max_retries", "max_connecting"):
-            check_count(name, getattr(self, name), at_least=1)
-        for name in ("warmup_connections", "min_connections", "min_idle"):
-            check_count(name, getattr(self, name), at_least=0)
         if self.min_idle > self.max_connections:
             most = f"at most max_connections={self.max_connections}"
-            raise ValueError(_found("min_idle", self.min_idle, most))
-        if self.max_waiting is not None:
-            check_count("max_waiting", self.max_waiting, at_least=0)
-        if self.max_uses is not None:
-            check_count("max_uses", self.max_uses, at_least=1)
-        for name in ("check_server_data_on_release", "drain_fence"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(_found(name, value, "True or False"))
-        for name in (
-            *("drain_condition", "drain_until", "on_drained", "control"),
-            *("on_connect", "on_release", "on_close", "keepalive"),
-        ):
-            if (value := getattr(self, name)) is not None and not callable(value):
-                raise TypeError(_found(name, value, "a callable or None"))
-        for name in ("drain_condition", "drain_until", "on_drained", "control"):
-            value = getattr(self, name)
-            if any(map(inspect.iscoroutinefunction, (value, type(value).__call__))):
-                raise TypeError(_found(name, value, "a plain callable, not a coroutine function"))
-        for method in ("acquire", "release"):
-            if self.quota is not None and not callable(getattr(self.quota, method, None)):
-                allowed = "an object with acquire and release, such as a LocalQuota, or None"
-                raise TypeError(_found("quota", self.quota, allowed))
+            raise ValueError(checks.found("min_idle", self.min_idle, most))
         if self.keepalive is not None and self.keepalive_interval is None:
             raise ValueError("keepalive needs keepalive_interval, the seconds between two of them")
-        _check_connect_options(self.connect_options)
         for name in ("warmup_connections", "min_connections"):
             if getattr(self, name) > self.max_connections:
                 warnings.warn(
@@ -157,97 +165,8 @@ class Options:
                     UserWarning,
                     stacklevel=3,
                 )
-                setattr(self, name, self.max_connections)
+                vars(self)[name] = self.max_connections
+        vars(self)["name"] = self.name or f"pool-{next(_names)}"
 
-
-def check_name(name: object) -> str | None:
-    """Return the pool's name, which has to stay whole in a log line and as a metric's label."""
-    if name is None:
-        return None
-    if not isinstance(name, str):
-        raise TypeError(_found("name", name, "a string or None"))
-    if not name.isprintable():  # one lone surrogate, and a whole scrape cannot be encoded
-        shown = ", ".join(
-            sorted({ascii(character) for character in name if not character.isprintable()})
-        )
-        raise ValueError(f"name is {name!a}; it must be printable text, without {shown}")
-    return name
-
-
-def check_uri(uri: object) -> str | URL:
-    """Return the URI as it was given, or raise what is wrong with it, without its secrets."""
-    if not isinstance(uri, (str, URL)):
-        kind = type(uri).__name__  # the value may hold a secret
-        raise TypeError(f"uri is of type {kind}; it must be a string, a yarl.URL or a callable")
-    try:
-        url = URL(uri)
-    except ValueError:
-        url = None
-    if url is None:  # raised out here, the error has no context, which quotes the URI
-        raise ValueError("uri is not a URI; use ws://host/path or wss://host/path")
-    if str(url) and not url.absolute:  # localhost:8080, whose scheme would be localhost
-        raise ValueError("uri is without // and a host; use ws://host/path or wss://host/path")
-    if url.scheme not in ("ws", "wss") or not url.host:
-        shown = repr(scrub_uri(url)) if str(url) else "empty"
-        raise ValueError(f"uri is {shown}; use ws://host/path or wss://host/path")
-    return uri
-
-
-def check_count(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(_found(name, value, "a whole number"))
-    if value < at_least:
-        raise ValueError(_found(name, value, f"a whole number of at least {at_least}"))
-
-
-def _seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(_found(name, value, "a number of seconds"))
-    if not 0 <= value <= sys.float_info.max or (above_zero and value == 0):
-        least = "above 0" if above_zero else "of at least 0"
-        raise ValueError(_found(name, value, f"a finite number of seconds {least}"))
-
-
-def check_timeout(timeout: float | None) -> None:
-    """Check the `timeout` argument of a call: seconds, or None for no limit."""
-    if timeout is not None:
-        _seconds("timeout", timeout)
-
-
-def check_connector(session: aiohttp.ClientSession | None, wanted: int) -> None:
-    """Refuse a shared session that would let dials wait for ever."""
-    if session is None or session.connector is None:
-        return
-    for name in ("limit", "limit_per_host"):
-        limit = getattr(session.connector, name)
-        advice = f"set TCPConnector({name}=…) above max_connections={wanted}, or to 0 for none"
-        if 0 < limit < wanted:
-            raise ValueError(
-                f"The shared session's connector has {name}={limit}, and each WebSocket "
-                f"holds a place in it for life: {advice}, or lower max_connections"
-            )
-        if limit == wanted:
-            warnings.warn(
-                f"The shared session's connector has {name}={limit}: once the pool is full, "
-                f"the application's own requests on it will hang; {advice}",
-                UserWarning,
-                stacklevel=4,
-            )
-
-
-def _check_connect_options(options: Mapping[str, Any]) -> None:
-    for name in options.keys() & _OURS.keys():
-        raise TypeError(f"{name!r} is the pool's own business; use {_OURS[name]}")
-    for name in options.keys() & _WEBSOCKETS.keys():
-        raise TypeError(f"{name!r} is an argument of websockets' connect; use {_WEBSOCKETS[name]}")
-    known = inspect.signature(aiohttp.ClientSession.ws_connect).parameters
-    allowed = known.keys() - _OURS.keys() - {"self", "url", "headers"}
-    for name in options.keys() - allowed:
-        raise TypeError(
-            f"{name!r} is neither an argument of the pool nor an option of aiohttp's ws_connect, "
-            f"which are: {', '.join(sorted(allowed))}"
-        )
-
-
-def _found(name: str, value: object, allowed: str) -> str:
-    return f"{name} is {value!r}; it must be {allowed}"
+    def resize(self, max_connections: int) -> None:
+        vars(self).update(max_connections=max_connections)

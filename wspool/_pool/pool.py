@@ -7,179 +7,50 @@ links between the queues of those states and serves whoever waits.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
-
-import aiohttp
+from typing import TYPE_CHECKING, Self
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
-from wspool._connection.wire import Control
 from wspool._pool import upkeep
+from wspool._pool.checks import check_timeout
+from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
-from wspool._pool.options import (
-    DEFAULT,
-    DrainConditionCallback,
-    Headers,
-    Hook,
-    Options,
-    Uri,
-    check_connector,
-    check_count,
-    check_name,
-    check_timeout,
-)
+from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
 from wspool._pool.routing import Router
+from wspool._pool.sessions import Session
 from wspool._pool.stats import Stats
-from wspool.quota import Quota
 
 if TYPE_CHECKING:
     from wspool._pool.introspection import PoolSnapshot, Trouble
 
-_names = itertools.count(1)
-
 
 @exported
-class WebsocketConnectionPool:
+class WebsocketConnectionPool(Configured):
     """A pool of reusable WebSocket client connections to one URI, for one event loop.
 
-    All arguments are keyword-only, times are in seconds. Wrong ones raise TypeError or ValueError.
     A call from another loop, thread or process than the one that started it is a RuntimeError.
-
-    uri: ws:// or wss://, or a callable, plain or async, that is called for each dial attempt.
-    headers: for the handshake, read at each attempt; or such a callable.
-    session: an aiohttp session to share; it is never closed. Or a plain callable that makes one,
-        called in the pool's loop when the pool starts: that is the pool's, and closed with it.
-        None: the pool makes one itself.
-    name: printable text for logs and metrics; None makes one up.
-    idle_timeout: a connection that is idle for longer is closed, at the next cleanup.
-    max_connections: sockets at most, those being opened or closed included.
-    max_retries: attempts of a dial in all.
-    cleanup_interval: between two looks for what is too old.
-    connection_timeout: for one attempt: handshake, `on_connect`, token callables.
-    warmup_connections: opened by `start()`.
-    min_connections: kept open, and refilled after losses.
-    max_connecting: dials at work at a time.
-    min_idle: kept ready beyond those in use, `idle_timeout` or not, and refilled at each checkout
-        as far as the limits allow.
-    max_lifetime: age at which a connection is retired, less up to 10 % of jitter; None: never.
-    max_uses: loans after which it is retired; None: no limit.
-    acquire_timeout: how long `acquire` waits for capacity. 0: not at all; None: for ever.
-    max_waiting: how many may wait for capacity; None: no limit.
-    check_server_data_on_release: drain a connection after each use until it is quiet.
-    drain_timeout: for a drain; a connection that takes longer is closed.
-    drain_quiet_period: silence after which a connection counts as clean.
-    drain_condition: asked of each message drained; False closes the connection. None: any
-        message that is not empty is fine.
-    drain_until: says of a message whether it is the last: then the connection is clean at once.
-    drain_fence: send a ping when the drain begins; what the server had sent comes before its pong.
-    check_after_idle: a connection that is idle for longer must answer a ping before anybody gets
-        it; None: it is not asked.
-    keepalive: async hook on a connection that is idle: send what the server counts as activity,
-        and read its reply if there is one. None: send a ping and wait for its pong.
-    keepalive_interval: between two of those, less up to 10 % of jitter; None: there are none.
-        It does not count as a use, nor does the time since the last one begin anew.
-    on_connect: async hook on a fresh connection, before anybody gets it.
-    on_release: async hook, the first step of draining: cancel, unsubscribe.
-    on_close: async hook, the last word on each open connection that the pool closes, whatever the
-        reason; it has `close_timeout`, the goodbye included.
-    on_drained: called with (connection, message) for each message that no borrower reads.
-    control: asked of each message, in whatever state, before anybody gets it. None: it is an
-        ordinary one. True: it was the server's heartbeat. A str or bytes: that is the answer to it.
-    close_timeout: for the peer to answer a close; then the socket is aborted.
-    leak_threshold: loan after which a warning in the log says who has the connection; None: never.
-    quota: is asked before each attempt of a dial and told when the socket is gone, so that several
-        pools keep one limit: see `wspool.quota`; None: no other limit than max_connections.
-    connect_options: options of `aiohttp.ClientSession.ws_connect`, such as protocols, heartbeat,
-        compress, ssl, proxy, origin, params, max_msg_size.
     """
 
-    name: str
-    """For logs, metrics and snapshots."""
-
-    def __init__(
-        self,
-        *,
-        uri: Uri,
-        headers: Headers | None = None,
-        idle_timeout: float = 60.0,
-        max_connections: int = 50,
-        max_retries: int = 3,
-        cleanup_interval: float = 5.0,
-        connection_timeout: float = 10.0,
-        warmup_connections: int = 0,
-        check_server_data_on_release: bool = False,
-        drain_timeout: float = 10.0,
-        drain_quiet_period: float = 2.0,
-        drain_condition: DrainConditionCallback | None = None,
-        session: aiohttp.ClientSession | Callable[[], aiohttp.ClientSession] | None = None,
-        name: str | None = None,
-        acquire_timeout: float | None = 0.0,
-        max_waiting: int | None = None,
-        max_connecting: int = 10,
-        min_connections: int = 0,
-        min_idle: int = 0,
-        max_lifetime: float | None = None,
-        max_uses: int | None = None,
-        check_after_idle: float | None = None,
-        keepalive: Hook | None = None,
-        keepalive_interval: float | None = None,
-        on_connect: Hook | None = None,
-        on_release: Hook | None = None,
-        on_close: Hook | None = None,
-        drain_until: DrainConditionCallback | None = None,
-        drain_fence: bool = False,
-        on_drained: Callable[[WebsocketConnection, str | bytes], object] | None = None,
-        control: Control | None = None,
-        close_timeout: float = 5.0,
-        leak_threshold: float | None = None,
-        quota: Quota | None = None,
-        **connect_options: Any,
-    ) -> None:
-        settings = dict(locals())
-        for taken in ("self", "session", "name"):
-            del settings[taken]
-        options = Options(**settings)
-        is_shared = isinstance(session, aiohttp.ClientSession)
-        is_plain = callable(session) and not asyncio.iscoroutinefunction(session)
-        if not (session is None or is_shared or is_plain):
-            raise TypeError(
-                f"session is {session!r}; it must be an aiohttp.ClientSession, a plain callable "
-                "that makes one, or None"
-            )
-        self.name = check_name(name) or f"pool-{next(_names)}"
-        self._router = Router(options, Events(self.name))
-        self._session = session if isinstance(session, aiohttp.ClientSession) else None
-        self._make_session = session if callable(session) else _make_session
-        self._owns_session = self._session is None
+    def _set_up(self, maker: FrameType) -> None:
+        self._router = Router(self._options, Events(self.name))
+        self._session = Session(self.session)
         # The loop that the pool belongs to, from start() on.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = self._pid = 0
         self._upkeep_task: asyncio.Task[None] | None = None
         self._closing_task: asyncio.Task[None] | None = None
-        caller = sys._getframe(1)
-        self._made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        self._made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
 
     # What people look at. All of it may be read from any thread.
-
-    @property
-    def uri(self) -> Uri:
-        """As it was given, secrets included."""
-        return self._router.options.uri
-
-    @property
-    def headers(self) -> Headers:
-        """As they were given, secrets included; `{}` for None."""
-        return self._router.options.headers
 
     @property
     def is_started(self) -> bool:
@@ -190,11 +61,6 @@ class WebsocketConnectionPool:
     def is_closed(self) -> bool:
         """Whether `close_all()` was called; there may still be goodbyes under way."""
         return self._router.is_closing
-
-    @property
-    def max_connections(self) -> int:
-        """The limit, as it was given or as `resize` has set it."""
-        return self._router.options.max_connections
 
     @property
     def total_connections(self) -> int:
@@ -304,21 +170,16 @@ class WebsocketConnectionPool:
                 f"process {self._pid}; it was called from the loop {loop!r} in thread "
                 f"{threading.get_ident()} of process {os.getpid()}. Make a pool for each loop"
             )
-        if self._session is None:
-            session = self._make_session()
-            if not isinstance(session, aiohttp.ClientSession):
-                raise TypeError(f"session() returned {session!r}, and no aiohttp.ClientSession")
-            self._session = session
-        check_connector(self._session, self._router.options.max_connections)
+        session = self._session.open(self.max_connections)
         self._loop, self._thread, self._pid = loop, threading.get_ident(), os.getpid()
         self._router.events.pool_ready()
-        self._router.start(loop, self._session)
+        self._router.start(loop, session)
         self._upkeep_task = upkeep.begin(self._router)
         return loop
 
     # Borrowing.
 
-    async def acquire(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
+    async def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         `timeout`, in seconds, overrides `acquire_timeout`: it bounds waiting, dialling, hooks and
@@ -333,7 +194,7 @@ class WebsocketConnectionPool:
             await self._router.wait(loan)
         return loan
 
-    async def acquire_new(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
+    async def acquire_new(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`.
 
         At the limit the longest-idle connection, or else the next that is returned, is closed to
@@ -344,7 +205,7 @@ class WebsocketConnectionPool:
         await self._router.wait(loan)
         return loan
 
-    def get_connection(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
+    def get_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection that is acquired and given back by `async with`.
 
         Left by an exception after something was sent, the connection is not handed on: it is
@@ -353,7 +214,7 @@ class WebsocketConnectionPool:
         """
         return WebsocketConnection(self, timeout)
 
-    def get_new_connection(self, *, timeout: float | None = DEFAULT) -> WebsocketConnection:
+    def get_new_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return the same as `get_connection`, around `acquire_new`."""
         return WebsocketConnection(self, timeout, True)
 
@@ -378,7 +239,7 @@ class WebsocketConnectionPool:
             raise ConnectionBusyError(
                 f"{loan!r} was borrowed once; call get_connection() for each `async with`"
             )
-        if loan._timeout is not DEFAULT:
+        if loan._timeout is not ACQUIRE_TIMEOUT:
             check_timeout(loan._timeout)
         if router.events.listeners:
             router.events.check_out_started()
@@ -398,10 +259,10 @@ class WebsocketConnectionPool:
         Raises TypeError or ValueError if it is no whole number above 0, ValueError if the shared
         session's connector admits fewer connections.
         """
-        check_count("max_connections", max_connections, at_least=1)
+        SETTINGS["max_connections"].check("max_connections", max_connections)
         if self.is_started:
             self._enter()
-        check_connector(self._session, max_connections)
+        self._session.check(max_connections)
         self._router.resize(max_connections)
 
     async def close_all(self, timeout: float | None = 0.0) -> None:
@@ -414,7 +275,7 @@ class WebsocketConnectionPool:
         check_timeout(timeout)
         if not self.is_started:
             self._router.close()
-            await self._close_session()  # it was refused at the start
+            await self._session.close()  # it was refused at the start
             return
         loop = self._enter()
         # A closing that was itself cancelled, as at the end of asyncio.run, is begun anew.
@@ -425,17 +286,12 @@ class WebsocketConnectionPool:
             self._router.close()
         await asyncio.shield(self._closing_task)
 
-    async def _close_session(self) -> None:
-        if self._owns_session and self._session is not None:
-            await self._session.close()
-
     async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         assert self._upkeep_task is not None
-        assert self._session is not None
         await self._router.wait_returned(timeout)
         self._upkeep_task.cancel()
         await self._router.finish(spared)
-        await self._close_session()
+        await self._session.close()
         self._router.events.pool_closed()
         self._router.events.tell()
 
@@ -455,13 +311,3 @@ class WebsocketConnectionPool:
                 source=self,
                 stacklevel=2,
             )
-
-
-def _make_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        # The session's default total timeout, of 5 minutes, would cap connection_timeout.
-        timeout=aiohttp.ClientTimeout(),
-        # A balancer's cookie would lead every further dial to the same backend.
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )

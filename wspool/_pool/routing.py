@@ -32,7 +32,7 @@ from wspool._pool.draining import Draining
 from wspool._pool.errands import Errand, Errands
 from wspool._pool.gate import Gate
 from wspool._pool.listeners import Events
-from wspool._pool.options import DEFAULT, Options
+from wspool._pool.options import ACQUIRE_TIMEOUT, Options
 from wspool._pool.patience import Patience
 from wspool._pool.permits import Permits
 from wspool._pool.retiring import Retiring
@@ -130,7 +130,7 @@ class Router:
 
     async def wait(self, loan: WebsocketConnection) -> None:
         """Return when the loan was served."""
-        if loan._timeout is DEFAULT:
+        if loan._timeout is ACQUIRE_TIMEOUT:
             loan._timeout = self.options.acquire_timeout
         began = self.clock()
         alarm: asyncio.TimerHandle | None = None
@@ -418,7 +418,7 @@ class Router:
 
     def resize(self, max_connections: int) -> None:
         """Change the limit; who may wait only for what is no longer to come waits no more."""
-        self.options.max_connections = max_connections
+        self.options.resize(max_connections)
         self.closing.make_room(self.capacity.surplus)
         self.route()
         self.patience.turn_away_the_surplus()

@@ -5,13 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
+import ssl
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
+from unittest.mock import AsyncMock, MagicMock
 
+import aiohttp
 import pytest
+from multidict import CIMultiDict, MultiDict
 from yarl import URL
 
-from wspool import LocalQuota, WebsocketConnectionPool
+from wspool import BlockingWebsocketConnectionPool, LocalQuota, WebsocketConnectionPool
+from wspool._pool.configured import Configured
+from wspool._pool.connect_options import ConnectOptions, known_to_aiohttp
+from wspool._pool.options import SETTINGS
 
 SECRET = "hunter2"
 
@@ -377,3 +386,202 @@ def test_a_pool_that_was_refused_gives_no_resource_warning() -> None:
     """`__del__` copes with a pool that was never finished; the suite runs under -W error."""
     with pytest.raises(TypeError):
         make(idle_timeout="no")
+
+
+# Options of ws_connect: types and values.
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    BASIC_AUTH = aiohttp.BasicAuth("user")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("heartbeat", "5", "a number of seconds"),
+        ("heartbeat", True, "a number of seconds"),
+        ("protocols", "v1", "an iterable of strings"),
+        ("protocols", b"v1", "an iterable of strings"),
+        ("protocols", 1, "an iterable of strings"),
+        ("protocols", ["v1", 2], "an iterable of strings"),
+        ("ssl", "x", "ssl.SSLContext"),
+        ("ssl", 1, "ssl.SSLContext"),
+        ("compress", "15", "a whole number"),
+        ("compress", True, "a whole number"),
+        ("max_msg_size", 1.5, "a whole number"),
+        ("max_msg_size", None, "a whole number"),
+        ("server_hostname", b"h", "a string"),
+        ("origin", 5, "a string"),
+        ("params", 5, "a mapping"),
+        ("auth", ("user", SECRET), "aiohttp.BasicAuth"),
+        ("proxy", ["http://localhost"], "a URL"),
+        ("proxy_auth", f"user:{SECRET}", "aiohttp.BasicAuth"),
+        ("proxy_headers", 5, "a mapping"),
+        ("decode_text", None, "True or False"),
+        ("verify_ssl", "no", "True or False"),
+        ("fingerprint", "ab", "bytes"),
+        ("ssl_context", True, "ssl.SSLContext"),
+    ],
+)
+def test_a_connect_option_of_a_wrong_type_is_a_type_error_that_says_what_it_must_be(
+    name: str, value: Any, needed: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        make(**{name: value})
+    assert str(caught.value).startswith(f"{name} ")
+    assert needed in str(caught.value)
+    assert SECRET not in str(caught.value)
+    found = (f"is {value!r};", f"is of type {type(value).__name__};", "has an item of type int;")
+    assert any(words in str(caught.value) for words in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *cases(["heartbeat"], [0, -1, math.nan, math.inf]),
+        *cases(["compress"], [-1, 1, 8, 16]),
+        *cases(["max_msg_size"], [-1]),
+    ],
+)
+def test_a_connect_option_of_a_wrong_value_is_a_value_error(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *cases(["heartbeat"], [None, 1, 0.5]),
+        *cases(["compress"], [0, 9, 15]),
+        *cases(["protocols"], [(), ["v1"], {"v1": None}, iter(["v1"])]),
+        *cases(["ssl"], [True, False, None, ssl.create_default_context()]),
+        *cases(["ssl"], [aiohttp.Fingerprint(bytes(32))]),
+        *cases(["params"], [None, "a=b", {"a": 1}, [("a", "b")], MultiDict(a="b")]),
+        *cases(["auth", "proxy_auth"], [None, BASIC_AUTH]),
+        *cases(["proxy"], [None, "http://localhost", URL("http://localhost")]),
+        *cases(["proxy_headers"], [None, {"a": "b"}, [("a", "b")], CIMultiDict(a="b")]),
+        *cases(["origin", "server_hostname"], [None, "h"]),
+        *cases(["verify_ssl"], [None, True, False]),
+        *cases(["decode_text"], [True, False]),
+        *cases(["fingerprint"], [None, bytes(32)]),
+        *cases(["ssl_context"], [None, ssl.create_default_context()]),
+    ],
+)
+def test_a_connect_option_that_aiohttp_takes_is_taken(name: str, value: Any) -> None:
+    make(**{name: value})
+
+
+def test_the_protocols_of_an_iterator_are_offered_at_each_dial() -> None:
+    assert make(protocols=iter(["v1", "v2"])).connect_options["protocols"] == ("v1", "v2")
+
+
+@pytest.mark.once
+def test_the_typed_connect_options_are_those_of_aiohttp() -> None:
+    """An option that a new aiohttp has is passed on meanwhile, and unchecked."""
+    assert get_type_hints(ConnectOptions).keys() == known_to_aiohttp()
+
+
+# Hooks.
+
+
+class HasHook:
+    async def hook(self, connection: object) -> None: ...
+
+    async def partly(self, one: object, connection: object) -> None: ...
+
+    with_one = functools.partialmethod(partly, 1)
+
+    @staticmethod
+    async def static(connection: object) -> None: ...
+
+    @classmethod
+    async def of_class(cls, connection: object) -> None: ...
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize(
+    "hook",
+    [
+        a_coroutine_function,
+        functools.partial(a_coroutine_function, 1),
+        functools.partial(functools.partial(AsyncCallable(), 1), 2),
+        AsyncCallable(),
+        HasHook().hook,
+        HasHook().with_one,
+        HasHook.static,
+        HasHook.of_class,
+        AsyncMock(),
+        lambda connection: a_coroutine_function(connection),
+    ],
+    ids=lambda hook: type(hook).__name__,
+)
+def test_all_that_is_async_may_be_a_hook(name: str, hook: Any) -> None:
+    assert getattr(make(**{name: hook}), name) is hook
+
+
+def a_plain_function(connection: object) -> None: ...
+
+
+class PlainCallable:
+    def __call__(self, connection: object) -> None: ...
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize(
+    "hook",
+    [
+        a_plain_function,
+        functools.partial(a_plain_function),
+        PlainCallable(),
+        PlainCallable().__call__,
+        PlainCallable,
+        print,
+        MagicMock(),
+    ],
+    ids=lambda hook: type(hook).__name__,
+)
+def test_a_hook_that_is_not_async_is_a_type_error_that_names_it(name: str, hook: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        make(**{name: hook})
+    assert str(caught.value).startswith(f"{name} is ")
+    assert "async def" in str(caught.value)
+
+
+# To be read, and not forgotten anywhere.
+
+
+@pytest.mark.parametrize("kind", [WebsocketConnectionPool, BlockingWebsocketConnectionPool])
+def test_each_argument_can_be_read_from_the_pool_and_not_set(kind: type[Configured]) -> None:
+    given = {"max_connections": 7, "acquire_timeout": None, "min_idle": 2, "name": "speech"}
+    pool = kind("ws://localhost/", **given, heartbeat=5.0)
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()
+    }
+    wanted = defaults | given
+    wanted |= {"uri": "ws://localhost/", "headers": {}, "connect_options": {"heartbeat": 5.0}}
+    assert {name: getattr(pool, name) for name in wanted} == wanted
+    for name in wanted:
+        with pytest.raises(AttributeError, match=f"{name} is read-only"):
+            setattr(pool, name, 1)
+
+
+def test_a_limit_that_was_resized_is_read_as_it_is_now() -> None:
+    pool = make(max_connections=3)
+    pool.resize(5)
+    assert pool.max_connections == 5
+
+
+def test_each_setting_is_an_argument_with_a_description() -> None:
+    """A new one is a line in options.py and an argument with its `Args:` in configured.py."""
+    arguments = inspect.signature(WebsocketConnectionPool).parameters.keys()
+    assert arguments == SETTINGS.keys(), "the constructor and Settings in options.py differ"
+    described = re.findall(r"^ {12}(\w+): ", Configured.__init__.__doc__ or "", re.MULTILINE)
+    described = [name for name in described if name not in ("TypeError", "ValueError")]
+    assert described == list(dict.fromkeys(described)), "an argument is described twice"
+    assert set(described) == SETTINGS.keys(), "an argument has no description in configured.py"
+
+
+def test_the_groups_of_the_docstring_are_those_of_the_settings() -> None:
+    doc = Configured.__init__.__doc__ or ""
+    described = [name for name in re.findall(r"^ {12}(\w+): ", doc, re.MULTILINE)]
+    settings = [name for name in SETTINGS if name != "connect_options"]
+    assert [name for name in described if name in settings] == settings

@@ -417,7 +417,11 @@ async def lend_to_hook(
         loan._take_over(after)
     link.owner = loan
     try:
-        await hook(loan)
+        awaitable = hook(loan)
+        if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
+            kind = type(awaitable).__name__
+            raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
+        await awaitable
     finally:
         if link.owner is loan:
             link.owner = owner

@@ -88,7 +88,8 @@ def _protocols(name: str, value: object) -> tuple[str, ...]:
     names = tuple(value)
     for one in names:
         if not isinstance(one, str):
-            raise TypeError(f"{name} has a {type(one).__name__} in it; it must be {allowed}")
+            kind = type(one).__name__
+            raise TypeError(f"{name} has an item of type {kind}; it must be {allowed}")
     return names
 
 

@@ -24,6 +24,7 @@ from tests.conftest import MakePool, echoes, needs_chromium, until
 from tests.support.inside import link_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
+from wspool._debug import pictures, site, views
 from wspool.testing import Server
 
 pytestmark = pytest.mark.once
@@ -112,7 +113,7 @@ async def eventually(read: Callable[[], Awaitable[Any]], wanted: Callable[[], An
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a page have ten pictures a second."""
-    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.1)
+    monkeypatch.setattr(views, "PICTURE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -435,7 +436,7 @@ async def test_a_stream_that_breaks_is_said_and_taken_up_again(
     await pool.start()
     await eventually(status.text_content, lambda: "live")
     with monkeypatch.context() as broken:
-        broken.setattr(debug, "_picture", lambda _: 1 / 0)
+        broken.setattr(pictures, "picture", lambda _: 1 / 0)
         await eventually(status.text_content, lambda: "connection lost, trying again …")
     await eventually(status.text_content, lambda: "live")
     assert await page.locator("#legend li").count() == len(State)
@@ -467,7 +468,7 @@ async def test_a_page_too_many_says_so(
     tolerated.append(
         "Failed to load resource: the server responded with a status of 503 (Service Unavailable)"
     )
-    monkeypatch.setattr(debug, "MAX_READERS", 0)
+    monkeypatch.setattr(site, "MAX_READERS", 0)
     await page.reload()
     says = "too many pages are open: close one, then reload"
     await eventually(page.locator("#status").text_content, lambda: says)

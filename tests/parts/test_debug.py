@@ -24,8 +24,8 @@ from wspool.testing import Server
 
 POOL = web.AppKey("POOL", WebsocketConnectionPool)
 HERE = "/debug/wspool"
-FILES = ["/", "/page.js", "/diagram.js", "/page.css", "/icon.svg"]
-DATA = ["/snapshot", "/diagram", "/connection?id=1"]
+FILES = ["/", "/page.js", "/charts.js", "/diagram.js", "/page.css", "/icon.svg"]
+DATA = ["/snapshot", "/diagram", "/connection?id=1", "/pools", "/dump"]
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\ndata: {}\n\n"
 
 Client = TestClient[web.Request, web.Application]
@@ -171,7 +171,7 @@ async def test_nothing_that_is_served_refers_to_a_place_outside(make_pool: MakeP
 
 
 async def test_no_markup_is_ever_made_of_text() -> None:
-    for name in ("page.js", "diagram.js"):
+    for name in ("page.js", "charts.js", "diagram.js"):
         script = (files("wspool") / "page" / name).read_text()
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|setHTML|srcdoc|eval|"

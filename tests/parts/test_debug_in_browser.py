@@ -321,8 +321,9 @@ async def test_a_click_on_a_state_leaves_its_connections(
         assert await button.get_attribute("aria-pressed") == "true"
         assert await page.locator("#filters [aria-pressed=true]").count() == 1
     await page.locator("#filters [data-state=gone]").click()
-    assert await ids(page) == [1, 2, 3]
-    reasons = [f" · {HOSTILE}", " · going away", ""]
+    assert await ids(page) == [3, 2, 1], "the newest first"
+    assert await page.locator("#connections td.state").all_text_contents() == ["busy"] * 3
+    reasons = ["", " · going away", f" · {HOSTILE}"]
     assert await told(page) == [f"server · 4001{reason}" for reason in reasons]
     await page.locator("#filters [data-state=all]").click()
     assert await ids(page) == [4, 5, 6, 7, 8, 9, 10]
@@ -380,7 +381,7 @@ async def test_the_time_line_grows_from_when_the_page_is_opened(
     page = await look(scene)
 
     async def points() -> list[int]:
-        paths = [await area.get_attribute("d") for area in await page.locator(".area").all()]
+        paths = [await area.get_attribute("d") for area in await page.locator(".area[data-state]").all()]
         return [path.count("L") for path in paths]
 
     before = await points()
@@ -439,7 +440,7 @@ async def test_a_stream_that_breaks_is_said_and_taken_up_again(
         broken.setattr(pictures, "picture", lambda _: 1 / 0)
         await eventually(status.text_content, lambda: "connection lost, trying again …")
     await eventually(status.text_content, lambda: "live")
-    assert await page.locator("#legend li").count() == len(State)
+    assert await page.locator("#legend [data-state]").count() == len(State)
 
 
 async def test_why_the_last_dial_has_failed_is_said_until_one_is_well(

@@ -32,6 +32,7 @@ MAX_READERS: Final = 100
 _FILES: Final = {
     "index.html": "text/html",
     "page.js": "text/javascript",
+    "charts.js": "text/javascript",
     "diagram.js": "text/javascript",
     "page.css": "text/css",
     "icon.svg": "image/svg+xml",

@@ -1,4 +1,4 @@
-"""Percentiles of durations that were noted in buckets, against those of the durations themselves."""
+"""Percentiles of durations that were noted in buckets, against those of the durations."""
 
 from __future__ import annotations
 

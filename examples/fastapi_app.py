@@ -7,25 +7,22 @@
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
     GET /health           "ok", or "degraded" while the WebSocket server admits nobody
     GET /metrics/         for Prometheus
-    http://127.0.0.1:8001/debug/wspool/   the pool, live
+    GET /debug/wspool/    the pool, live: put it behind your own authentication
 
 UPSTREAM_URI=ws://localhost:8080/ names the WebSocket server; without it, it is one of the
 application's own, that echoes. Lifespan makes the pool: each worker process of `--workers 2` has
-one, with its own limit, page and metrics. A scrape gets those of the worker that answers; for the
-pages, DEBUG_PORT=0 takes free ports, and logs them.
+one, with its own limit, page and metrics, and a request is answered by any of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import uvicorn
-from aiohttp import web
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import make_asgi_app
@@ -41,7 +38,6 @@ from wspool.prometheus import register
 from wspool.testing import Server
 
 UPSTREAM_URI = os.environ.get("UPSTREAM_URI")
-DEBUG_PORT = int(os.environ.get("DEBUG_PORT", 8001))
 MAX_CONNECTIONS = 20
 UNAVAILABLE = "all connections are in use, or the server is away; try later"
 ANSWERS: dict[type[Exception], tuple[int, str]] = {
@@ -69,24 +65,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             )
         )
         register(pool)
-        await stack.enter_async_context(debug_page(pool))
         yield {"pool": pool}  # the state of each request
-
-
-@asynccontextmanager
-async def debug_page(pool: WebsocketConnectionPool) -> AsyncIterator[None]:
-    """Serve the page to this machine alone: it is of aiohttp, and no ASGI server can mount it."""
-    app = web.Application()
-    debug.setup(app, pool)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", DEBUG_PORT).start()
-        port = runner.addresses[0][1]
-        logging.getLogger("uvicorn.error").info("http://127.0.0.1:%d/debug/wspool/", port)
-        yield
-    finally:
-        await runner.cleanup()
 
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
@@ -96,6 +75,7 @@ async def explain(request: Request, error: Exception) -> JSONResponse:
 
 app = FastAPI(lifespan=lifespan, exception_handlers=dict.fromkeys(ANSWERS, explain))
 app.mount("/metrics", make_asgi_app())
+app.mount("/debug/wspool", debug.asgi("pool"))  # by its key in the state of each request
 
 
 @app.get("/ask")

@@ -25,10 +25,12 @@ FILES = """
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.routing
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
+    _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
+    _debug.asgi
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.recording _cli.commands
 """
-FOLDERS = ["wspool._connection", "wspool._pool", "wspool._testing", "wspool._cli"]
+FOLDERS = [f"wspool.{name}" for name in ("_connection", "_pool", "_testing", "_debug", "_cli")]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]
 ORDER.insert(ORDER.index("wspool._cli.shared"), "wspool")
 ORDER.append("wspool.__main__")

@@ -98,20 +98,18 @@ async def answers(url: str, process: Process, http: aiohttp.ClientSession) -> No
 
 @pytest.fixture(params=["aiohttp", "fastapi"])
 async def application(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Application]:
-    port, debug_port = free_port(), free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
+    page = f"{url}/debug/wspool/"
     if request.param == "aiohttp":
-        page = f"{url}/debug/wspool/"
         running = run("examples/web_app.py", "--uri", server.uri, "--port", str(port), status=0)
     else:
-        page = f"http://127.0.0.1:{debug_port}/debug/wspool/"
         # After a clean shutdown uvicorn raises the signal again, as processes should.
         running = run(
             "examples/fastapi_app.py",
             status=-signal.SIGTERM,
             UPSTREAM_URI=server.uri,
             PORT=str(port),
-            DEBUG_PORT=str(debug_port),
         )
     async with aiohttp.ClientSession() as http, running as process:
         await answers(url, process, http)
@@ -120,7 +118,9 @@ async def application(request: pytest.FixtureRequest, server: Server) -> AsyncIt
         async with http.get(page) as response:
             assert response.content_type == "text/html"
         events = await http.get(f"{page}events")
-        assert await events.content.readline() == b"event: machine\n"
+        async with asyncio.timeout(10):  # only a net
+            while await events.content.readline() != b"event: machine\n":
+                pass
     assert not server.open, "the pool was closed with the application"
 
 
@@ -201,23 +201,21 @@ async def test_a_server_that_hangs_up_is_told_from_one_that_is_away(
     assert UNAVAILABLE in text
 
 
-async def test_each_worker_of_uvicorn_has_a_pool_and_a_page_of_its_own() -> None:
+async def test_each_worker_of_uvicorn_has_a_pool_of_its_own() -> None:
+    """A request is answered by any of them, and so is one for the page."""
     port = str(free_port())
     # uvicorn leaves it to the collector to close the socket that its workers share.
     python = ("-W", "ignore:unclosed <socket:ResourceWarning", "-m")
     command = ("uvicorn", "examples.fastapi_app:app", "--workers", "2", "--port", port)
+    url = f"http://127.0.0.1:{port}"
     async with (
-        aiohttp.ClientSession() as http,
-        run(*python, *command, status=0, DEBUG_PORT="0") as process,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http,
+        run(*python, *command, status=0) as process,
     ):
-        assert process.stderr is not None
-        pages: list[str] = []
+        await answers(url, process, http)
+        application = Application(url, f"{url}/debug/wspool/", http)
+        assert await application.ask("hello") == (200, "hello")
+        dials: set[int] = set()
         async with asyncio.timeout(30):  # only a net
-            while len(pages) < 2:
-                line = (await process.stderr.readline()).decode()
-                assert line, "it has ended"
-                pages += re.findall(r"http://\S+/debug/wspool/", line)
-        applications = [Application(f"http://127.0.0.1:{port}", page, http) for page in pages]
-        assert await applications[0].ask("hello") == (200, "hello")
-        pictures = [await application.snapshot() for application in applications]
-        assert sorted(picture["stats"]["dials"] for picture in pictures) == [0, 1]
+            while dials != {0, 1}:
+                dials.add((await application.snapshot())["stats"]["dials"])

@@ -19,12 +19,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from tests.conftest import MakePool, echoes, until
 from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
+from wspool._debug import pictures, site, views
 from wspool.testing import Server
 
 POOL = web.AppKey("POOL", WebsocketConnectionPool)
 HERE = "/debug/wspool"
-FILES = ["/", "/page.js", "/diagram.js", "/page.css", "/icon.svg"]
-DATA = ["/snapshot", "/diagram", "/connection?id=1"]
+FILES = ["/", "/page.js", "/charts.js", "/diagram.js", "/page.css", "/icon.svg"]
+DATA = ["/snapshot", "/diagram", "/connection?id=1", "/pools", "/dump"]
 HOSTILE = "</script><img src=x onerror=alert(1)>\n\ndata: {}\n\n"
 
 Client = TestClient[web.Request, web.Application]
@@ -33,7 +34,7 @@ Client = TestClient[web.Request, web.Application]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a page have fifty pictures a second."""
-    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.02)
+    monkeypatch.setattr(views, "PICTURE_SECONDS", 0.02)
 
 
 @asynccontextmanager
@@ -170,7 +171,7 @@ async def test_nothing_that_is_served_refers_to_a_place_outside(make_pool: MakeP
 
 
 async def test_no_markup_is_ever_made_of_text() -> None:
-    for name in ("page.js", "diagram.js"):
+    for name in ("page.js", "charts.js", "diagram.js"):
         script = (files("wspool") / "page" / name).read_text()
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|setHTML|srcdoc|eval|"
@@ -249,7 +250,7 @@ async def test_a_connection_is_shown_with_its_history_until_it_is_forgotten(
             shown = await get(client, f"/connection?id={connection.id}")
             [expected] = json.loads(json.dumps(pool.snapshot().to_dict()["connections"]))
             assert [line["trigger"] for line in shown["history"]] == ["connected", "checkout"]
-            assert still(shown) == still(expected) | {"why": "acquire"}
+            assert still(shown) == still(expected) | {"why": "acquire", "was": "idle"}
             assert "test_debug.py" in shown["borrower"]["borrowed_at"]
         await pool.release(await pool.acquire(), force_remove=True)
         gone = await get(client, f"/connection?id={connection.id}")
@@ -265,6 +266,8 @@ async def test_the_stream_begins_with_the_table_of_the_state_machine(make_pool: 
     async with serving(pool) as client, opened(client) as page:
         name, table = await page.next()
     assert name == "machine"
+    assert table.pop("settings")["max_connections"] == pool.max_connections
+    assert [slot["loans"] for slot in table.pop("past")][-1] == 0
     assert table == {
         "states": [str(state) for state in State],
         "transitions": states.TRANSITIONS,
@@ -284,8 +287,10 @@ async def test_a_picture_says_what_a_snapshot_does_but_for_the_histories(
                 shown = await page.picture()
             expected = json.loads(json.dumps(pool.snapshot().to_dict()))
     for row in expected["connections"] + expected["gone"]:
-        row["why"] = row.pop("history")[-1]["why"]
+        last = row.pop("history")[-1]
+        row["why"], row["was"] = last["why"], last["source"]
     del expected["min_connections"], expected["max_connecting"]
+    del shown["slots"], shown["minute"]
     assert still(shown) == still(expected) | {"events": [], "skipped": 0}
     assert shown["failure"] is None
     assert [row["is_overdue"] for row in shown["connections"]] == [True] * 3
@@ -298,7 +303,7 @@ async def test_a_picture_says_what_a_snapshot_does_but_for_the_histories(
 async def test_of_each_state_those_that_are_in_it_for_longest_are_listed(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debug, "MAX_ROWS", 2)
+    monkeypatch.setattr(pictures, "MAX_ROWS", 2)
     pool = make_pool()
     lent = [await pool.acquire() for _ in range(7)]
     idle = [lent[5], lent[1], lent[3]]
@@ -440,21 +445,21 @@ async def stuck(pool: WebsocketConnectionPool, client: Client) -> AsyncIterator[
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the pool's name for each picture that is made."""
     made: list[str] = []
-    make = debug._picture
+    make = pictures.picture
 
     def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         made.append(pool.name)
         return make(pool)
 
-    monkeypatch.setattr(debug, "_picture", picture)
+    monkeypatch.setattr(pictures, "picture", picture)
     return made
 
 
 async def test_all_that_look_at_a_pool_share_each_picture(
-    make_pool: MakePool, pictures: list[str]
+    make_pool: MakePool, made: list[str]
 ) -> None:
     """Thirty see those of the same moments; of another pool there are none until it is shown."""
     pool, other = make_pool(name="one"), make_pool(name="other")
@@ -465,15 +470,13 @@ async def test_all_that_look_at_a_pool_share_each_picture(
             shared = [await page.picture(lambda picture: picture["at"] == times[0])]
             shared += [await page.picture() for _ in times[1:]]
             assert [picture["at"] for picture in shared] == times
-        assert "other" not in pictures
+        assert "other" not in made
         async with opened(client, "/events?pool=other") as page:
             assert (await page.picture())["name"] == "other"
-        assert "other" in pictures
+        assert "other" in made
 
 
-async def test_no_picture_is_made_while_nobody_reads(
-    make_pool: MakePool, pictures: list[str]
-) -> None:
+async def test_no_picture_is_made_while_nobody_reads(make_pool: MakePool, made: list[str]) -> None:
     """A reader that comes and goes leaves at most the tick that it has begun."""
     pool = make_pool()
     async with serving(pool) as client:
@@ -481,9 +484,9 @@ async def test_no_picture_is_made_while_nobody_reads(
             async with opened(client) as page:
                 await page.picture()
             await until(lambda: not pool._router.events.listeners, "it is gone")
-            made = len(pictures)
-            await asyncio.sleep(5 * debug.PICTURE_SECONDS)
-            assert len(pictures) == made
+            count = len(made)
+            await asyncio.sleep(5 * views.PICTURE_SECONDS)
+            assert len(made) == count
 
 
 async def test_snapshots_that_are_asked_for_at_once_are_made_once(
@@ -493,7 +496,7 @@ async def test_snapshots_that_are_asked_for_at_once_are_made_once(
     brief, lasting = make_pool(name="brief"), make_pool(name="lasting")
     async with serving(brief, lasting) as client:
         await get(client, "/snapshot")
-        monkeypatch.setattr(debug, "PICTURE_SECONDS", 3600.0)
+        monkeypatch.setattr(views, "PICTURE_SECONDS", 3600.0)
         first = await get(client, "/snapshot?pool=lasting")
         async with borrowing(brief, 1), borrowing(lasting, 1), asyncio.timeout(10):
             while (await get(client, "/snapshot"))["counts"]["busy"] != 1:
@@ -505,7 +508,7 @@ async def test_more_streams_than_are_allowed_are_refused_in_plain_words(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever their pools; one that ends gives its place to another."""
-    monkeypatch.setattr(debug, "MAX_READERS", 3)
+    monkeypatch.setattr(site, "MAX_READERS", 3)
     one, two = make_pool(name="one"), make_pool(name="two")
     async with serving(one, two) as client, AsyncExitStack() as stack:
         for path in ("/events", "/events?pool=two"):
@@ -534,9 +537,9 @@ async def test_a_stream_that_nobody_takes_keeps_one_picture_and_holds_up_no_othe
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have theirs, and what waits for the stalled one does not grow."""
-    make = debug._picture
+    make = pictures.picture
     padding = "x" * 30_000
-    monkeypatch.setattr(debug, "_picture", lambda pool: make(pool) | {"padding": padding})
+    monkeypatch.setattr(pictures, "picture", lambda pool: make(pool) | {"padding": padding})
     pool = make_pool()
     async with serving(pool) as client, stuck(pool, client), opened(client) as page:
         handlers = client.server.runner.server
@@ -563,7 +566,7 @@ def huge(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         count.append(1)
         return {"huge": "x" * 10_000_000}
 
-    monkeypatch.setattr(debug, "_picture", picture)
+    monkeypatch.setattr(pictures, "picture", picture)
     return count
 
 
@@ -595,7 +598,7 @@ async def test_a_client_that_takes_nothing_does_not_hold_up_a_shutdown(
 async def test_a_shutdown_ends_the_streams_at_once(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debug, "PICTURE_SECONDS", 3600.0)
+    monkeypatch.setattr(views, "PICTURE_SECONDS", 3600.0)
     pool = make_pool()
     async with serving(pool) as client, opened(client) as page, opened(client) as other:
         await page.picture()
@@ -613,14 +616,14 @@ async def test_a_shutdown_in_the_moment_of_a_picture_ends_the_stream_too(
     app = web.Application()
     pool = make_pool()
     sub = debug.setup(app, pool)
-    make = debug._picture
+    make = pictures.picture
     endings: list[asyncio.Task[None]] = []
 
     def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         endings.append(asyncio.create_task(sub.shutdown()))
         return make(pool)
 
-    monkeypatch.setattr(debug, "_picture", picture)
+    monkeypatch.setattr(pictures, "picture", picture)
     async with TestClient(TestServer(app)) as client, opened(client) as page:
         assert (await page.next())[0] == "machine"
         assert await page.next() == ("", None)
@@ -635,7 +638,7 @@ async def test_a_page_that_breaks_reaches_the_log_and_not_the_pool(
         async with opened(client) as page, opened(client) as other:
             await page.picture()
             await other.picture()
-            monkeypatch.setattr(debug, "_row", lambda *_: 1 / 0)
+            monkeypatch.setattr(pictures, "row", lambda *_: 1 / 0)
             with caplog.at_level(logging.ERROR, logger="wspool"):
                 for broken in (page, other):
                     async with asyncio.timeout(10):

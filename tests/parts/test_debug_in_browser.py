@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from tests.conftest import MakePool, echoes, needs_chromium, until
 from tests.support.inside import link_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
+from wspool._debug import pictures, site, views
 from wspool.testing import Server
 
 pytestmark = pytest.mark.once
@@ -112,7 +115,7 @@ async def eventually(read: Callable[[], Awaitable[Any]], wanted: Callable[[], An
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a page have ten pictures a second."""
-    monkeypatch.setattr(debug, "PICTURE_SECONDS", 0.1)
+    monkeypatch.setattr(views, "PICTURE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -149,9 +152,15 @@ async def look(browser: Browser, tolerated: list[str]) -> AsyncIterator[OpenPage
     requests: list[str] = []
     async with AsyncExitStack() as stack:
 
-        async def look(*pools: WebsocketConnectionPool, query: str = "", **options: Any) -> Page:
-            app = web.Application()
-            debug.setup(app, *pools)
+        async def look(
+            *pools: WebsocketConnectionPool,
+            query: str = "",
+            app: web.Application | None = None,
+            **options: Any,
+        ) -> Page:
+            if app is None:
+                app = web.Application()
+                debug.setup(app, *pools)
             server = TestServer(app)
             await server.start_server()
             stack.push_async_callback(server.close)
@@ -320,8 +329,9 @@ async def test_a_click_on_a_state_leaves_its_connections(
         assert await button.get_attribute("aria-pressed") == "true"
         assert await page.locator("#filters [aria-pressed=true]").count() == 1
     await page.locator("#filters [data-state=gone]").click()
-    assert await ids(page) == [1, 2, 3]
-    reasons = [f" · {HOSTILE}", " · going away", ""]
+    assert await ids(page) == [3, 2, 1], "the newest first"
+    assert await page.locator("#connections td.state").all_text_contents() == ["busy"] * 3
+    reasons = ["", " · going away", f" · {HOSTILE}"]
     assert await told(page) == [f"server · 4001{reason}" for reason in reasons]
     await page.locator("#filters [data-state=all]").click()
     assert await ids(page) == [4, 5, 6, 7, 8, 9, 10]
@@ -379,7 +389,9 @@ async def test_the_time_line_grows_from_when_the_page_is_opened(
     page = await look(scene)
 
     async def points() -> list[int]:
-        paths = [await area.get_attribute("d") for area in await page.locator(".area").all()]
+        paths = [
+            await area.get_attribute("d") for area in await page.locator(".area[data-state]").all()
+        ]
         return [path.count("L") for path in paths]
 
     before = await points()
@@ -391,6 +403,116 @@ async def test_the_time_line_grows_from_when_the_page_is_opened(
 
     await eventually(has_grown, lambda: True)
     assert await page.locator("#peak").text_content() == "8"
+
+
+async def test_the_percentiles_are_those_that_the_load_has_measured(
+    look: OpenPage, make_pool: MakePool
+) -> None:
+    """Under 400 loans a second, within 10 %; what is in use is measured, and not seen by chance."""
+    asyncio.get_running_loop().set_debug(False)  # which takes longer than the loans do
+    pool = make_pool(max_connections=32, acquire_timeout=None)
+    page = await look(pool)
+    waits: list[float] = []
+    uses: list[float] = []
+    chance = random.Random(3)
+
+    async def borrow() -> None:
+        began = perf_counter()
+        async with pool.get_connection():
+            lent = perf_counter()
+            await asyncio.sleep(chance.uniform(0.03, 0.09))
+            uses.append(perf_counter() - lent)
+        waits.append(lent - began)
+
+    began = perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(0, 1200, 40):  # so that some have to wait
+            await asyncio.sleep(max(0.0, began + number / 400 - perf_counter()))
+            for _ in range(40):
+                group.create_task(borrow())
+    span = perf_counter() - began
+
+    async def counts() -> list[str]:
+        return await page.locator("#percentiles tbody td:nth-child(5)").all_text_contents()
+
+    await eventually(counts, lambda: ["1,200", "1,200", str(pool.stats.dials)])
+    for name, times in (("wait", waits), ("use", uses)):
+        for column, share in ((3, 0.95), (4, 0.99)):
+            cell = page.locator(f"#percentiles [data-name={name}] :nth-child({column})")
+            shown = in_seconds(str(await cell.text_content()))
+            measured = sorted(times)[int(share * len(times))]
+            assert shown == pytest.approx(measured, rel=0.1), (name, share)
+    async with opened_dump(page) as dump:
+        busy = sum(slot["means"]["busy"] for slot in dump["measured"]["slots"])
+    assert busy == pytest.approx(sum(uses), rel=0.1), f"seconds of use in {span:.1f} s"
+
+
+def in_seconds(text: str) -> float:
+    value, unit = text.split()
+    return float(value) / {"ms": 1000, "s": 1}[unit]
+
+
+@asynccontextmanager
+async def opened_dump(page: Page) -> AsyncIterator[Any]:
+    """Download what the page offers."""
+    async with page.expect_download() as download:
+        await page.locator("#dump").click()
+    file = await download.value
+    assert file.suggested_filename.endswith(".json")
+    yield json.loads(Path(await file.path()).read_text(encoding="utf-8"))
+
+
+async def test_who_waits_is_drawn_with_how_long(look: OpenPage, make_pool: MakePool) -> None:
+    pool = make_pool(max_connections=1)
+    page = await look(pool)
+    async with pool.get_connection():
+        waiting = [asyncio.create_task(pool.acquire(timeout=None)) for _ in range(40)]
+        bars = page.locator("#queue rect")
+        await eventually(bars.count, lambda: 40)
+        await eventually(page.locator("#waiters").text_content, lambda: "40")
+        heights = await bars.evaluate_all(
+            "(bars) => bars.map((bar) => +bar.getAttribute('height'))"
+        )
+        assert heights == sorted(heights, reverse=True), "the oldest is the first, and the highest"
+
+        async def peak() -> bool:
+            text = str(await page.locator("#peak-waiting").text_content())
+            return int(text.split()[0]) >= 20
+
+        await eventually(peak, lambda: True)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    await eventually(bars.count, lambda: 0)
+
+
+async def test_a_page_shows_what_was_before_it_where_a_history_is_kept(
+    look: OpenPage, server: Server, make_pool: MakePool
+) -> None:
+    """Refusals and losses among it, and the settings in force, without what may be secret."""
+    pool = make_pool(
+        max_retries=1, headers={"key": "canary"}, params={"token": "canary"}, idle_timeout=77.0
+    )
+    app = web.Application()
+    debug.setup(app, pool, history=True)
+    server.refusals = [web.Response(status=503)]
+    with pytest.raises(ConnectionUnavailableError):
+        await pool.acquire()
+    await pool.release(await pool.acquire())
+    page = await look(app=app)
+    assert await page.locator("#refused").text_content() == "1"
+    assert await page.locator("#lost").text_content() == "1"
+    reasons = await page.locator("#reasons dd").all_text_contents()
+    assert reasons == ["connectionError 1", "dial 1"]
+    await page.locator("#events li", has_text="check out failed").wait_for()
+    settings = await page.locator("#settings").inner_text()
+    assert "idle_timeout" in settings
+    assert "77" in settings
+    async with opened_dump(page) as dump:
+        assert dump["settings"]["headers"] == "key"
+        assert dump["snapshot"]["name"] == pool.name
+        assert "canary" not in json.dumps(dump)
+    assert "canary" not in await page.content()
 
 
 async def test_a_paused_page_stands_still_and_goes_on(look: OpenPage, make_pool: MakePool) -> None:
@@ -435,10 +557,10 @@ async def test_a_stream_that_breaks_is_said_and_taken_up_again(
     await pool.start()
     await eventually(status.text_content, lambda: "live")
     with monkeypatch.context() as broken:
-        broken.setattr(debug, "_picture", lambda _: 1 / 0)
+        broken.setattr(pictures, "picture", lambda _: 1 / 0)
         await eventually(status.text_content, lambda: "connection lost, trying again …")
     await eventually(status.text_content, lambda: "live")
-    assert await page.locator("#legend li").count() == len(State)
+    assert await page.locator("#legend [data-state]").count() == len(State)
 
 
 async def test_why_the_last_dial_has_failed_is_said_until_one_is_well(
@@ -467,7 +589,7 @@ async def test_a_page_too_many_says_so(
     tolerated.append(
         "Failed to load resource: the server responded with a status of 503 (Service Unavailable)"
     )
-    monkeypatch.setattr(debug, "MAX_READERS", 0)
+    monkeypatch.setattr(site, "MAX_READERS", 0)
     await page.reload()
     says = "too many pages are open: close one, then reload"
     await eventually(page.locator("#status").text_content, lambda: says)

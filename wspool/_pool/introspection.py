@@ -17,6 +17,7 @@ from wspool._connection.link import Link, Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_subprotocol, shown_uri
 from wspool._connection.states import State
+from wspool._pool.options import Options
 from wspool._pool.routing import Router
 from wspool._pool.stats import Stats
 
@@ -186,6 +187,23 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
 def counts(pool: Pool) -> dict[State, int]:
     """Return how many connections are in each state; from any thread."""
     return pool._router.queues.counts()
+
+
+def options(pool: Pool) -> Options:
+    """Return the settings in force, secrets included."""
+    return pool._router.options
+
+
+def pulse(pool: Pool) -> tuple[dict[int, State], list[float]]:
+    """Return each connection's state by its id, and for how long each has waited, in seconds."""
+    router = pool._router
+    waits = [loan._waiter.get_loop().time() - loan._since for loan in router.line]
+    return {link.id: link.state for link in router.queues}, waits
+
+
+def settle(pool: Pool) -> None:
+    """Let the listeners hear what has been published, as they do soon by themselves."""
+    pool._router.events.tell()
 
 
 def failure(pool: Pool) -> str | None:

@@ -10,11 +10,11 @@ export function draw(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Return the picture, and for each state the text node of its count. */
+/** Return the picture, and for each state the text nodes of its count and its mean. */
 export function diagram({ states, transitions }, isUpright) {
   // Lengths run along the row, depths across it; the arcs are on one side, the bars on the other.
-  const [length, gap, depth] = isUpright ? [54, 46, 108] : [98, 70, 60];
-  const [arcs, reach, fall, bar] = isUpright ? [66, 16, 62, 70] : [42, -8, 66, 50];
+  const [length, gap, depth] = isUpright ? [68, 44, 108] : [98, 70, 74];
+  const [arcs, reach, fall, bar] = isUpright ? [66, 16, 62, 78] : [42, -8, 60, 66];
   const leaves = states.filter((state) => !transitions.some(([, source]) => source === state));
   const row = states.filter((state) => !leaves.includes(state));
   const total = row.length * (length + gap) - gap;
@@ -49,18 +49,20 @@ export function diagram({ states, transitions }, isUpright) {
     svg.append(...edge(trigger, points.map((point) => turn(...point))));
   }
 
-  const counts = {};
+  const texts = {};
   for (const state of states) {
     const isLeaf = leaves.includes(state);
     const [x, y] = isLeaf ? turn(0, floor(state)) : turn(start(state), arcs);
     const [width, height] = isLeaf ? turn(total, bar) : turn(length, depth);
     const middle = { x: x + width / 2, "text-anchor": "middle" };
-    const name = draw("text", { ...middle, y: y + height / 2 - 6, class: "name" }, state);
-    counts[state] = draw("text", { ...middle, y: y + height / 2 + 16, class: "count" }, "0");
+    const name = draw("text", { ...middle, y: y + height / 2 - 15, class: "name" }, state);
+    const count = draw("text", { ...middle, y: y + height / 2 + 7, class: "count" }, "0");
+    const mean = draw("text", { ...middle, y: y + height / 2 + 25, class: "mean" }, "mean 0");
+    texts[state] = { count, mean };
     const box = draw("rect", { x, y, width, height, rx: 8 });
-    svg.append(draw("g", { "data-state": state, class: "node" }, box, name, counts[state]));
+    svg.append(draw("g", { "data-state": state, class: "node" }, box, name, count, mean));
   }
-  return { svg, counts };
+  return { svg, texts };
 }
 
 /** An arrow with its label: on a vertical one and on an arc, beside a horizontal one. */

@@ -1,22 +1,25 @@
 // The page of one pool, drawn from each picture that the server sends.
 // What others wrote, such as a close reason, becomes text: there are DOM nodes here, and no HTML.
 
+import { last, remember, samples, startCharts } from "./charts.js";
 import { diagram, draw } from "./diagram.js";
 
-const WINDOW = [20, 5 * 60]; // seconds of the time line: at first, and at most
-const GAP = 3; // seconds without a picture that the time line does not bridge
+const RECENT = 5; // seconds that the means in the figures and the diagram are of
+const PATIENCE = 1.5; // seconds for a stream that has ended to be taken up again
 const LINES = 100; // events of either sort that are kept
 
 const $ = (id) => document.getElementById(id);
 const pool = new URLSearchParams(location.search).get("pool");
 const number = new Intl.NumberFormat("en");
 
-let machine; // {states, transitions, pools}: the server's table, the only one there is
+let machine; // {states, transitions, pools, settings}: the server's table, the only one there is
 let picture; // the last one
 let filter = "all";
 let order = { column: 0, isDown: false };
+let orderOfGone = { column: 2, isDown: false }; // the newest first
 let chosen; // the id of the connection whose details are open
-let counters; // the text node of each state's count in the diagram
+let counters; // the text nodes of each state's count and mean in the diagram
+let drawLines; // draws the charts up to a time
 
 // Small things.
 
@@ -52,7 +55,7 @@ function clock(at, digits = 0) {
   return time.toLocaleTimeString("en-GB") + (digits ? `.${fraction}` : "");
 }
 
-/** Say who it is and where he is, with the file's last folder for its whole path. */
+/** Say which task it is and where it is, with the file's last folder for its whole path. */
 function whoAndWhere({ task, at, borrowed_at: borrowedAt }) {
   const place = (at ?? borrowedAt).replace(/^.*[\\/](?=[^\\/]+[\\/][^\\/]+$)/, "");
   return `${task ?? "no task"} · ${place}`;
@@ -62,41 +65,33 @@ function total(counts) {
   return machine.states.reduce((sum, state) => sum + counts[state], 0);
 }
 
-// The time line: stacked areas, from the pictures since the page was opened.
+/** Return the mean of a state, or of those who wait, over the last seconds. */
+function mean(name) {
+  const recent = last(RECENT).length ? last(RECENT) : samples.slice(-1);
+  return recent.reduce((sum, { means }) => sum + means[name], 0) / Math.max(1, recent.length);
+}
 
-const samples = []; // {at, counts}
-const areas = new Map();
+function decimal(value) {
+  return value >= 10 || value === 0 ? number.format(Math.round(value)) : value.toFixed(value < 0.1 ? 2 : 1);
+}
+
+// Over time.
 
 function startTimeline() {
-  for (const state of machine.states) {
-    areas.set(state, draw("path", { "data-state": state, class: "area" }));
-    $("legend").append(make("li", { "data-state": state }, state));
+  const svgs = { states: $("chart-states"), waiting: $("chart-waiting"), failed: $("chart-failed") };
+  drawLines = startCharts(svgs, machine.states);
+  for (const state of machine.states) $("legend").append(make("li", { "data-state": state }, state));
+  for (const [kind, text] of [["waiting", "waiting"], ["longest", "longest wait"], ["refused", "refused"], ["lost", "lost"]]) {
+    $("legend").append(make("li", { "data-kind": kind }, text));
   }
-  document.querySelector("#timeline svg").replaceChildren(...areas.values());
 }
 
 function drawTimeline() {
-  const now = samples.at(-1).at;
-  const span = Math.min(WINDOW[1], Math.max(WINDOW[0], now - samples[0].at));
-  const peak = Math.max(4, ...samples.map(({ counts }) => total(counts)));
-  const top = peak <= 10 ? peak + (peak % 2) : Math.ceil(peak / 10) * 10;
-  const below = samples.map(() => 0);
-  for (const state of machine.states) {
-    let d = "";
-    let [upper, lower] = [[], []];
-    samples.forEach(({ at, counts }, index) => {
-      const x = (1000 - ((now - at) / span) * 1000).toFixed(1);
-      const y = (value) => (100 - (value / top) * 100).toFixed(2);
-      lower.unshift(`${x},${y(below[index])}`);
-      upper.push(`${x},${y((below[index] += counts[state]))}`);
-      if (index + 1 === samples.length || samples[index + 1].at - at > GAP) {
-        d += `M${upper.join("L")}L${lower.join("L")}Z`;
-        [upper, lower] = [[], []];
-      }
-    });
-    areas.get(state).setAttribute("d", d);
-  }
-  put($("peak"), top);
+  const { span, tops } = drawLines(picture.at);
+  put($("peak"), number.format(tops.states));
+  put($("peak-waiting"), `${number.format(tops.waiting)} waiting`);
+  put($("peak-longest"), `longest wait ${seconds(tops.longest)}`);
+  put($("peak-failed"), `${number.format(tops.failed)} refused or lost`);
   put($("since"), `${seconds(Math.round(span)).replace(".0", "")} ago`);
 }
 
@@ -105,7 +100,7 @@ function drawTimeline() {
 const COLUMNS = [
   // title, what it is sorted by, what is shown, class
   ["#", (c) => c.id, (c) => c.id, "id"],
-  ["State", (c) => machine.states.indexOf(c.state), (c) => c.state, "state"],
+  ["State", (c) => machine.states.indexOf(stateOf(c)), stateOf, "state"],
   ["For", (c) => c.seconds_in_state, (c) => seconds(c.seconds_in_state), "number"],
   ["Age", (c) => c.age, (c) => seconds(c.age), "number spare"],
   ["Loans", (c) => c.uses, (c) => number.format(c.uses), "number spare"],
@@ -116,6 +111,11 @@ const COLUMNS = [
   ["Borrower, or reason", told, told, "told"],
 ];
 const rows = new Map(); // by id
+
+/** Return the state that it has, or, if it is gone, the one that it has left. */
+function stateOf(connection) {
+  return filter === "gone" ? connection.was : connection.state;
+}
 
 function told(connection) {
   const { borrower, close_code, close_reason, why, state } = connection;
@@ -128,7 +128,10 @@ function startTable() {
   const titles = COLUMNS.map(([title, , , kind], column) => {
     const button = make("button", { type: "button" }, title);
     button.onclick = () => {
-      order = { column, isDown: order.column === column && !order.isDown };
+      const { column: before, isDown } = filter === "gone" ? orderOfGone : order;
+      const chosen = { column, isDown: before === column && !isDown };
+      if (filter === "gone") orderOfGone = chosen;
+      else order = chosen;
       drawConnections();
     };
     return make("th", { class: kind, scope: "col" }, button);
@@ -147,20 +150,22 @@ function startTable() {
 
 function drawConnections() {
   const { connections, gone, counts } = picture;
+  const sorted = filter === "gone" ? orderOfGone : order;
   for (const button of $("filters").children) {
     const name = button.dataset.state;
     put(button.lastChild, number.format({ all: total(counts), gone: gone.length, ...counts }[name]));
     button.setAttribute("aria-pressed", name === filter);
   }
   document.querySelectorAll("#connections th").forEach((title, column) => {
-    const direction = order.isDown ? "descending" : "ascending";
-    title.setAttribute("aria-sort", column === order.column ? direction : "none");
+    const direction = sorted.isDown ? "descending" : "ascending";
+    title.setAttribute("aria-sort", column === sorted.column ? direction : "none");
+    if (column === 1) put(title.firstChild, filter === "gone" ? "Left state" : "State");
   });
-  const value = COLUMNS[order.column][1];
+  const value = COLUMNS[sorted.column][1];
   const compare = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
   const list = filter === "gone" ? [...gone] : connections;
   const shown = list.filter((c) => list !== connections || filter === "all" || c.state === filter);
-  shown.sort((a, b) => (order.isDown ? compare(b, a) : compare(a, b)) || a.id - b.id);
+  shown.sort((a, b) => (sorted.isDown ? compare(b, a) : compare(a, b)) || a.id - b.id);
   const body = document.querySelector("#connections tbody");
   const focused = document.activeElement;
   shown.forEach((connection, index) => {
@@ -177,7 +182,7 @@ function drawConnections() {
 }
 
 function rowOf(connection) {
-  const { id, state, is_overdue: isOverdue } = connection;
+  const { id, is_overdue: isOverdue } = connection;
   let row = rows.get(id);
   if (row === undefined) {
     row = make("tr", { "data-id": id }, ...COLUMNS.map(([, , , kind]) => make("td", { class: kind })));
@@ -185,7 +190,7 @@ function rowOf(connection) {
     row.onclick = () => showDetails(id);
     rows.set(id, row);
   }
-  row.dataset.state = state;
+  row.dataset.state = stateOf(connection);
   row.classList.toggle("overdue", isOverdue);
   COLUMNS.forEach(([, , text], column) => column && put(row.children[column], text(connection)));
   return row;
@@ -202,7 +207,7 @@ async function drawDetails() {
   const answer = await fetch(url("connection", { id: chosen })).catch(() => null);
   const connection = answer?.ok ? await answer.json() : null;
   if (connection?.id !== chosen) return false;
-  const { id, state, history, borrower, is_overdue: isOverdue, ...facts } = connection;
+  const { id, state, was, history, borrower, is_overdue: isOverdue, ...facts } = connection;
   const { task, borrowed_at: borrowedAt, at: nowAt } = borrower ?? {};
   for (const name of ["seconds_in_state", "age", "idle_seconds", "rtt"]) {
     facts[name] = facts[name] && seconds(facts[name]);
@@ -218,9 +223,13 @@ async function drawDetails() {
   return true;
 }
 
-function drawList(list, facts) {
+function inWords(name) {
+  return name.replaceAll("_", " ").replace("seconds", "time");
+}
+
+function drawList(list, facts, title = inWords) {
   const given = Object.entries(facts).filter(([, fact]) => fact != null && fact !== "");
-  const wanted = given.flatMap(([name, fact]) => [name.replaceAll("_", " ").replace("seconds", "time"), fact]);
+  const wanted = given.flatMap(([name, fact]) => [title(name), fact]);
   while (list.children.length > wanted.length) list.lastChild.remove();
   wanted.forEach((text, index) => {
     put(list.children[index] ?? list.appendChild(make(index % 2 ? "dd" : "dt")), text);
@@ -254,13 +263,50 @@ function drawEvents() {
 }
 
 function drawWaiting() {
-  const lines = picture.waiting.map(({ seconds: waited, wants_new: wantsNew, borrower }) => {
+  const { waiting, waiters } = picture;
+  const longest = Math.max(...waiting.map((waiter) => waiter.seconds), 0);
+  const share = (waited) => (longest ? waited / longest : 0);
+  const width = 1000 / Math.max(20, waiting.length);
+  const bars = waiting.map(({ seconds: waited }, index) => {
+    const height = Math.max(2, 100 * share(waited));
+    return draw("rect", { x: index * width, y: 100 - height, width: width * 0.8, height });
+  });
+  $("queue").replaceChildren(...bars);
+  $("queue").toggleAttribute("hidden", !waiting.length);
+  const lines = waiting.map(({ seconds: waited, wants_new: wantsNew, borrower }) => {
     const who = `${whoAndWhere(borrower)}${wantsNew ? " · wants a new one" : ""}`;
     return make("li", { title: borrower.borrowed_at }, make("time", {}, seconds(waited)), who);
   });
-  const unseen = picture.waiters - picture.waiting.length;
+  const unseen = waiters - waiting.length;
   if (unseen > 0) lines.push(make("li", {}, `and ${number.format(unseen)} more`));
   $("waiting").replaceChildren(...lines);
+}
+
+function drawMinute() {
+  const { minute, stats } = picture;
+  put($("minute"), minute.seconds < 59 ? `The last ${Math.round(minute.seconds)} s` : "The last minute");
+  const dials = stats.dials - Object.values(stats.failures).reduce((sum, count) => sum + count, 0);
+  const ever = {
+    wait: stats.borrows ? seconds(stats.wait_seconds / stats.borrows) : "–",
+    dial: dials > 0 ? seconds(stats.dial_seconds / dials) : "–",
+  };
+  const body = document.querySelector("#percentiles tbody");
+  for (const name of ["wait", "use", "dial"]) {
+    const { count, p50, p95, p99 } = minute[name];
+    const texts = [name, seconds(p50), seconds(p95), seconds(p99), number.format(count), ever[name] ?? ""];
+    const row = body.querySelector(`[data-name=${name}]`) ?? body.appendChild(
+      make("tr", { "data-name": name }, make("th", { scope: "row" }), ...texts.slice(1).map(() => make("td"))),
+    );
+    texts.forEach((text, column) => put(row.children[column], text));
+  }
+  const reasons = (counts) => Object.entries(counts).map((pair) => pair.join(" ")).join(", ") || "none";
+  drawList($("reasons"), { refused: reasons(minute.refused), lost: reasons(minute.lost) });
+}
+
+function drawSettings() {
+  const settings = { ...machine.settings, max_connections: picture.max_connections };
+  for (const [name, value] of Object.entries(settings)) settings[name] = value === null ? "none" : String(value);
+  drawList($("settings"), settings, (name) => name);
 }
 
 function drawStats() {
@@ -274,17 +320,26 @@ function drawStats() {
 }
 
 function drawFigures() {
-  const { counts, stats, connections } = picture;
+  const { counts, minute, connections } = picture;
   put($("places"), `${number.format(total(counts))} / ${number.format(picture.max_connections)}`);
+  const recent = last(RECENT);
+  const loans = recent.reduce((sum, sample) => sum + sample.loans, 0) / recent.length;
+  put($("in-use"), decimal(mean("busy")));
+  put($("loans-per-second"), recent.length ? decimal(loans) : "–");
   put($("waiters"), number.format(picture.waiters));
-  const earlier = samples.find(({ at }) => picture.at - at <= 5);
-  const span = picture.at - earlier.at;
-  put($("loans-per-second"), span ? number.format(Math.round((stats.borrows - earlier.borrows) / span)) : "–");
-  put($("mean-wait"), stats.waits ? seconds(stats.wait_seconds / stats.waits) : "–");
+  put($("p95-wait"), seconds(minute.wait.p95));
+  for (const name of ["refused", "lost"]) {
+    const count = Object.values(minute[name]).reduce((sum, value) => sum + value, 0);
+    put($(name), number.format(count));
+    $(name).classList.toggle("alarm", count > 0);
+  }
   const overdue = connections.filter((connection) => connection.is_overdue).length;
   put($("overdue"), overdue);
-  $("overdue").classList.toggle("overdue", overdue > 0);
-  for (const state of machine.states) put(counters[state], number.format(counts[state]));
+  $("overdue").classList.toggle("alarm", overdue > 0);
+  for (const state of machine.states) {
+    put(counters[state].count, number.format(counts[state]));
+    put(counters[state].mean, `mean ${decimal(mean(state))}`);
+  }
 }
 
 // The stream.
@@ -304,14 +359,17 @@ function drawAll() {
   say(isClosed ? "closed" : "live", isClosed ? "pool closed" : isStarted ? "live" : "not started");
   $("failure").hidden = picture.failure === null;
   put($("failure"), picture.failure === null ? "" : `The last dial has failed: ${picture.failure}`);
-  for (const part of [drawFigures, drawTimeline, drawConnections, drawWaiting, drawEvents, drawStats]) part();
+  const parts = [drawFigures, drawTimeline, drawMinute, drawWaiting, drawConnections, drawEvents, drawStats];
+  for (const part of [...parts, drawSettings]) part();
   if ($("details").open) drawDetails();
 }
 
 function start(table) {
   const isFirst = machine === undefined;
   machine = table;
+  remember(table.past);
   if (!isFirst) return; // the stream was lost and is back
+  $("dump").href = url("dump");
   startTimeline();
   startTable();
   startDiagram();
@@ -326,8 +384,8 @@ function start(table) {
 function startDiagram() {
   const narrow = matchMedia("(max-width: 700px)");
   const redraw = () => {
-    const { svg, counts } = diagram(machine, narrow.matches);
-    counters = counts;
+    const { svg, texts } = diagram(machine, narrow.matches);
+    counters = texts;
     $("diagram").replaceChildren(svg);
   };
   narrow.onchange = () => {
@@ -341,13 +399,19 @@ const stream = new EventSource(url("events"));
 stream.addEventListener("machine", (event) => start(JSON.parse(event.data)));
 stream.onmessage = (event) => {
   picture = JSON.parse(event.data);
-  samples.push({ at: picture.at, counts: picture.counts, borrows: picture.stats.borrows });
-  while (picture.at - samples[0].at > WINDOW[1]) samples.shift();
+  clearTimeout(lost);
+  lost = undefined;
+  remember(picture.slots);
   hear(picture);
   drawAll();
 };
+let lost; // the timer of a stream that has ended
 stream.onerror = async () => {
-  if (stream.readyState !== EventSource.CLOSED) return say("lost", "connection lost, trying again …");
+  if (stream.readyState !== EventSource.CLOSED) {
+    // Some end as planned, to be taken up again at once.
+    lost ??= setTimeout(() => say("lost", "connection lost, trying again …"), PATIENCE * 1000);
+    return;
+  }
   const { status } = await fetch(url("events"), { method: "HEAD" }).catch(() => ({}));
   say("lost", status === 503 ? "too many pages are open: close one, then reload" : "refused: reload the page");
 };

@@ -1,0 +1,226 @@
+"""The last minutes of a pool, as its events tell them: how much each state was used, and how long.
+
+A count that is looked at twice a second misses loans of a millisecond, however many there are.
+So use is measured: the mean number of connections in a state is the seconds that they have spent
+in it, for each second. For each state, and for the line of those who wait, there is a total of such
+seconds, which grows by the count: an event changes the count, and costs two additions.
+
+This file has no clock and no loop of its own: time passes with the events, and with whoever looks.
+Times are Unix seconds, as the events have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from wspool._connection.states import CloseReason, State
+from wspool._debug.durations import Durations
+from wspool.events import (
+    CheckOutFailure,
+    ConnectionChecked,
+    ConnectionCheckedIn,
+    ConnectionCheckedOut,
+    ConnectionCheckOutFailed,
+    ConnectionCheckOutStarted,
+    ConnectionClosed,
+    ConnectionCreated,
+    ConnectionDrained,
+    ConnectionDrainStarted,
+    ConnectionReady,
+    Event,
+)
+
+SLOT_SECONDS: Final = 1
+"""The time that one mean is of."""
+
+MAX_SLOTS: Final = 300
+"""Five minutes of means."""
+
+WINDOW_SLOTS: Final = 60
+"""A minute of durations."""
+
+WAITING: Final = "waiting"
+"""Beside the states: the line of those who wait."""
+
+SHARES: Final = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+
+LOSSES: Final = frozenset(
+    {
+        *(CloseReason.SERVER, CloseReason.PROTOCOL, CloseReason.STALE, CloseReason.ERROR),
+        *(CloseReason.DRAIN, CloseReason.QUOTA, CloseReason.DIAL),
+    }
+)
+"""Why a connection goes that nobody wanted to go; a dial that fails is one."""
+
+_STATE_AFTER: Final[dict[type[Event], State]] = {
+    ConnectionCreated: State.CONNECTING,
+    ConnectionReady: State.IDLE,
+    ConnectionCheckedOut: State.BUSY,
+    ConnectionCheckedIn: State.IDLE,
+    ConnectionDrainStarted: State.DRAINING,
+    ConnectionDrained: State.IDLE,
+    ConnectionChecked: State.IDLE,
+    ConnectionClosed: State.CLOSED,
+}
+
+_DURATIONS: Final[dict[type[Event], str]] = {
+    ConnectionCheckedOut: "wait",
+    ConnectionCheckedIn: "use",
+    ConnectionReady: "dial",
+}
+
+
+class _Slot:
+    """One second: what happened in it, and, once it is over, the means."""
+
+    __slots__ = ("at", "durations", "loans", "longest_wait", "lost", "means", "refused")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.means: dict[str, float] = {}
+        self.loans = 0
+        self.longest_wait = 0.0
+        self.refused: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.durations = {name: Durations() for name in _DURATIONS.values()}
+
+    def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "at": self.at,
+            "means": {name: round(mean, 3) for name, mean in means.items()},
+            "loans": self.loans,
+            "longest_wait": self.longest_wait,
+            "refused": self.refused.total(),
+            "lost": self.lost.total(),
+        }
+
+
+class Recent:
+    """What was measured since `began`: of five minutes the means, of one the durations."""
+
+    def __init__(self, began: float) -> None:
+        self._began = self._now = began
+        # Each connection's state, as far as the events tell it.
+        self._state_of: dict[int, State] = {}
+        self._counts: Counter[str] = Counter()
+        # The seconds of each count since the beginning are its `shift` and its count times now.
+        self._shifts: dict[str, float] = dict.fromkeys([*State, WAITING], 0.0)
+        # The seconds when the present slot began, or the measuring, if that was later.
+        self._totals = dict(self._shifts)
+        self._totals_at = began
+        self._slot = _Slot(math.floor(began))
+        self._slots: deque[_Slot] = deque(maxlen=MAX_SLOTS)
+        self._window = {name: Durations() for name in _DURATIONS.values()}
+
+    # Being told.
+
+    def hear(self, event: Event) -> None:
+        self.advance(event.at)
+        kind, slot = type(event), self._slot
+        if (state := _STATE_AFTER.get(kind)) is not None:
+            self._move(event.connection_id, state)  # type: ignore[attr-defined]
+        if (name := _DURATIONS.get(kind)) is not None:
+            slot.durations[name].add(event.duration)  # type: ignore[attr-defined]
+            self._window[name].add(event.duration)  # type: ignore[attr-defined]
+        if isinstance(event, ConnectionCheckOutStarted):
+            self._change(WAITING, 1)
+        elif isinstance(event, ConnectionCheckedOut):
+            self._leave_line(event.duration)
+            slot.loans += 1
+        elif isinstance(event, ConnectionCheckOutFailed):
+            self._leave_line(event.duration)
+            if event.reason != CheckOutFailure.CANCELLED:  # its own wish
+                slot.refused[event.reason] += 1
+        elif isinstance(event, ConnectionClosed) and event.reason in LOSSES:
+            slot.lost[event.reason] += 1
+
+    def see(self, state_of: Mapping[int, State], waits: list[float], now: float) -> None:
+        """Be told how it really is: there are things without an event, such as the end of a socket.
+
+        `waits` are the seconds for which each has waited by now.
+        """
+        self.advance(now)
+        self._state_of = dict(state_of)
+        counts = Counter(self._state_of.values())
+        for state in State:
+            self._change(state, counts[state] - self._counts[state])
+        self._change(WAITING, len(waits) - self._counts[WAITING])
+        self._slot.longest_wait = max([self._slot.longest_wait, *waits])
+
+    def advance(self, now: float) -> None:
+        """Let time pass until now; a clock that was set back stands still for so long."""
+        self._now = max(now, self._now)
+        too_long_ago = self._now - (MAX_SLOTS + 1) * SLOT_SECONDS
+        if self._slot.at < too_long_ago:  # so long without an event: no slot of then is kept
+            self._end_slot(math.floor(too_long_ago))
+        while self._now >= self._slot.at + SLOT_SECONDS:
+            self._end_slot(self._slot.at + SLOT_SECONDS)
+
+    def _move(self, id: int, state: State) -> None:
+        before = self._state_of.get(id)
+        if before is not state:
+            self._state_of[id] = state
+            if before is not None:
+                self._change(before, -1)
+            self._change(state, 1)
+
+    def _leave_line(self, waited: float) -> None:
+        if self._counts[WAITING]:  # else it came before the beginning, and has been counted out
+            self._change(WAITING, -1)
+        self._slot.longest_wait = max(self._slot.longest_wait, waited)
+
+    def _change(self, name: str, by: int) -> None:
+        self._counts[name] += by
+        self._shifts[name] -= by * (self._now - self._began)
+
+    def _seconds(self, at: float) -> dict[str, float]:
+        """Return the seconds of each count since the beginning."""
+        since = at - self._began
+        return {name: shift + self._counts[name] * since for name, shift in self._shifts.items()}
+
+    def _means(self, at: float) -> dict[str, float]:
+        """Return the means since the present slot began."""
+        span = at - self._totals_at
+        if span <= 0:
+            return {name: float(self._counts[name]) for name in self._shifts}
+        totals = self._seconds(at)
+        return {name: max(0.0, (totals[name] - self._totals[name]) / span) for name in totals}
+
+    def _end_slot(self, at: float) -> None:
+        self._slot.means = self._means(at)
+        self._slots.append(self._slot)
+        if len(self._slots) >= WINDOW_SLOTS:
+            past = self._slots[-WINDOW_SLOTS]
+            for name, durations in past.durations.items():
+                self._window[name].take_off(durations)
+            past.durations = {}
+        self._slot = _Slot(at)
+        self._totals, self._totals_at = self._seconds(at), at
+
+    # Being asked.
+
+    def slots(self, most: int = MAX_SLOTS) -> list[dict[str, Any]]:
+        """Return the last seconds, the present one last, whose means are those of its beginning."""
+        past = [self._slots[n] for n in range(max(0, len(self._slots) - most), len(self._slots))]
+        shown = [slot.shown(slot.means) for slot in past]
+        return [*shown, self._slot.shown(self._means(self._now))]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the last minute: percentiles, and what was refused and lost, by reason.
+
+        `seconds` is how much of it was measured.
+        """
+        last = [*[*self._slots][1 - WINDOW_SLOTS :], self._slot]
+        return {
+            "seconds": min(float(WINDOW_SLOTS), self._now - self._began),
+            "refused": dict(sum((slot.refused for slot in last), Counter())),
+            "lost": dict(sum((slot.lost for slot in last), Counter())),
+            **{
+                name: {"count": durations.count}
+                | {share: durations.percentile(SHARES[share]) for share in SHARES}
+                for name, durations in self._window.items()
+            },
+        }

@@ -25,7 +25,8 @@ FILES = """
     _pool.upkeep _pool.introspection _pool.pool _pool.portal _pool.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     prometheus opentelemetry redis debug testing pytest_plugin
-    _cli.shared _cli.demo _cli.top _cli.advice _cli.tapping _cli.probe _cli.recording _cli.commands
+    _cli.shared _cli.demo _cli.top _cli.answers _cli.observations _cli.advice _cli.tapping
+    _cli.probe _cli.recording _cli.commands
 """
 FOLDERS = ["wspool._connection", "wspool._pool", "wspool._testing", "wspool._cli"]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]

@@ -67,7 +67,7 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     """Run a probe that makes shorter pauses."""
     monkeypatch.setattr(probe, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(tapping, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(probe, "FIRST_PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(tapping, "FIRST_PAUSE_SECONDS", 0.5)
     return partial(commands.run_here, capsys, "probe")
 
 

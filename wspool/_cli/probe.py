@@ -27,7 +27,6 @@ from wspool._cli.observations import Capacity, Dial, Observation, Target
 from wspool._cli.shared import Trouble, span
 from wspool._cli.tapping import (
     ANSWER_SECONDS,
-    FIRST_PAUSE_SECONDS,
     PAUSE_SECONDS,
     Dialler,
     Tap,
@@ -134,26 +133,24 @@ async def _visit(dialler: Dialler, seen: Observation) -> Dial:
                 dial = replace(dial, greeting=dial.total + tap.first.after)
         answers: list[Answer] = []
 
-        def patience() -> float:
-            pauses = [answer.pause for answer in (*seen.answers, *answers)]
-            return max(PAUSE_SECONDS, 2 * max(pauses)) if pauses else FIRST_PAUSE_SECONDS
+        async def ask(text: str, *, with_ping: bool = False) -> Answer | None:
+            before = [*seen.answers, *answers]
+            if (answer := await tap.answer(text, before, with_ping=with_ping)) is not None:
+                answers.append(answer)
+            return answer
 
         if text is not None and (is_first or before.answers):
             asked = perf_counter()
-            if (answer := await tap.answer(text, patience())) is not None:
-                answers.append(answer)
+            if (answer := await ask(text)) is not None:
                 dial = replace(dial, fresh=asked - began + answer.first)
         if is_first or before.pings:
             pings: list[float] = []
             while len(pings) < PINGS and (round_trip := await tap.ping()) is not None:
                 pings.append(round_trip)
             dial = replace(dial, pings=tuple(pings))
-        if text is not None and answers:
-            if (answer := await tap.answer(text, patience())) is not None:
-                answers.append(answer)
-                dial = replace(dial, reused=answer.first)
-                if third := await tap.answer(text, patience(), with_ping=bool(dial.pings)):
-                    answers.append(third)
+        if text is not None and answers and (answer := await ask(text)) is not None:
+            dial = replace(dial, reused=answer.first)
+            await ask(text, with_ping=bool(dial.pings))
         return replace(dial, answers=tuple(answers), close=tap.close)
 
 

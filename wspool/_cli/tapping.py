@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -61,7 +61,7 @@ _marks: ContextVar[dict[str, float]] = ContextVar("wspool_probe_marks")
 class Heard:
     """The messages since a question, when they came, and which of them came before a pong."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, before: Sequence[Answer]) -> None:
         self.began = self.latest = self.first = perf_counter()
         self.messages = 0
         self.pause = 0.0
@@ -69,7 +69,10 @@ class Heard:
         self.texts: list[str | bytes] | None = []
         self.before_pong: int | None = None
         self._bytes = 0
-        self._patience = patience
+        # What earlier answers tell of this one: how long it may pause, and how much is to come.
+        pauses = [2 * answer.pause for answer in before] or [FIRST_PAUSE_SECONDS]
+        self._patience = max(PAUSE_SECONDS, *pauses)
+        self._expected = min((answer.messages for answer in before), default=0)
 
     def add(self, message: str | bytes, now: float) -> None:
         self.messages += 1
@@ -90,6 +93,8 @@ class Heard:
         A server that has paused for some time may do so again, and longer.
         """
         patience = max(self._patience, 2 * self.pause)
+        if self.messages < self._expected:
+            patience = max(patience, FIRST_PAUSE_SECONDS)
         if is_pong_due and self.before_pong is None:
             patience = max(patience, ANSWER_SECONDS)
         return self.latest + patience - perf_counter()
@@ -197,12 +202,15 @@ class Tap:
         at = await self.ask(is_pong, ANSWER_SECONDS, lambda: self.websocket.ping(payload))
         return None if at is None else at - began
 
-    async def answer(self, text: str, patience: float, *, with_ping: bool = False) -> Answer | None:
-        """Send a message and return what comes until so much silence, or None for nothing.
+    async def answer(
+        self, text: str, before: Sequence[Answer], *, with_ping: bool = False
+    ) -> Answer | None:
+        """Send a message and return what comes until there is silence, or None for nothing.
 
-        With a ping right behind the question, the answer says what came before its pong.
+        How long a silence that takes is learned from the answers before. With a ping right behind
+        the question, the answer says what came before its pong.
         """
-        self._heard = heard = Heard(patience)
+        self._heard = heard = Heard(before)
         self._fence = str(heard.began).encode() if with_ping else b""
 
         async def send() -> None:

@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 # Processes that run tests, which wait for most of their time: two for each core. `ARGS="-n 0"`: none.
 JOBS ?= 4
@@ -45,7 +46,8 @@ docs: .venv/docs-installed
 audit: .venv/audit-installed
 	$(BIN)/python -m tests.support.floors
 
-# The sdist and the wheel in dist, checked and installed; `make build ARGS=tests` tests them too.
+# The sdist and the wheel in dist, checked as a package index shows them, and installed;
+# `make build ARGS=tests` tests them too.
 build: .venv/release-installed
 	$(BIN)/python -m tests.support.built $(or $(ARGS),--no-tests)
 
@@ -66,15 +68,17 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/$(PIP) install 'pip>=25.1'  # the first with dependency groups
+	$(BIN)/$(PIP) install --editable '.[all]' --group test
 	@touch $@
 
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	.venv-bench/bin/$(PIP) install 'pip>=25.1'
+	.venv-bench/bin/$(PIP) install --editable . --group bench
 	@mkdir -p build
 	@touch $@
 
 .venv/%-installed: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/$(PIP) install --group $*
 	@touch $@

@@ -2,23 +2,26 @@
 """An aiohttp application that asks a WebSocket server over one pool, and shows that pool.
 
     pip install 'wspool[prometheus]'
-    python examples/web_app.py [--uri ws://localhost:8080/]    # at http://127.0.0.1:8000
+    UPSTREAM_URI=ws://localhost:8080/ python examples/web_app.py    # at http://127.0.0.1:8000
 
     GET /ask?text=hello   sends the text to the WebSocket server and returns the next message
     GET /debug/wspool/    the pool, live: put it behind your own authentication
     GET /health           "ok", or "degraded" while the WebSocket server admits nobody
     GET /metrics          for Prometheus
 
-Without a URI the server is one of its own, that echoes. The pool is made when the application
-starts, so that each worker process has one, with its own limit, page and metrics:
+Without UPSTREAM_URI the server is one of its own, that echoes. The pool is made when the
+application starts, so each worker process has one, with its own limit, page and metrics:
 
-    gunicorn 'examples.web_app:make_app()' -k aiohttp.GunicornWebWorker --workers 2
+    gunicorn examples.web_app:make_runner -k aiohttp.GunicornWebWorker --workers 2
+
+`handler_cancellation=True` is for clients that hang up. Without it their handlers wait on for
+answers that nobody wants, and keep the connections from others.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -36,6 +39,7 @@ from wspool import (
 from wspool.prometheus import register
 from wspool.testing import Server
 
+UPSTREAM_URI = os.environ.get("UPSTREAM_URI", "")
 MAX_CONNECTIONS = 20
 UNAVAILABLE = "all connections are in use, or the server is away; try later"
 URI = web.AppKey("URI", str)
@@ -81,9 +85,7 @@ async def ask(request: web.Request) -> web.Response:
         raise web.HTTPBadGateway(text="the server has hung up") from None
     except TimeoutError:
         raise web.HTTPGatewayTimeout(text="the server did not answer in time") from None
-    if isinstance(answer, bytes):
-        return web.Response(body=answer)
-    return web.Response(text=answer)
+    return web.Response(body=answer)
 
 
 async def health(request: web.Request) -> web.Response:
@@ -108,16 +110,10 @@ def make_app(uri: str = "") -> web.Application:
     return app
 
 
+async def make_runner() -> web.AppRunner:
+    return web.AppRunner(make_app(UPSTREAM_URI), handler_cancellation=True)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Ask a WebSocket server over HTTP.")
-    parser.add_argument("--uri", default="", help="of the WebSocket server: ws:// or wss://")
-    parser.add_argument("--host", default="127.0.0.1", help="to listen at")
-    parser.add_argument("--port", default=8000, type=int, help="to listen at")
-    arguments = parser.parse_args()
-    web.run_app(
-        make_app(arguments.uri),
-        host=arguments.host,
-        port=arguments.port,
-        # Whose client has hung up is cancelled, and so keeps no connection from others.
-        handler_cancellation=True,
-    )
+    port = int(os.environ.get("PORT", "8000"))
+    web.run_app(make_app(UPSTREAM_URI), host="127.0.0.1", port=port, handler_cancellation=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import os
 import shutil
@@ -65,7 +66,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> None:
     """Hold each test that has an event loop to leaving nothing in it."""
-    if asyncio.iscoroutinefunction(request.function):
+    if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("nothing_is_left_in_the_loop")
 
 

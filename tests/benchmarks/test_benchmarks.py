@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -13,6 +15,8 @@ from tests import ROOT
 from tests.benchmarks.goals import OURS, THEIRS, AtMost, Below, Faster, Share, figure, seconds
 from tests.benchmarks.side_by_side import Comparison
 from tests.benchmarks.table import BEGIN, END, Row, write
+from wspool import WebsocketConnectionPool
+from wspool.testing import Server
 
 pytestmark = pytest.mark.once
 
@@ -62,6 +66,24 @@ def test_the_documentation_has_a_place_for_the_table() -> None:
     assert page.index(BEGIN) < page.index("Measured on 20") < page.index(END)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "--markdown docs/explanation/costs.md" in makefile
+
+
+async def test_the_documented_cost_of_a_loan_is_that_of_one_loan() -> None:
+    """N7: and not that of the hundred which are measured at a time."""
+    [documented, *_] = re.findall(
+        r"^\| `async with pool.get_connection\(\): pass` \|.*\| asyncio \| ([\d.]+) µs",
+        (ROOT / "docs" / "explanation" / "costs.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    times = []
+    async with Server() as server, WebsocketConnectionPool(uri=server.uri) as pool:
+        for _ in range(50):
+            began = perf_counter()
+            for _ in range(20):
+                async with pool.get_connection():
+                    pass
+            times.append((perf_counter() - began) / 20)
+    assert float(documented) < 30 * 1_000_000 * min(times), "a hundred loans would be above that"
 
 
 def test_every_ratio_in_the_documentation_is_ours_to_theirs_without_a_goal() -> None:

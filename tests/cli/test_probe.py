@@ -36,7 +36,9 @@ from tests.support.strangers import of_another_protocol, uvicorn_with
 from wspool import WebsocketConnectionPool
 from wspool._cli import commands as command_line
 from wspool._cli import probe, tapping
-from wspool._cli.advice import (
+from wspool._cli.advice import advise, report
+from wspool._cli.answers import Answer, Mark, definition_of_last, drains, last_mark
+from wspool._cli.observations import (
     Capacity,
     Close,
     Dial,
@@ -44,8 +46,6 @@ from wspool._cli.advice import (
     Observation,
     Target,
     Watch,
-    advise,
-    report,
 )
 from wspool.testing import Peer, Server, echo
 
@@ -67,12 +67,13 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     """Run a probe that makes shorter pauses."""
     monkeypatch.setattr(probe, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(tapping, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(tapping, "FIRST_PAUSE_SECONDS", 0.5)
     return partial(commands.run_here, capsys, "probe")
 
 
 def code_of(out: str) -> str:
     """Return the code that a probe has printed, which goes on to the end."""
-    match = re.search(r"^(?:import os|from wspool import)", out, re.MULTILINE)
+    match = re.search(r"^(?:import |from wspool import)", out, re.MULTILINE)
     assert match is not None, out
     return out[match.start() :]
 
@@ -173,6 +174,28 @@ async def by_nginx(upstream: str, directory: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
+@asynccontextmanager
+async def slow_line(server: Server) -> AsyncIterator[str]:
+    """Forward to the server; what comes from there comes with 2 MB a second."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, here = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(copy(reader, here, 0.0), copy(there, writer, 1 / 2_000_000))
+
+    async def copy(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds_per_byte: float
+    ) -> None:
+        while data := await reader.read(20_000):
+            await asyncio.sleep(len(data) * seconds_per_byte)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
+    async with listener:
+        yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -203,7 +226,9 @@ async def test_the_call_for_a_server_works_as_it_is_printed(
         code = code_of(out)
         assert f'uri="{uri}",' in code
         assert "check_after_idle=5.0,  # pings are answered in" in code
-        assert "compress=15,  # the server took permessage-deflate" in code
+        assert "connection_timeout" not in code
+        assert "# no compress: the server takes it, but too few answers came" in code
+        assert "# no drain option: each answer was one message" in code
         assert re.search(r"reuse saves -?\d+%", code)
         assert all("  # " in line for line in code.splitlines() if line.startswith("    "))
         await borrow(code)
@@ -279,7 +304,7 @@ async def test_a_greeting_is_read_by_the_call(server: Server, run_here: RunHere)
     assert status == 0
     assert re.search(r"^greeting +text, 7 bytes, after", out, re.MULTILINE)
     assert re.search(r"^messages unasked +none", out, re.MULTILINE)
-    assert [peer.received for peer in server.peers] == [[], ["hello", "hello"]]
+    assert [peer.received for peer in server.peers] == [[], ["hello"] * 3]
     await borrow(code_of(out))
 
 
@@ -401,6 +426,221 @@ async def test_a_server_that_closes_after_each_reply_is_used_once(run_here: RunH
         await borrow(code_of(out))
 
 
+async def test_a_server_that_closes_after_two_replies_is_used_twice(run_here: RunHere) -> None:
+    async def answer_twice(peer: Peer) -> None:
+        for _ in range(2):
+            await peer.send(await peer.recv())
+        await peer.close(1000)
+
+    async with Server(answer_twice) as server:
+        status, out, _ = await run_here(*QUICK, "--send", "hello", server.uri)
+        assert status == 0
+        assert "max_uses=2,  # the server closed each connection after 2 replies" in out
+        await borrow(code_of(out))
+
+
+# How an answer ends.
+
+
+def answering(
+    *messages: str, last: str | None = None, pause: float = 0.0
+) -> Callable[[Peer], Awaitable[None]]:
+    """Return a handler that answers "question" with these messages, and echoes all else."""
+
+    async def handle(peer: Peer) -> None:
+        async for message in peer:
+            if message != "question":
+                await peer.send(message)
+                continue
+            for part in messages:
+                await peer.send(part)
+            await asyncio.sleep(pause)
+            if last is not None:
+                await peer.send(last)
+
+    return handle
+
+
+async def leave_early(code: str, rest: int) -> None:
+    """Leave an answer after its first message: the rest costs no connection, and nobody gets it."""
+    async with made_by(code) as pool:
+        for n in range(1, 4):
+            async with pool.get_connection() as connection:
+                await connection.send("question")
+                await connection.recv()
+            await until(lambda: not pool.pending_connections, "the rest is drained")
+            assert pool.stats.drained_messages == n * rest
+        assert pool.stats.dials == 1
+
+
+PARTS = ('{"type": "part"}',) * 5
+
+
+async def test_an_answer_of_six_messages_is_counted_and_its_last_one_ends_the_drain(
+    run_here: RunHere,
+) -> None:
+    """N5: and there is neither a compression without a gain, nor a timeout below the default."""
+    async with Server(answering(*PARTS, last='{"type": "completed", "cost": 3}')) as server:
+        status, out, _ = await run_here("--listen", "0.1", "--send", "question", server.uri)
+        assert status == 0
+        assert re.search(r"^answer +6 messages, the last within ", out, re.MULTILINE)
+        assert re.search(r'^its last message +{"type": "completed", "cost": 3}$', out, re.MULTILINE)
+        code = code_of(out)
+        assert 'return json.loads(message).get("type") == "completed"' in code
+        assert "drain_until=is_last,  # each of 12 answers ended with it, and" in code
+        assert "compress=" not in code
+        assert "connection_timeout=" not in code
+        assert "drain_fence=" not in code
+        await leave_early(code, rest=5)
+
+
+async def test_a_fence_that_holds_is_proposed_where_no_message_is_marked_as_the_last(
+    run_here: RunHere,
+) -> None:
+    """aiohttp answers a ping when the handler comes back to read."""
+    async with Server(answering(*PARTS, pause=0.02, last=PARTS[0])) as server:
+        status, out, _ = await run_here(*QUICK, "--send", "question", server.uri)
+        assert status == 0
+        assert re.search(r"^fence +the pong came behind the answer in 1 of 1$", out, re.MULTILINE)
+        code = code_of(out)
+        assert "drain_fence=True,  # in 1 of 1 answers the pong came behind the last" in code
+        await leave_early(code, rest=5)
+
+
+async def test_a_fence_that_does_not_hold_is_not_proposed(run_here: RunHere) -> None:
+    """`websockets` answers a ping while the handler is still at work."""
+
+    async def answer_late(peer: ServerConnection) -> None:
+        async for message in peer:
+            if message != "question":
+                await peer.send(message)
+                continue
+            for part in PARTS:
+                await peer.send(part)
+                await asyncio.sleep(0.02)
+
+    async with serve(answer_late, "127.0.0.1", 0) as server:
+        uri = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        status, out, _ = await run_here(*QUICK, "--send", "question", uri)
+        assert status == 0
+        code = code_of(out)
+        assert "# no drain_fence: in 1 of 1 answers the pong came before the end" in code
+        assert "drain_fence=" not in code
+        assert "check_server_data_on_release=True,  # only silence says" in code
+        await leave_early(code, rest=4)
+
+
+async def test_a_message_after_a_pause_belongs_to_the_answer(run_here: RunHere) -> None:
+    """From the first answer on, whose pauses nobody knows yet."""
+    async with Server(answering("part", pause=0.2, last="end")) as server:
+        status, out, _ = await run_here(*QUICK, "--send", "question", server.uri)
+        assert status == 0
+        assert re.search(r"^answer +2 messages", out, re.MULTILINE)
+        assert 'return message == "end"' in code_of(out)
+
+
+async def test_an_answer_without_an_end_is_said_to_have_none(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go_on(peer: Peer) -> None:
+        await peer.recv()
+        while True:
+            await peer.send("more")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(tapping, "REPLY_SECONDS", 0.5)
+    async with Server(go_on) as server:
+        status, out, _ = await run_here(*QUICK, "--send", "hello", server.uri)
+        assert status == 0
+        assert "; more was coming" in out
+        assert "# no drain option: an answer was still coming when the probe" in code_of(out)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+async def test_the_last_message_is_shown_without_secrets(
+    run_here: RunHere, form: tuple[str, ...]
+) -> None:
+    last = json.dumps({"type": "end", "token": CANARY, "text": "\x1b[31m" + "x" * 1000})
+    async with Server(answering("part", last=last)) as server:
+        status, out, _ = await run_here(*form, *QUICK, *SECRETS, "--send", "question", server.uri)
+        assert status == 0
+        assert CANARY not in out
+        assert "\x1b" not in out
+        assert "x" * 100 not in out
+
+
+async def test_heartbeats_that_are_messages_are_not_pushes(
+    server: Server, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the pool keeps them from borrowers."""
+    beats: list[Peer] = []
+
+    async def beat(peer: Peer) -> None:
+        async def often() -> None:
+            while True:
+                await asyncio.sleep(0.1)
+                await peer.send('{"type": "ping", "at": 1}')
+                beats.append(peer)
+
+        beating = asyncio.create_task(often())
+        await echo(peer)
+        beating.cancel()
+
+    server.handler = beat
+    monkeypatch.setattr(probe, "EARLY_SECONDS", 0.05)
+    status, out, _ = await run_here("--listen", "0.9", "--dials", "2", server.uri)
+    assert status == 0
+    assert re.search(r"^heartbeats +\d, as messages$", out, re.MULTILINE)
+    assert re.search(r"^messages unasked +none", out, re.MULTILINE)
+    code = code_of(out)
+    assert re.search(r"control=control,  # \d heartbeats came as messages in ", code)
+    assert "on_drained" not in code
+    async with made_by(code) as pool, pool.get_connection() as connection:
+        before = len(beats)
+        await until(lambda: len(beats) > before + 1, "heartbeats have come")
+        assert await echoes(connection)
+
+
+async def test_a_greeting_that_must_be_answered_is_answered_by_the_call(
+    run_here: RunHere,
+) -> None:
+    """The server closes a connection on which nobody has logged in, whatever it does later."""
+
+    async def demand(peer: Peer) -> None:
+        await peer.send("who is there?")
+        try:
+            async with asyncio.timeout(1.5):
+                await peer.send(f"welcome, {await peer.recv()}")
+        except TimeoutError:
+            await peer.close(4001, "log in")
+            return
+        await echo(peer)
+
+    async with Server(demand) as server:
+        more = ("--idle", "3", "--send", "alice")
+        status, out, _ = await run_here(*QUICK, *more, server.uri)
+        assert status == 0
+        assert "one message prevents that" in out
+        code = code_of(out)
+        assert "on_connect=on_connect,  # without a message a connection was closed" in code
+        assert "keepalive" not in code
+        assert "idle_timeout" not in code
+        await borrow(code)
+        assert server.peers[-1].received[0] == "alice"
+
+
+async def test_compression_is_proposed_where_it_has_saved_time(
+    run_here: RunHere,
+) -> None:
+    """Behind a slow line, on which 200 kB of text take long; not where there is no such line."""
+    text = "and so on " * 20_000
+    async with Server(answering("part", last=text)) as server, slow_line(server) as slow:
+        for uri, is_proposed in ((server.uri, False), (slow, True)):
+            status, out, _ = await run_here("--listen", "0.1", "--send", "question", uri)
+            assert status == 0
+            assert ("compress=15,  # answers took " in code_of(out)) == is_proposed, out
+
+
 # How it goes about.
 
 
@@ -417,7 +657,7 @@ async def test_it_makes_the_dials_that_it_says_and_says_goodbye_to_each(
     more = ("--connections", "3", "--idle", "0.2")
     status, out, _ = await run_here("--listen", "0.1", *more, server.uri)
     assert status == 0
-    assert "5 dials one after the other, up to 3 that stay for 0.2 s, up to 3 at once" in out
+    assert "5 dials one after the other, up to 4 that stay for 0.2 s, up to 3 at once" in out
     await until(lambda: not server.open, "all are gone")
     assert codes == [1000] * (5 + 2 + 3)
     assert server.most_open == 3
@@ -741,6 +981,114 @@ CUT = Watch(20.0, close=Close(20.0, 1006))
 STAYS = Watch(23.0)
 
 
+def answer(*texts: str | bytes, seconds: float = 0.1, **more: Any) -> Answer:
+    return Answer(len(texts), 0.01, seconds, 0.01, "…", texts=texts, **more)
+
+
+def measured(packed: float, plain: float) -> tuple[Dial, ...]:
+    """Return dials whose answers took so long with compression, and without."""
+    return tuple(
+        replace(
+            DIAL,
+            answers=tuple(
+                answer("one", seconds=seconds + n / 1000, is_compressed=is_compressed)
+                for n in range(4)
+            ),
+        )
+        for seconds, is_compressed in ((packed, True), (plain, False))
+    )
+
+
+def stream(last: str | bytes, before: str | bytes = '{"type": "part"}') -> tuple[str | bytes, ...]:
+    return (before, before, last)
+
+
+@pytest.mark.parametrize(
+    ("streams", "mark"),
+    [
+        pytest.param([("one",), ("one",)], None, id="single messages"),
+        pytest.param([stream("[DONE]", "part")] * 2, Mark("", "[DONE]"), id="a word"),
+        pytest.param([stream("[DONE]")] * 2, Mark("", "[DONE]"), id="a word after objects"),
+        pytest.param(
+            [stream('{"type": "end", "id": "a"}'), stream('{"type": "end", "id": "b"}')],
+            Mark("type", "end"),
+            id="a type",
+        ),
+        pytest.param(
+            [stream('{"a": "x", "event": "end"}')] * 2, Mark("event", "end"), id="the likelier key"
+        ),
+        pytest.param(
+            [stream('{"n": 1, "final": true}', '{"n": 2, "final": false}')] * 2,
+            Mark("final", True),
+            id="a flag",
+        ),
+        pytest.param([stream('{"type": "end"}', b"sound")] * 2, Mark("type", "end"), id="binary"),
+        pytest.param([stream('{"type": "end"}', "text")] * 2, None, id="no objects elsewhere"),
+        pytest.param([stream('{"type": "part"}')] * 2, None, id="all the same"),
+        pytest.param([stream('{"type": "a"}'), stream('{"type": "b"}')], None, id="two ends"),
+        pytest.param(
+            [stream('{"type": "end"}'), stream('{"type": "end"}', '{"type": "end"}')],
+            None,
+            id="in the middle too",
+        ),
+        pytest.param([stream(b"end")] * 2, None, id="a binary end"),
+        pytest.param([stream("[1]", "[" * 100_000)] * 2, Mark("", "[1]"), id="hostile JSON"),
+    ],
+)
+def test_the_last_message_is_known_by_what_no_other_message_has(
+    streams: list[tuple[str | bytes, ...]], mark: Mark | None
+) -> None:
+    """And the function that is printed tells it from all others."""
+    answers = [answer(*texts) for texts in streams]
+    assert last_mark(answers) == mark
+    if mark is not None:
+        names: dict[str, Any] = {}
+        exec(f"import json\n{definition_of_last(mark, answers)}", names)
+        for texts in streams:
+            assert [names["is_last"](text) for text in texts] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        pytest.param(
+            [answer("a", "a", before_pong=2)] * 2, ["drain_fence"], id="a fence that holds"
+        ),
+        pytest.param(
+            [answer("a", "a", before_pong=2), answer("a", "a", before_pong=1)],
+            ["check_server_data_on_release"],
+            id="a fence that held once",
+        ),
+        pytest.param([answer("a", "a")] * 2, ["check_server_data_on_release"], id="no pongs"),
+        pytest.param([answer("a", before_pong=1)] * 2, [], id="one message"),
+        pytest.param([answer("a", "a", is_whole=False)] * 2, [], id="more was coming"),
+        pytest.param(
+            [answer("a", "end", seconds=7.0), answer("a", "end")],
+            ["drain_until", "drain_timeout"],
+            id="a long answer",
+        ),
+        pytest.param(
+            [replace(answer("a", "end"), pause=1.1)] * 2,
+            ["drain_until", "drain_quiet_period"],
+            id="an answer with pauses",
+        ),
+        pytest.param(
+            [replace(answer("a", "a"), first=1.1)] * 2,
+            ["check_server_data_on_release", "drain_quiet_period"],
+            id="an answer that begins late",
+        ),
+    ],
+)
+def test_the_drain_follows_from_the_answers(answers: list[Answer], expected: list[str]) -> None:
+    assert [argument.name for argument in drains(answers, has_pushes=False)] == expected
+
+
+def test_where_the_server_also_pushes_only_a_marked_last_message_ends_an_answer() -> None:
+    marked, unmarked = [answer("a", "end")] * 2, [answer("a", "a", before_pong=2)] * 2
+    assert [one.name for one in drains(marked, has_pushes=True)] == ["drain_until"]
+    assert not list(drains(unmarked, has_pushes=True))
+
+
 @pytest.mark.parametrize(
     ("seen", "target", "expected"),
     [
@@ -748,18 +1096,20 @@ STAYS = Watch(23.0)
         pytest.param(
             {"dials": (DIAL, replace(DIAL, total=0.31))},
             {},
-            {"connection_timeout": "4.0", "check_after_idle": "5.0"},
-            id="a slow handshake",
+            {"check_after_idle": "5.0"},
+            id="a slow handshake for which the default is enough",
+        ),
+        pytest.param(
+            {"dials": (DIAL, replace(DIAL, total=1.31))},
+            {},
+            {"connection_timeout": "14.0", "check_after_idle": "5.0"},
+            id="a slower handshake",
         ),
         pytest.param({"dials": (replace(DIAL, pings=()),) * 2}, {}, {}, id="no pongs"),
         pytest.param(
             {"dials": GREETED, "listening": Watch(2.0, 1, GREETING)},
             {},
-            {
-                "connection_timeout": "3.0",
-                "check_after_idle": "5.0",
-                "on_connect": "read_greeting",
-            },
+            {"check_after_idle": "5.0", "on_connect": "on_connect"},
             id="a greeting",
         ),
         pytest.param(
@@ -771,7 +1121,7 @@ STAYS = Watch(23.0)
         pytest.param(
             {"dials": (GREETED[0], DIAL), "listening": Watch(2.0, 1, GREETING)},
             {},
-            {"connection_timeout": "3.0", "check_after_idle": "5.0", "on_drained": "on_drained"},
+            {"check_after_idle": "5.0", "on_drained": "on_drained"},
             id="no greeting on each",
         ),
         pytest.param(
@@ -783,8 +1133,38 @@ STAYS = Watch(23.0)
         pytest.param(
             {"is_compressed": True},
             {},
+            {"check_after_idle": "5.0"},
+            id="compression that nobody has measured",
+        ),
+        pytest.param(
+            {"is_compressed": True, "dials": measured(0.05, 0.08)},
+            {},
             {"compress": "15", "check_after_idle": "5.0"},
-            id="compression",
+            id="compression that saves time",
+        ),
+        pytest.param(
+            {"is_compressed": True, "dials": measured(0.08, 0.08)},
+            {},
+            {"check_after_idle": "5.0"},
+            id="compression that saves nothing",
+        ),
+        pytest.param(
+            {"silent": CUT, "pinging": CUT, "sending": STAYS, "once": STAYS},
+            {"text": "hello"},
+            {"on_connect": "on_connect", "check_after_idle": "5.0"},
+            id="a server that waits for a first message",
+        ),
+        pytest.param(
+            {"listening": Watch(2.0, 3, heartbeat=Mark("type", "ping"), heartbeats=3)},
+            {},
+            {"control": "control", "check_after_idle": "5.0"},
+            id="heartbeats as messages",
+        ),
+        pytest.param(
+            {"dials": (DIAL, replace(DIAL, answers=(answer("a", "b"),) * 2, close=CUT.close))},
+            {},
+            {"max_uses": "2", "check_after_idle": "5.0"},
+            id="two answers on each connection",
         ),
         pytest.param(
             {"silent": CUT, "pinging": CUT},
@@ -848,10 +1228,7 @@ def test_the_arguments_follow_from_the_observations(
     """And the code that has them makes a pool with them."""
     asked = replace(TARGET, **target)
     advice = advise(replace(SEEN, **seen), asked)
-    assert {a.name: a.value for a in advice.arguments} == {
-        "uri": '"ws://host/"',
-        "connection_timeout": "2.0",
-    } | expected
+    assert {a.name: a.value for a in advice.arguments} == {"uri": '"ws://host/"'} | expected
     assert all(a.why for a in advice.arguments)
     monkeypatch.setenv("WSPOOL_URI", asked.uri)
     monkeypatch.setenv("WSPOOL_HEADER_X_A_B", "c")

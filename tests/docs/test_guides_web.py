@@ -102,7 +102,7 @@ async def application(request: pytest.FixtureRequest, server: Server) -> AsyncIt
     url = f"http://127.0.0.1:{port}"
     page = f"{url}/debug/wspool/"
     if request.param == "aiohttp":
-        running = run("examples/web_app.py", "--uri", server.uri, "--port", str(port), status=0)
+        running = run("examples/web_app.py", status=0, UPSTREAM_URI=server.uri, PORT=str(port))
     else:
         # After a clean shutdown uvicorn raises the signal again, as processes should.
         running = run(
@@ -140,6 +140,27 @@ async def test_without_its_server_an_application_is_degraded_and_not_dead(
     async with asyncio.timeout(30):  # only a net
         while await health() != {"status": "ok"}:
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("application", ["aiohttp"], indirect=True)
+async def test_a_client_that_hangs_up_frees_the_connection_long_before_the_deadline(
+    application: Application, server: Server
+) -> None:
+    """N6: an application of aiohttp's does so only with `handler_cancellation`."""
+
+    async def be_silent(peer: Peer) -> None:
+        async for _ in peer:
+            pass
+
+    server.handler = be_silent
+    asking = asyncio.create_task(application.ask("a question without an answer"))
+    await until(lambda: server.received, "the question has come")
+    assert (await application.snapshot())["counts"]["busy"] == 1
+    asking.cancel()
+    async with asyncio.timeout(5):  # the example's deadline is 10 seconds
+        while (await application.snapshot())["counts"]["busy"]:
+            await asyncio.sleep(0.02)
+    await until(lambda: not server.open, "and what may still be answered is closed")
 
 
 async def test_many_requests_share_few_connections_and_too_many_are_told_so(

@@ -16,7 +16,7 @@ import pytest
 
 from tests import ROOT
 from tests.conftest import until
-from wspool.testing import Server
+from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.once
 
@@ -26,16 +26,18 @@ WORKERS = 2
 
 
 @asynccontextmanager
-async def gunicorn(uri: str, *options: str) -> AsyncIterator[aiohttp.ClientSession]:
+async def gunicorn(
+    uri: str, *options: str, app: str = "gunicorn_app:app"
+) -> AsyncIterator[aiohttp.ClientSession]:
     """Give a session whose URLs are those of the example, and end gunicorn gracefully."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "default::ResourceWarning:wspool", "-m", "gunicorn"),
             *("--bind", f"fd://{listener.fileno()}", "--workers", str(WORKERS), *options),
-            *("--threads", "4", "--graceful-timeout", "10", "examples.gunicorn_app:app"),
+            *("--threads", "4", "--graceful-timeout", "10", f"examples.{app}"),
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "WSPOOL_URI": uri},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "WSPOOL_URI": uri, "UPSTREAM_URI": uri},
             pass_fds=[listener.fileno()],
             stderr=asyncio.subprocess.PIPE,
         )
@@ -73,3 +75,21 @@ async def test_each_worker_has_a_pool_of_its_own(server: Server, options: list[s
         assert len(server.requests) >= sum(map(len, seen.values()))
     await until(lambda: not server.open, "the workers have closed their connections")
     assert {peer.websocket.close_code for peer in server.peers} == {1000}
+
+
+async def test_a_client_of_aiohttps_worker_that_hangs_up_frees_the_connection(
+    server: Server,
+) -> None:
+    """Long before the deadline of 10 seconds."""
+
+    async def be_silent(peer: Peer) -> None:
+        async for _ in peer:
+            pass
+
+    server.handler = be_silent
+    worker = ("-k", "aiohttp.GunicornWebWorker")
+    async with gunicorn(server.uri, *worker, app="web_app:make_runner") as session:
+        asking = asyncio.create_task(session.get("/ask", params={"text": "hello"}))
+        await until(lambda: server.received, "the question has come", within=30)
+        asking.cancel()
+        await until(lambda: not server.open, "what may still be answered is closed", within=5)

@@ -17,6 +17,7 @@ import pytest
 
 import wspool
 from tests import ROOT
+from tests.support.built import lost_by_an_index
 from tests.support.floors import floors
 from tests.support.pages import rows
 
@@ -68,9 +69,46 @@ def test_the_promise_has_the_lower_bounds_of_the_package() -> None:
 
 
 def test_the_readme_names_each_extra_that_is_for_users() -> None:
-    ours = {"test", "browser", "bench", "lint", "docs", "audit", "release"}
-    for extra in PROJECT["optional-dependencies"].keys() - ours:
+    for extra in PROJECT["optional-dependencies"]:
         assert f"wspool[{extra}]" in text("README.md"), extra
+
+
+def test_the_extra_all_has_all_others() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert extras["all"] == [f"wspool[{','.join(name for name in extras if name != 'all')}]"]
+
+
+def test_each_tool_installs_a_dependency_group_that_there_is() -> None:
+    groups = PYPROJECT["dependency-groups"].keys()
+    used = set(re.findall(r"--group (\w+)", text("Makefile") + text(".ci/run")))
+    used |= set(re.findall(r"^\.venv/(\w+)-installed", text("Makefile"), re.MULTILINE))
+    used |= set(re.findall(r": \.venv/(\w+)-installed", text("Makefile")))
+    for names in re.findall(r"^dependency_groups = (.+)$", text("tox.ini"), re.MULTILINE):
+        used |= set(names.split(", "))
+    assert used == groups, "and none is there that nothing uses"
+    assert "pip>=25.1" in text("Makefile"), "the first pip that knows groups"
+
+
+LINK = "[docs](https://host/)"
+
+
+@pytest.mark.parametrize(
+    ("readme", "lost"),
+    [
+        (f"# Title\n\n{LINK} ![picture](https://host/a.png) [below](#title)", []),
+        ("[page](docs/page.md)", ["href docs/page.md"]),
+        ("![picture](a.png)", ["src a.png"]),
+        ("[below](#nowhere)", ["href #nowhere"]),
+        ("[text][undefined]", ["[text][undefined]"]),
+        ("[page](http:page)", ["href http:page"]),
+    ],
+)
+def test_what_an_index_would_lose_of_a_readme_is_found(readme: str, lost: list[str]) -> None:
+    assert lost_by_an_index(readme) == lost
+
+
+def test_nothing_of_the_readme_is_lost_by_an_index() -> None:
+    assert lost_by_an_index(text("README.md")) == []
 
 
 def test_all_that_is_not_python_is_in_the_package_too() -> None:

@@ -2,17 +2,21 @@
 
 The sdist and the wheel are made in `dist`, the wheel is installed in an environment of its own,
 and the tests of the unpacked sdist are run there, outside the checkout. Further arguments are
-pytest's; `--no-tests` in their place leaves the tests out. It needs `pip install '.[release]'`.
+pytest's; `--no-tests` in their place leaves the tests out. It needs `pip install --group release`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import venv
+import zipfile
+from email import message_from_bytes
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +42,61 @@ def build() -> tuple[Path, Path]:
     run(sys.executable, "-m", "build", "--outdir", DIST)
     [sdist], [wheel] = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
     run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+    if lost := lost_by_an_index(description(wheel)):
+        sys.exit(f"a package index would lose of the README: {', '.join(lost)}")
     return sdist, wheel
+
+
+def description(wheel: Path) -> str:
+    """Return the README as the wheel brings it to a package index."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [one for one in archive.namelist() if one.endswith(".dist-info/METADATA")]
+        metadata = message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    return str(metadata.get_payload())
+
+
+def lost_by_an_index(readme: str) -> list[str]:
+    """Render Markdown as a package index does; return what of it leads nowhere there."""
+    from readme_renderer import markdown
+
+    html = markdown.render(readme)
+    if html is None:
+        return ["all of it: it cannot be rendered"]
+    page = _Page()
+    page.feed(html)
+    nowhere = [
+        f"{kind} {target}"
+        for kind, target in page.targets
+        if not re.match(r"https?://[^/]", target) and target not in page.anchors
+    ]
+    return nowhere + re.findall(r"\[[^]\n]+\]\[[^]\n]*\]", page.text)
+
+
+class _Page(HTMLParser):
+    """The targets, the anchors and the text, without code, of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[tuple[str, str]] = []
+        self.anchors: set[str] = set()
+        self.text = ""
+        self._code = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._code += tag in ("pre", "code")
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.targets.append((name, (value or "").replace("#user-content-", "#")))
+            elif name == "id" and value:
+                self.anchors.add(f"#{value.removeprefix('user-content-')}")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._code -= tag in ("pre", "code")
+
+    def handle_data(self, data: str) -> None:
+        if not self._code:
+            self.text += data
 
 
 def unpack(sdist: Path, where: Path) -> Path:
@@ -58,7 +116,8 @@ def install(wheel: Path, where: Path) -> Path:
     """Return the `bin` of a new environment with the wheel in it, and what its tests need."""
     venv.create(where)
     pip = (sys.executable, "-m", "pip", "--python", where, "--disable-pip-version-check")
-    run(*pip, "install", f"wspool[test] @ {wheel.as_uri()}")
+    group = f"{ROOT / 'pyproject.toml'}:test"
+    run(*pip, "install", f"wspool[all] @ {wheel.as_uri()}", "--group", group)
     run(*pip, "check")
     return where / "bin"
 

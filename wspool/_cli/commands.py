@@ -134,8 +134,9 @@ def _add_probe(commands: Any) -> None:
     parser.add_argument(
         "--send",
         metavar="TEXT",
-        help="send this message, more than once, and time the reply on fresh and on reused "
-        "connections; where messages keep a connection open, the call printed contains it",
+        help="send this message, several times, and find out how long the answer takes on fresh "
+        "and on reused connections, of how many messages it is, and how the pool can tell its end; "
+        "where a connection needs this message, the call that is printed contains it",
     )
     _add_handshake(parser, "offer")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON, and no more")

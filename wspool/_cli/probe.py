@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -21,17 +21,10 @@ from typing import Final
 
 import aiohttp
 
-from wspool._cli.advice import (
-    Advice,
-    Capacity,
-    Dial,
-    Observation,
-    Target,
-    advise,
-    report,
-    span,
-)
-from wspool._cli.shared import Trouble
+from wspool._cli.advice import Advice, advise, report
+from wspool._cli.answers import Answer
+from wspool._cli.observations import Capacity, Dial, Observation, Target
+from wspool._cli.shared import Trouble, span
 from wspool._cli.tapping import (
     ANSWER_SECONDS,
     PAUSE_SECONDS,
@@ -69,7 +62,7 @@ class Plan:
     def __str__(self) -> str:
         parts = [f"{self.dials} dials one after the other"]
         if self.idle is not None:
-            parts.append(f"up to 3 that stay for {self.idle:g} s")
+            parts.append(f"up to 4 that stay for {self.idle:g} s")
         if self.connections:
             parts.append(f"up to {self.connections} at once")
         return ", ".join(parts)
@@ -124,32 +117,41 @@ async def _listen(dialler: Dialler, plan: Plan, show: Show) -> Observation:
 async def _visit(dialler: Dialler, seen: Observation) -> Dial:
     """Make another dial and talk: for the greeting, a reply, pongs, a reply on a used connection.
 
-    What was not answered on the connection before is not asked for again.
+    The third question has a ping behind it. What was not answered on the connection before is not
+    asked for again. Every other dial does without compression, where there is a reply to compare.
     """
     text = dialler.target.text
     before = seen.dials[-1]
     is_first = len(seen.dials) == 1
+    is_plain = text is not None and len(seen.dials) % 2 == 0
     began = perf_counter()
-    async with dialler.connection() as (dial, tap):
+    async with dialler.connection(compress=not is_plain) as (dial, tap):
         if before.greeting is not None:
             if tap.first is None:
                 await tap.ask(is_message, ANSWER_SECONDS)
             if tap.first is not None:
                 dial = replace(dial, greeting=dial.total + tap.first.after)
-        if text is not None and (is_first or before.fresh is not None):
-            at = await tap.reply(text)
-            dial = replace(dial, fresh=None if at is None else at - began)
+        answers: list[Answer] = []
+
+        async def ask(text: str, *, with_ping: bool = False) -> Answer | None:
+            before = [*seen.answers, *answers]
+            if (answer := await tap.answer(text, before, with_ping=with_ping)) is not None:
+                answers.append(answer)
+            return answer
+
+        if text is not None and (is_first or before.answers):
+            asked = perf_counter()
+            if (answer := await ask(text)) is not None:
+                dial = replace(dial, fresh=asked - began + answer.first)
         if is_first or before.pings:
             pings: list[float] = []
             while len(pings) < PINGS and (round_trip := await tap.ping()) is not None:
                 pings.append(round_trip)
             dial = replace(dial, pings=tuple(pings))
-        if text is not None and dial.fresh is not None:
-            await tap.quiet()
-            sent = perf_counter()
-            at = await tap.reply(text)
-            dial = replace(dial, reused=None if at is None else at - sent)
-        return replace(dial, close=tap.close)
+        if text is not None and answers and (answer := await ask(text)) is not None:
+            dial = replace(dial, reused=answer.first)
+            await ask(text, with_ping=bool(dial.pings))
+        return replace(dial, answers=tuple(answers), close=tap.close)
 
 
 async def _idle(dialler: Dialler, seconds: float, seen: Observation, show: Show) -> Observation:
@@ -157,13 +159,16 @@ async def _idle(dialler: Dialler, seconds: float, seen: Observation, show: Show)
     text = dialler.target.text
     taps: list[Tap] = []
     try:
-        for _ in range(2 if text is None else 3):
+        for _ in range(2 if text is None else 4):
             await asyncio.sleep(RAMP)
             taps.append((await dialler.dial())[1])
         silent, pinging, *rest = taps
         pinging.beat(pinging.websocket.ping)
         if text is not None:
-            rest[0].beat(partial(rest[0].websocket.send_str, text))
+            sending, once = rest
+            sending.beat(partial(sending.websocket.send_str, text))
+            with suppress(OSError, aiohttp.ClientError):
+                await once.websocket.send_str(text)
         await silent.wait(seconds, lambda done: show("idle", done, seconds))
         if silent.close is not None:  # see that the others do not just stay a little longer
             enough = 1.1 * silent.close.after + 1
@@ -172,9 +177,8 @@ async def _idle(dialler: Dialler, seconds: float, seen: Observation, show: Show)
     finally:
         await _hang_up(taps)
     show("idle", seconds, seconds)
-    return replace(
-        seen, silent=watches[0], pinging=watches[1], sending=watches[2] if rest else None
-    )
+    seen = replace(seen, silent=watches[0], pinging=watches[1])
+    return replace(seen, sending=watches[2], once=watches[3]) if rest else seen
 
 
 async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:

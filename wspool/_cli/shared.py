@@ -1,4 +1,4 @@
-"""What the commands share: errors in one line, words for numbers, and the picture of the states."""
+"""What the commands share: errors in one line, words, source code, the picture of the states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -44,6 +45,26 @@ def status_name(status: int) -> str:
 def printable(text: object) -> str:
     """Return a text of somebody else's without what is no character to be seen."""
     return " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace()).split())
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of the pool, its value as source code, and the observation behind it."""
+
+    name: str
+    value: str
+    why: str
+
+
+def literal(text: str) -> str:
+    """Return the text as a Python string, in double quotes where they need no escape."""
+    shown = repr(text)
+    return shown if '"' in shown else f'"{shown[1:-1]}"'
+
+
+def span(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def percentile(times: Sequence[float], share: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -20,29 +20,84 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import WSMessage, WSMsgType
 
-from wspool._cli.advice import Close, Dial, Message, Target, Watch
+from wspool._cli.answers import Answer, heartbeat_mark, marks
+from wspool._cli.observations import Close, Dial, Message, Target, Watch
 from wspool._cli.shared import printable, status_name
 from wspool._connection.aiohttp_internals import Transport, connect
 from wspool._connection.budget import Budget
 from wspool._connection.scrubbing import given_by, scrub_error, scrub_text, secrets_of
 
 REPLY_SECONDS: Final = 10.0
-"""For a handshake and for a reply."""
+"""For a handshake, for a reply to begin, and for the rest of it."""
 
 ANSWER_SECONDS: Final = 2.0
-"""For a pong, for a greeting, and for the rest of a reply."""
+"""For a pong, and for a greeting."""
 
 PAUSE_SECONDS: Final = 0.25
-"""Between two dials, and of silence after which a reply is complete."""
+"""Between two dials, and the least silence after which an answer is over."""
+
+FIRST_PAUSE_SECONDS: Final = 2.0
+"""The silence after which the first answer is over: nobody knows yet how long its pauses are."""
 
 CLOSE_SECONDS: Final = 1.0
 """For the server to answer a close."""
 
+MAX_WORD_BYTES: Final = 1024
+"""Of a message that may be a heartbeat."""
+
 LIMIT: Final = 1000
-"""Pings of the server, on one connection, whose times are remembered."""
+"""Pings of the server, on one connection, whose times are remembered; messages of an answer."""
+
+MAX_TEXT_BYTES: Final = 1024 * 1024
+"""Of an answer whose messages are compared with those of others."""
+
+SHOWN: Final = 80
+"""Characters of a message that are shown."""
 
 _marks: ContextVar[dict[str, float]] = ContextVar("wspool_probe_marks")
 """When the parts of the dial under way began and ended."""
+
+
+class Heard:
+    """The messages since a question, when they came, and which of them came before a pong."""
+
+    def __init__(self, before: Sequence[Answer]) -> None:
+        self.began = self.latest = self.first = perf_counter()
+        self.messages = 0
+        self.pause = 0.0
+        self.last: str | bytes = ""
+        self.texts: list[str | bytes] | None = []
+        self.before_pong: int | None = None
+        self._bytes = 0
+        # What earlier answers tell of this one: how long it may pause, and how much is to come.
+        pauses = [2 * answer.pause for answer in before] or [FIRST_PAUSE_SECONDS]
+        self._patience = max(PAUSE_SECONDS, *pauses)
+        self._expected = min((answer.messages for answer in before), default=0)
+
+    def add(self, message: str | bytes, now: float) -> None:
+        self.messages += 1
+        if self.messages == 1:
+            self.first = now
+        else:
+            self.pause = max(self.pause, now - self.latest)
+        self.latest, self.last = now, message
+        self._bytes += len(message)
+        if self._bytes > MAX_TEXT_BYTES or self.messages > LIMIT:
+            self.texts = None
+        if self.texts is not None:
+            self.texts.append(message)
+
+    def left(self, is_pong_due: bool) -> float:
+        """Return for how long there must be silence still until the answer is over.
+
+        A server that has paused for some time may do so again, and longer.
+        """
+        patience = max(self._patience, 2 * self.pause)
+        if self.messages < self._expected:
+            patience = max(patience, FIRST_PAUSE_SECONDS)
+        if is_pong_due and self.before_pong is None:
+            patience = max(patience, ANSWER_SECONDS)
+        return self.latest + patience - perf_counter()
 
 
 class Tap:
@@ -52,13 +107,17 @@ class Tap:
         self, websocket: aiohttp.ClientWebSocketResponse, secrets: tuple[str, ...]
     ) -> None:
         self.websocket = websocket
-        self.opened = self.heard = perf_counter()
+        self.opened = perf_counter()
         self.messages = 0
         self.first: Message | None = None
         self.close: Close | None = None
         self._secrets = secrets
         self._transport = Transport(websocket)
         self._pings: deque[float] = deque(maxlen=LIMIT)
+        # What came before any question, as far as it is short, and what came since the last one.
+        self._unasked: deque[str | bytes] = deque(maxlen=LIMIT)
+        self._heard: Heard | None = None
+        self._fence = b""
         # What `ask` waits for: which frame it is, and the time of its arrival or None at the end.
         self._wanted: Callable[[WSMessage], bool] = lambda frame: False
         self._answer: asyncio.Future[float | None] | None = None
@@ -93,8 +152,11 @@ class Tap:
     async def _take(self, frame: WSMessage) -> None:
         now = perf_counter()
         if is_message(frame):
-            self.heard = now
             self.messages += 1
+            if self._heard is not None:
+                self._heard.add(frame.data, now)
+            elif len(frame.data) < MAX_WORD_BYTES:
+                self._unasked.append(frame.data)
             if self.first is None:
                 is_text = frame.type is WSMsgType.TEXT
                 size = len(frame.data.encode() if is_text else frame.data)
@@ -102,6 +164,9 @@ class Tap:
         elif frame.type is WSMsgType.PING:
             self._pings.append(now - self.opened)
             await self.websocket.pong(frame.data)
+        elif frame.type is WSMsgType.PONG and self._fence and bytes(frame.data) == self._fence:
+            if self._heard is not None and self._heard.before_pong is None:
+                self._heard.before_pong = self._heard.messages
         if self._wanted(frame):
             self._settle(now)
 
@@ -137,16 +202,48 @@ class Tap:
         at = await self.ask(is_pong, ANSWER_SECONDS, lambda: self.websocket.ping(payload))
         return None if at is None else at - began
 
-    async def reply(self, text: str) -> float | None:
-        """Send a message and return when the next one came, or None."""
-        return await self.ask(is_message, REPLY_SECONDS, lambda: self.websocket.send_str(text))
+    async def answer(
+        self, text: str, before: Sequence[Answer], *, with_ping: bool = False
+    ) -> Answer | None:
+        """Send a message and return what comes until there is silence, or None for nothing.
 
-    async def quiet(self) -> None:
-        """Return when nothing has come for a while, or is still coming after a long one."""
+        How long a silence that takes is learned from the answers before. With a ping right behind
+        the question, the answer says what came before its pong.
+        """
+        self._heard = heard = Heard(before)
+        self._fence = str(heard.began).encode() if with_ping else b""
+
+        async def send() -> None:
+            await self.websocket.send_str(text)
+            if with_ping:
+                await self.websocket.ping(self._fence)
+
+        if await self.ask(is_message, REPLY_SECONDS, send) is None:
+            return None
+        is_whole = False
         with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while (left := self.heard + PAUSE_SECONDS - perf_counter()) > 0:
-                    await asyncio.sleep(left)
+            async with asyncio.timeout(REPLY_SECONDS):
+                while (left := heard.left(with_ping)) > 0 and not self.reader_task.done():
+                    await asyncio.wait([self.reader_task], timeout=min(left, PAUSE_SECONDS))
+                is_whole = True
+        return Answer(
+            messages=heard.messages,
+            first=heard.first - heard.began,
+            seconds=heard.latest - heard.began,
+            pause=heard.pause,
+            last=self._shown(heard.last),
+            is_whole=is_whole,
+            is_compressed=bool(self.websocket.compress),
+            before_pong=heard.before_pong,
+            texts=None if heard.texts is None else tuple(heard.texts),
+        )
+
+    def _shown(self, message: str | bytes) -> str:
+        """Return a message as people may see it."""
+        if isinstance(message, bytes):
+            return f"{len(message)} bytes"
+        text = printable(scrub_text(message, self._secrets))
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     def beat(self, act: Callable[[], Awaitable[object]]) -> None:
         """Act again and again until the end.
@@ -172,7 +269,11 @@ class Tap:
     def seen(self) -> Watch:
         """Return all that has come so far."""
         seconds = self.close.after if self.close else perf_counter() - self.opened
-        return Watch(seconds, self.messages, self.first, tuple(self._pings), self.close)
+        mark = heartbeat_mark(self._unasked)
+        beats = sum(mark in marks(text) for text in self._unasked) if mark else 0
+        return Watch(
+            seconds, self.messages, self.first, tuple(self._pings), self.close, mark, beats
+        )
 
     async def hang_up(self) -> None:
         """Say goodbye and return when the socket is gone, soon, by force if need be."""
@@ -200,8 +301,11 @@ class Dialler:
         self._is_tls = target.uri.lower().startswith("wss:")
         self._ssl = _context(target.is_insecure) if self._is_tls else True
 
-    async def dial(self) -> tuple[Dial, Tap]:
-        """Return the times and the connection, which is the caller's to hang up."""
+    async def dial(self, *, compress: bool = True) -> tuple[Dial, Tap]:
+        """Return the times and the connection, which is the caller's to hang up.
+
+        Compression is offered, or not.
+        """
         target, marks = self.target, {"began": perf_counter()}
         _marks.set(marks)
         async with asyncio.timeout(REPLY_SECONDS):
@@ -211,7 +315,7 @@ class Dialler:
                 headers=target.headers,
                 protocols=target.protocols,
                 ssl=self._ssl,
-                compress=15,
+                compress=15 if compress else 0,
                 autoping=False,
                 autoclose=False,
                 timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_SECONDS),
@@ -230,8 +334,8 @@ class Dialler:
         return dial, tap
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[tuple[Dial, Tap]]:
-        dial, tap = await self.dial()
+    async def connection(self, *, compress: bool = True) -> AsyncIterator[tuple[Dial, Tap]]:
+        dial, tap = await self.dial(compress=compress)
         try:
             yield dial, tap
         finally:

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 
 from tests import ROOT
+from tests.conftest import until
 from tests.support import commands
 from wspool._cli import commands as command_line
 from wspool._cli import demo
@@ -21,6 +22,8 @@ from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.once
 
+
+needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
 
 start = partial(commands.start, "demo")
 run = partial(commands.run, "demo")
@@ -128,7 +131,7 @@ async def test_an_unreachable_server_is_one_line_and_status_2() -> None:
         status, out, err = await run("--uri", uri)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
-    assert err.startswith("wspool demo: No connection to ws://127.0.0.1:")
+    assert err.startswith("python -m wspool demo: No connection to ws://127.0.0.1:")
     assert "secret" not in err
 
 
@@ -207,3 +210,37 @@ async def test_a_reader_who_leaves_ends_it_without_a_traceback() -> None:
     async with asyncio.timeout(60):
         _, err = await process.communicate()
     assert (process.returncode, err) == (1, b"")
+
+
+@needs_unix
+async def test_it_fits_a_terminal_of_60_columns() -> None:
+    """The table has whole words in it, and the summary no line that the terminal would break."""
+    async with (
+        commands.terminal(40, 60) as (tty, screen),
+        start("--seconds", "1", stdout=tty, environment={"COLUMNS": "60"}) as process,
+        asyncio.timeout(60),
+    ):
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (0, b"")
+        await until(lambda: "draining --close" in screen(), "it has all been written")
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 60
+    text = " ".join(" ".join(lines).replace("│", " ").split())
+    assert "…" not in text
+    assert "without a pool each borrow needs one" in text
+    assert number("\n".join(lines), "lost") == 0
+
+
+def test_the_program_calls_itself_by_the_name_that_it_was_started_with(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for started_as, name in (
+        ("/usr/lib/python3/site-packages/wspool/__main__.py", "python -m wspool"),
+        ("/usr/bin/wspool", "wspool"),
+    ):
+        monkeypatch.setattr(sys, "argv", [started_as])
+        with pytest.raises(SystemExit):
+            command_line.main(["demo", "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: {name} demo ")
+        assert command_line.main(["top", "ws://nowhere/"]) == 2
+        assert capsys.readouterr().err.startswith(f"{name} top: ")

@@ -19,6 +19,7 @@ from typing import Any, Self
 import pytest
 import trustme
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from tests.conftest import MakePool, until
@@ -225,6 +226,16 @@ async def test_the_debug_page_is_an_address_for_each_of_its_pools(
     await runner.cleanup()
 
 
+async def test_an_address_without_a_scheme_is_one_of_http(
+    application: Application, run_here: RunHere
+) -> None:
+    for url in (application.url, f"alice:{CANARY}@{application.url.partition('//')[2]}"):
+        status, out, err = await run_here("--once", url.removeprefix("http://"))
+        assert (status, err) == (0, "")
+        assert out.startswith("speech ")
+    assert "Authorization" in application.requests[-1].headers
+
+
 async def test_headers_are_sent_and_never_printed(
     application: Application, run_here: RunHere
 ) -> None:
@@ -289,9 +300,9 @@ async def test_an_address_that_is_down_is_one_line(run_here: RunHere) -> None:
     [
         "",
         "no url",
-        "127.0.0.1:80",
         f"ws://alice:{CANARY}@127.0.0.1/",
-        f"alice:{CANARY}@127.0.0.1/debug",
+        f"alice:{CANARY}@/debug",
+        f"{CANARY}:port/",
         f"http://?{CANARY}",
         f"http://{CANARY}:port/",
         f"http://{CANARY}:99999/",
@@ -443,7 +454,7 @@ async def test_trouble_is_one_line_of_the_process_as_well() -> None:
     """No traceback, and no warning of what was left open."""
     status, out, err = await run("--once", "-H", f"A: {CANARY}", "http://127.0.0.1:9/")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("wspool top: http://127.0.0.1:9/snapshot: Cannot connect")
+    assert err.startswith("python -m wspool top: http://127.0.0.1:9/snapshot: Cannot connect")
 
 
 async def test_json_without_once_is_refused(run_here: RunHere) -> None:
@@ -665,6 +676,55 @@ async def test_a_terminal_shows_it_live_until_ctrl_c(application: Application) -
         _, err = await process.communicate()
         assert (process.returncode, err) == (130, b"")
         await until(lambda: written().rstrip().endswith("\x1b[?25h"), "the cursor is back")
+
+
+@needs_unix
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["n", "n", "n"], ["one", "two & more", "three", "one"]),
+        (["\x1b[C", "\t", "\x1b[D"], ["one", "two & more", "three", "two & more"]),
+        (["p", "x", "P"], ["one", "three", "two & more"]),
+    ],
+)
+async def test_keys_switch_the_pool_and_q_quits(
+    make_pool: MakePool, keys: list[str], names: list[str]
+) -> None:
+    """And the terminal is left as it was."""
+    import termios
+
+    app = web.Application()
+    debug.setup(app, *(make_pool(name=name) for name in ("one", "two & more", "three")))
+    shown = ["one"]
+    async with (
+        TestServer(app) as server,
+        commands.terminal(24, 100) as (tty, screen),
+        start(
+            *("--interval", "0.1", str(server.make_url("/debug/wspool"))), stdin=tty, stdout=tty
+        ) as process,
+        asyncio.timeout(60),
+    ):
+        before = termios.tcgetattr(tty)
+        await until(
+            lambda: "n next  one" in in_plain(screen()), "it says which keys there are", within=30
+        )
+        for key in keys:
+            seen = len(screen())
+            screen.press(key)
+            if key != "x":
+                shown.append(names[len(shown)])
+                news = f"n next  {shown[-1]}  "
+                await until(lambda seen=seen, news=news: news in in_plain(screen()[seen:]), news)  # type: ignore[misc]
+        screen.press("q")
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (0, b"")
+        assert termios.tcgetattr(tty) == before
+    assert shown == names
+
+
+def in_plain(written: str) -> str:
+    """Return what was written without its colours."""
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written)
 
 
 @needs_unix

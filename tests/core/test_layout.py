@@ -28,8 +28,8 @@ FILES = """
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
     prometheus opentelemetry redis debug testing pytest_plugin
-    _cli.shared _cli.demo _cli.top _cli.answers _cli.observations _cli.advice _cli.tapping
-    _cli.probe _cli.recording _cli.commands
+    _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
+    _cli.tapping _cli.probe _cli.recording _cli.commands
 """
 FOLDERS = [f"wspool.{name}" for name in ("_connection", "_pool", "_testing", "_debug", "_cli")]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -54,26 +54,40 @@ async def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple
     return status, *capsys.readouterr()
 
 
+class Screen:
+    """What a process has written to a terminal so far, when called; and the keys of that."""
+
+    def __init__(self, ours: int) -> None:
+        self._ours = ours
+        self.written = bytearray()
+
+    def __call__(self) -> str:
+        return self.written.decode(errors="replace")
+
+    def press(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+
 @asynccontextmanager
-async def terminal(lines: int, columns: int) -> AsyncIterator[tuple[int, Callable[[], str]]]:
-    """Give a terminal for a process to write to, and what was written so far."""
+async def terminal(lines: int, columns: int) -> AsyncIterator[tuple[int, Screen]]:
+    """Give a terminal for a process, and what was written to it so far."""
     import pty
     import termios
 
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (lines, columns))
-    written = bytearray()
+    screen = Screen(ours)
     loop = asyncio.get_running_loop()
 
     def read() -> None:
         try:
-            written.extend(os.read(ours, 65536))
+            screen.written.extend(os.read(ours, 65536))
         except OSError:  # the process has ended
             loop.remove_reader(ours)
 
     loop.add_reader(ours, read)
     try:
-        yield theirs, lambda: written.decode(errors="replace")
+        yield theirs, screen
     finally:
         loop.remove_reader(ours)
         os.close(ours)

@@ -1,4 +1,4 @@
-"""The command line, `python -m wspool`: one subcommand for each thing to be seen or done."""
+"""The command line, `wspool` or `python -m wspool`: a subcommand for each thing to be done."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from wspool import __version__
 from wspool._cli import demo, probe, recording, top
-from wspool._cli.shared import header
+from wspool._cli.shared import header, program
 from wspool._pool.checks import check_uri
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status; wrong arguments raise SystemExit(2)."""
     parser = argparse.ArgumentParser(
-        prog="python -m wspool", description="A WebSocket client connection pool on aiohttp."
+        prog=program(), description="A WebSocket client connection pool on aiohttp."
     )
     parser.add_argument("--version", action="version", version=f"wspool {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -69,15 +69,17 @@ def _add_top(commands: Any) -> None:
         help="show a pool of another process, live in the terminal",
         description="Show a pool that serves its snapshot by HTTP, live: its states, who waits, "
         "each connection, and the last that have gone. Where there is no terminal, one line for "
-        "each time it is read. The live view needs rich: pip install 'wspool[rich]'. Exit status: "
-        "0; 2 for wrong arguments or an address without a snapshot, but once there was one, live, "
-        "it tries again and says so; 130 after Ctrl-C.",
+        "each time it is read. The live view needs rich: pip install 'wspool[rich]'. There, q "
+        "quits, and n and p, or the arrows, show the next pool of the page and the previous one. "
+        "Exit status: 0; 2 for wrong arguments or an address without a snapshot, but once there "
+        "was one, live, it tries again and says so; 130 after Ctrl-C.",
     )
     parser.add_argument(
         "url",
         metavar="URL",
-        help="http:// or https:// address of the snapshot, or of the debug page: unless the path "
-        "ends in /snapshot, that is appended; ?pool=NAME chooses one of several pools",
+        help="address of the snapshot, or of the debug page; without a scheme it is http://, and "
+        "unless the path ends in /snapshot, that is appended; ?pool=NAME chooses one of several "
+        "pools",
     )
     parser.add_argument(
         "--interval",

@@ -24,7 +24,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
-from wspool._cli.shared import Figure, line, percentile, table
+from wspool._cli.shared import Figure, columns, line, percentile, program, table, wrapped
 from wspool._connection.errors import WebsocketError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_uri
@@ -275,7 +275,8 @@ def _print_line(load: Load, title: str, rate: float) -> None:
 
 def _table(load: Load, title: str, rate: float) -> Any:
     counts = load.pool.snapshot().counts
-    return table(counts, _figures(load, rate), title=title, title_justify="left")
+    figures = _figures(load, rate)
+    return table(counts, figures, width=columns(), title=title, title_justify="left")
 
 
 async def watch(load: Load, seconds: float) -> None:
@@ -308,20 +309,27 @@ def summary(r: Results, args: argparse.Namespace) -> str:
         ("lost", len(r.asked), "requests with neither a reply nor an error"),
         ("wrong replies", r.wrong, "replies to somebody else's request"),
     ]
-    lines = [f"{name:<17}{count:>9,}   {remark}".rstrip() for name, count, remark in rows]
-    lines += ["", f"{'milliseconds for one request':<32}{'p50':>9}{'p99':>9}"]
+    lines = [_line_of(name, count, remark) for name, count, remark in rows]
+    lines += ["", f"{'milliseconds for one request':<30}{'p50':>9}{'p99':>9}"]
     for name, times in (
         ("send, recv", r.round_trips),
         ("acquire, send, recv", r.with_acquire),
         ("connect, send, recv: no pool", r.without_pool),
     ):
         p50, p99 = (1000 * percentile(times, share) for share in (0.5, 0.99))
-        lines.append(f"  {name:<30}{p50:>9.2f}{p99:>9.2f}   of {len(times):,}")
-    lines += ["", "transitions, in all (pool.state_diagram() draws the graph in Mermaid)"]
+        lines.append(f"  {name:<28}{p50:>9.2f}{p99:>9.2f}  of {len(times):,}")
+    title = "transitions, in all (pool.state_diagram() draws the graph in Mermaid)"
+    lines += ["", wrapped(title)]
     for trigger, source, dest in TRANSITIONS:
         count = r.transitions[trigger, source]
         lines.append(f"  {source:>10} --{trigger:-<9}--> {dest:<8}{count:>9,}")
     return "\n".join(lines)
+
+
+def _line_of(name: str, count: int, remark: str) -> str:
+    """Return a line of the summary, whose remark goes on below itself where there is no room."""
+    begin = f"{name:<17}{count:>9,}"
+    return wrapped(f"{begin}   {remark}", len(begin) + 3)
 
 
 # The command.
@@ -336,7 +344,7 @@ def run(args: argparse.Namespace) -> int:
             check_uri(args.uri)
         return asyncio.run(_run(args))
     except (ValueError, WebsocketError) as error:
-        print(f"wspool demo: {error} (--uri must be an echo server)", file=sys.stderr)
+        print(f"{program()} demo: {error} (--uri must be an echo server)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before there was anything to sum up, or pressed twice
         return 130
@@ -352,11 +360,11 @@ async def _run(args: argparse.Namespace) -> int:
         async with load.pool:
             if args.uri is not None:
                 await load.borrow()  # a server that cannot be reached ends the demo here
-            print(
+            begin = (
                 f"{args.borrowers} borrowers share {args.connections} connections to "
-                f"{shown_uri(uri)} for {args.seconds:g} s; Ctrl-C ends it.\n",
-                flush=True,
+                f"{shown_uri(uri)} for {args.seconds:g} s; Ctrl-C ends it."
             )
+            print(f"{wrapped(begin)}\n", flush=True)
             is_whole = await load.run(args.borrowers, watch(load, args.seconds))
         load.finish()
     print(f"\n{summary(results, args)}")

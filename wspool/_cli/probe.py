@@ -24,7 +24,7 @@ import aiohttp
 from wspool._cli.advice import Advice, advise, report
 from wspool._cli.answers import Answer
 from wspool._cli.observations import Capacity, Dial, Observation, Target
-from wspool._cli.shared import Trouble, span
+from wspool._cli.shared import Trouble, program, span
 from wspool._cli.tapping import (
     ANSWER_SECONDS,
     PAUSE_SECONDS,
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         with display() as show:
             seen = asyncio.run(observe(target, plan, show))
     except Trouble as trouble:
-        print(f"wspool probe: {trouble}", file=sys.stderr)
+        print(f"{program()} probe: {trouble}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -17,7 +17,7 @@ from typing import Final
 import aiohttp
 from aiohttp import WSMsgType
 
-from wspool._cli.shared import Trouble, printable, status_name
+from wspool._cli.shared import Trouble, printable, program, status_name
 from wspool._connection.scrubbing import scrub_uri
 from wspool._testing import turns
 from wspool._testing.recording import Recording
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         asyncio.run(_record(args))
         _, recorded = turns.read(Path(args.file))
     except Trouble as trouble:
-        print(f"wspool record: {printable(trouble)}", file=sys.stderr)
+        print(f"{program()} record: {printable(trouble)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 from wspool._connection.states import State
@@ -21,8 +25,18 @@ MEANINGS: Final = {
 }
 
 
+WIDE: Final = 90
+"""Columns of a terminal that is wide enough for bars and words."""
+
+
 class Trouble(Exception):
     """The command cannot go on; the text says why in one line, without secrets."""
+
+
+def program() -> str:
+    """Return what this program was started as: `wspool`, or `python -m wspool`."""
+    is_module = Path(sys.argv[0]).parts[-2:] == ("wspool", "__main__.py")
+    return "python -m wspool" if is_module else "wspool"
 
 
 def header(text: str) -> tuple[str, str]:
@@ -76,6 +90,20 @@ Figure = tuple[str, str, str]
 """A name, a number, and what there is to say of it."""
 
 
+def columns() -> int:
+    """Return the width of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """Return the text in lines that fit, of which all but the first begin with so many spaces."""
+    width = max(columns(), indent + 20)
+    lines = textwrap.wrap(
+        text, width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
+    )
+    return "\n".join(lines)
+
+
 def line(title: str, counts: Mapping[str, int], figures: list[Figure]) -> str:
     """Return the count of each state and the figures, for where there is no terminal."""
     states = "  ".join(f"{state} {n}" for state, n in counts.items())
@@ -83,20 +111,30 @@ def line(title: str, counts: Mapping[str, int], figures: list[Figure]) -> str:
 
 
 def table(
-    counts: Mapping[str, int], figures: list[Figure], *, scale: int = 10, **options: Any
+    counts: Mapping[str, int],
+    figures: list[Figure],
+    *,
+    scale: int = 10,
+    width: int = WIDE,
+    **options: Any,
 ) -> Any:
-    """Return the same as a table for rich, with bars that are full at a count of `scale`."""
+    """Return the same as a table for rich, with bars that are full at a count of `scale`.
+
+    In a terminal that is less than `WIDE` columns wide there are no bars, and the words wrap.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    is_wide = width >= WIDE
     table = Table("state", **options)
     table.add_column("now", justify="right", min_width=6)
-    table.add_column("", min_width=10, style="green")
-    table.add_column("meaning", min_width=46, style="dim")
+    if is_wide:
+        table.add_column("", min_width=10, style="green")
+    table.add_column("meaning", min_width=46 if is_wide else None, style="dim")
     for state, meaning in MEANINGS.items():
-        bar = "█" * math.ceil(10 * min(counts[state], scale) / scale)
-        table.add_row(state, str(counts[state]), bar, meaning)
+        bar = ["█" * math.ceil(10 * min(counts[state], scale) / scale)] if is_wide else []
+        table.add_row(state, str(counts[state]), *bar, meaning)
     table.add_section()
     for name, number, meaning in figures:
-        table.add_row(name, number, "", Text(meaning))
+        table.add_row(name, number, *([""] if is_wide else []), Text(meaning))
     return table

@@ -28,7 +28,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from wspool._cli import shared
-from wspool._cli.shared import Trouble, printable, status_name
+from wspool._cli.keys import pressed
+from wspool._cli.shared import Trouble, printable, program, status_name
 from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
 from wspool._connection.states import State
 from wspool._pool.introspection import BorrowerSnapshot, ConnectionSnapshot, PoolSnapshot
@@ -38,6 +39,9 @@ ANSWER_SECONDS: Final = 5.0
 
 MAX_ANSWER_BYTES: Final = 2**26
 """A picture of 5,000 connections has a sixth of that."""
+
+HINT: Final = "q quit, n next"
+"""The keys, in few words."""
 
 FIXED_LINES: Final = 16
 """Of a picture: neither connections nor last closes, one for the cursor included."""
@@ -58,17 +62,7 @@ class Source:
 
     async def read(self, session: aiohttp.ClientSession) -> PoolSnapshot:
         """Return the pool as it is now, or raise Trouble."""
-        try:
-            body = await self._fetch(session)
-        except TimeoutError:
-            raise self._trouble(f"no answer within {ANSWER_SECONDS:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            scrubbed = scrub_error(error, self._secrets)
-            raise self._trouble(str(scrubbed) or type(error).__name__) from None
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            raise self._trouble("the answer is not JSON") from None
+        found = await self._json(session, self._url)
         try:
             snapshot: PoolSnapshot = as_made(PoolSnapshot, found)
             if missing := set(State) - snapshot.counts.keys():
@@ -78,9 +72,31 @@ class Source:
         self.json = found
         return snapshot
 
-    async def _fetch(self, session: aiohttp.ClientSession) -> bytes:
+    async def switch(self, session: aiohttp.ClientSession, shown: str, step: int) -> None:
+        """Read another pool of the same page from now on: so many after the one shown."""
+        path = self._url.raw_path.removesuffix("/snapshot") + "/pools"
+        names = await self._json(session, self._url.with_path(path, encoded=True))
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and names):
+            raise self._trouble("the answer has no names of pools")
+        index = names.index(shown) + step if shown in names else 0
+        self._url = self._url.update_query(pool=names[index % len(names)])
+
+    async def _json(self, session: aiohttp.ClientSession, url: URL) -> Any:
+        try:
+            body = await self._fetch(session, url)
+        except TimeoutError:
+            raise self._trouble(f"no answer within {ANSWER_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            scrubbed = scrub_error(error, self._secrets)
+            raise self._trouble(str(scrubbed) or type(error).__name__) from None
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            raise self._trouble("the answer is not JSON") from None
+
+    async def _fetch(self, session: aiohttp.ClientSession, url: URL) -> bytes:
         # A redirect would take the headers to another server.
-        get = session.get(self._url, headers=self._headers, allow_redirects=False)
+        get = session.get(url, headers=self._headers, allow_redirects=False)
         async with asyncio.timeout(ANSWER_SECONDS), get as response:
             if response.status != HTTPStatus.OK:
                 raise self._trouble(f"the server answered {_status(response.status)}")
@@ -98,8 +114,9 @@ class Source:
 def _address(url: str) -> URL:
     """Return the address of the snapshot; `url` may be that of the page, a prefix of it."""
     try:
-        found = URL(url)
+        found = URL(url if "://" in url else f"http://{url}")
         is_http = found.scheme in ("http", "https") and found.host and found.port
+        is_http = is_http and not re.search(r"\s", url)
     except ValueError:
         is_http = False
     if not is_http:  # and it may have a password anywhere
@@ -165,13 +182,15 @@ def as_made(kind: Any, value: Any, where: str = "it") -> Any:
 class View:
     """What there is to show: the last picture, when it was read, and what went wrong since.
 
-    `rates` are a second's borrows and dials between the last two pictures.
+    `rates` are a second's borrows and dials between the last two pictures, `hint` says which keys
+    there are.
     """
 
     snapshot: PoolSnapshot
     read_at: float = field(default_factory=perf_counter)
     rates: tuple[float, float] | None = None
     trouble: str = ""
+    hint: str = ""
 
     @property
     def age(self) -> float:
@@ -182,8 +201,9 @@ class View:
         before, seconds = self.snapshot, snapshot.at - self.snapshot.at
         borrows = snapshot.stats.borrows - before.stats.borrows
         dials = snapshot.stats.dials - before.stats.dials
-        is_same = seconds > 0 and borrows >= 0 and dials >= 0  # else another pool, begun anew
-        return View(snapshot, rates=(borrows / seconds, dials / seconds) if is_same else None)
+        is_same = snapshot.name == before.name and min(borrows, dials) >= 0  # else it is a new one
+        rates = (borrows / seconds, dials / seconds) if is_same and seconds > 0 else None
+        return View(snapshot, rates=rates, hint=self.hint)
 
     @property
     def status(self) -> str:
@@ -247,6 +267,8 @@ def _header(view: View) -> Any:
         parts = [name, age, (f"trying again: {view.trouble}", "red")]
     else:
         parts = [name, (view.status, colour), age, (printable(snapshot.uri), "")]
+    if view.hint:
+        parts.insert(0, (view.hint, "dim reverse"))
     header = Text("  ").join(Text(text, style) for text, style in parts)
     header.no_wrap, header.overflow = True, "ellipsis"
     return header
@@ -363,7 +385,7 @@ def run(args: argparse.Namespace) -> int:
             raise Trouble("--json needs --once")
         return asyncio.run(_run(args, Source(args.url, args.header)))
     except Trouble as trouble:
-        print(f"wspool top: {trouble}", file=sys.stderr)
+        print(f"{program()} top: {trouble}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -375,11 +397,18 @@ async def _run(args: argparse.Namespace, source: Source) -> int:
         if args.json:
             print(json.dumps(source.json, indent=2))
             return 0
-        with display(args.once) as show:
+        with display(args.once) as show, pressed(is_wanted=not args.once) as keys:
+            if keys.are_read:
+                view.hint = HINT
             show(view)
             while not args.once:
-                await asyncio.sleep(args.interval)
+                key = await keys.within(args.interval)
+                if key == "quit":
+                    break
                 try:
+                    if key:
+                        step = 1 if key == "next" else -1
+                        await source.switch(session, view.snapshot.name, step)
                     view = view.following(await source.read(session))
                 except Trouble as trouble:
                     view.trouble = str(trouble)

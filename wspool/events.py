@@ -11,13 +11,6 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
 
-from wspool._connection.errors import (
-    ConnectionPoolExhaustedError,
-    ConnectionPoolTimeoutError,
-    ConnectionPoolUnavailableError,
-    ConnectionUnavailableError,
-)
-
 __all__ = [
     "CheckOutFailure",
     "ConnectionCheckOutFailed",
@@ -168,17 +161,3 @@ class CheckOutFailure(StrEnum):
     CONNECTION_ERROR = "connectionError"  #: the dial failed
     POOL_CLOSED = "poolClosed"
     CANCELLED = "cancelled"
-
-
-_FAILURES: list[tuple[type[BaseException], CheckOutFailure]] = [
-    (ConnectionPoolTimeoutError, CheckOutFailure.TIMEOUT),
-    (ConnectionPoolExhaustedError, CheckOutFailure.EXHAUSTED),
-    (ConnectionPoolUnavailableError, CheckOutFailure.POOL_CLOSED),
-    (ConnectionUnavailableError, CheckOutFailure.CONNECTION_ERROR),
-]
-
-
-def check_out_failure(error: BaseException) -> CheckOutFailure:
-    """Return why, from what `acquire` raised."""
-    reasons = (reason for kind, reason in _FAILURES if isinstance(error, kind))
-    return next(reasons, CheckOutFailure.CANCELLED)

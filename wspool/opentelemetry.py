@@ -14,6 +14,8 @@ Read from the pool when a reader collects, in whatever thread that does it:
     dial_failures     {dial}        with the attribute error.type: ConnectionUnavailableError's kind
     closed            {connection}  with the attribute wspool.connection.reason, a CloseReason
     drained_messages  {message}     messages that no borrower has read
+    refusals          {request}     acquires that got nothing, with the attribute
+                                    wspool.connection.reason, a CheckOutFailure; no cancelled ones
 
 Histograms, in seconds, told by the pool's events, and so from `instrument` on:
 
@@ -67,6 +69,7 @@ _COUNTERS: Final[dict[str, Row]] = {
     "dial_failures": ("{dial}", "By kind", "error.type", lambda pool: dict(pool.stats.failures)),
     "closed": ("{connection}", "By reason", REASON, lambda pool: dict(pool.stats.closes)),
     "drained_messages": ("{message}", "Unread", "", lambda pool: {"": pool.stats.drained_messages}),
+    "refusals": ("{request}", "In vain", REASON, lambda pool: dict(pool.stats.refusals)),
 }
 
 _HISTOGRAMS: Final = {

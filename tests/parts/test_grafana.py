@@ -43,6 +43,8 @@ def test_every_exported_metric_is_shown_and_every_metric_shown_exists() -> None:
 def test_an_expression_uses_labels_that_its_metrics_have(target: dict[str, Any]) -> None:
     """So do the groups and the legend; and each metric is narrowed to the pools chosen."""
     expr, metrics = target["expr"], exported()
+    is_share = "histogram_quantile" in expr
+    assert is_share == ("_bucket" in expr) == (", le)" in expr)
     grouped = {name for group in re.findall(r"by \(([^)]*)\)", expr) for name in group.split(", ")}
     legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
     assert legend <= grouped
@@ -53,7 +55,7 @@ def test_an_expression_uses_labels_that_its_metrics_have(target: dict[str, Any])
 @pytest.mark.parametrize("target", TARGETS)
 def test_totals_are_shown_as_rates_and_gauges_as_they_are(target: dict[str, Any]) -> None:
     for rate, name in re.findall(r"(rate\()?(wspool_\w+)", target["expr"]):
-        assert bool(rate) == name.endswith("_total"), name
+        assert bool(rate) == (name.endswith("_total") or "_duration_" in name), name
     assert target["expr"].count("[$__rate_interval]") == target["expr"].count("rate(wspool_")
     for left, right in ("()", "{}", "[]"):
         assert target["expr"].count(left) == target["expr"].count(right)

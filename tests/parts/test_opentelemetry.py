@@ -95,6 +95,7 @@ def expected(picture: PoolSnapshot) -> Numbers:
         *(("count", number, {STATE: state}) for state, number in picture.counts.items()),
         *(("closed", number, {REASON: reason}) for reason, number in stats.closes.items()),
         *(("dial_failures", n, {"error.type": kind}) for kind, n in stats.failures.items()),
+        *(("refusals", number, {REASON: reason}) for reason, number in stats.refusals.items()),
     ]
     return {
         (f"wspool.connection.{name}", frozenset({POOL: picture.name, **attributes}.items())): number
@@ -168,6 +169,7 @@ async def test_units_are_those_of_the_semantic_conventions(
         "dial_failures": "{dial}",
         "closed": "{connection}",
         "drained_messages": "{message}",
+        "refusals": "{request}",
         "create_time": "s",
         "wait_time": "s",
         "use_time": "s",

@@ -27,6 +27,7 @@ from wspool import (
     ConnectionUnavailableError,
     PoolSnapshot,
     WebsocketConnectionPool,
+    events,
 )
 from wspool._pool.dialing import kind_of
 from wspool.testing import Server
@@ -36,7 +37,7 @@ pytest.importorskip("prometheus_client", reason="the extra 'prometheus' is not i
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from wspool.prometheus import KINDS, PoolCollector, register
+from wspool.prometheus import BUCKETS, KINDS, REASONS, PoolCollector, register
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
@@ -50,10 +51,12 @@ def registry() -> CollectorRegistry:
 
 
 def scraped(registry: CollectorRegistry) -> Numbers:
-    """Return what a Prometheus server reads in the text of a scrape."""
+    """Return what a Prometheus server reads in the text of a scrape, but for the histograms."""
     numbers: Numbers = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         assert family.documentation
+        if family.type == "histogram":
+            continue
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.values()))
             assert key not in numbers, f"{key} is there twice"
@@ -85,6 +88,7 @@ def expected(picture: PoolSnapshot) -> Numbers:
     put_all("dial_failures_total", dict.fromkeys(KINDS, 0) | stats.failures)
     put_all("closed_total", dict.fromkeys(map(str, CloseReason), 0) | stats.closes)
     put("drained_messages_total", stats.drained_messages)
+    put_all("refusals_total", dict.fromkeys(REASONS, 0) | stats.refusals)
     return numbers
 
 
@@ -102,6 +106,59 @@ async def test_a_scrape_has_the_numbers_of_the_snapshot(
     assert scraped(registry) == expected(pool.snapshot())
     async with full_life(server, pool) as picture:
         assert scraped(registry) == expected(picture)
+
+
+def test_the_reasons_that_begin_at_0_are_those_of_refusals() -> None:
+    assert {*REASONS, "cancelled"} == {str(reason) for reason in events.CheckOutFailure}
+
+
+def histograms(registry: CollectorRegistry) -> dict[str, dict[str, float]]:
+    """Return the samples of each histogram, those of buckets by their bound."""
+    return {
+        family.name.removeprefix("wspool_connection_"): {
+            sample.labels.get("le", sample.name.rpartition("_")[2]): sample.value
+            for sample in family.samples
+        }
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        if family.type == "histogram"
+    }
+
+
+async def test_histograms_have_the_durations_of_the_events(
+    make_pool: MakePool, registry: CollectorRegistry
+) -> None:
+    pool = make_pool(max_connections=1)
+    heard: list[events.Event] = []
+    pool.subscribe(heard.append)
+    remove = register(pool, registry)
+    async with pool.get_connection():
+        waiting = asyncio.create_task(pool.acquire(timeout=None))
+        await until(lambda: pool.waiters, "somebody waits")
+    await pool.release(await waiting)
+    await until(lambda: isinstance(heard[-1], events.ConnectionCheckedIn), "all is told")
+    for name, kind in (
+        ("wait_duration_seconds", events.ConnectionCheckedOut),
+        ("use_duration_seconds", events.ConnectionCheckedIn),
+        ("dial_duration_seconds", events.ConnectionReady),
+    ):
+        durations = [event.duration for event in heard if isinstance(event, kind)]
+        found = histograms(registry)[name]
+        assert found.pop("sum") == pytest.approx(sum(durations))
+        assert found.pop("count") == found.pop("+Inf") == len(durations) > 0
+        assert {float(bound): count for bound, count in found.items()} == {
+            bound: sum(duration <= bound for duration in durations) for bound in BUCKETS
+        }
+    assert len(pool._router.events.listeners) == 2
+    remove()
+    assert len(pool._router.events.listeners) == 1
+
+
+def test_without_histograms_nobody_listens(registry: CollectorRegistry) -> None:
+    pool = WebsocketConnectionPool(uri="ws://localhost/")
+    register(pool, registry, histograms=False)
+    assert not pool._router.events.listeners
+    assert not any(histograms(registry).values())
+    assert names_of_pools(registry) == {pool.name}
 
 
 async def test_pools_are_told_apart_by_name(

@@ -52,6 +52,7 @@ async def full_life(server: Server, pool: WebsocketConnectionPool) -> AsyncItera
     picture = pool.snapshot()
     assert set(picture.counts.values()) == {1}, "there is one in each state"
     assert picture.stats.failures == {"status 403": 1}
+    assert picture.stats.refusals == {"connectionError": 1, "timeout": 1}
     assert picture.stats.closes == {"dial": 1, "user": 1}
     assert (picture.waiters, picture.stats.timeouts, picture.stats.drained_messages) == (1, 1, 1)
     assert min(picture.stats.wait_seconds, picture.stats.dial_seconds) > 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
+from wspool._pool.stats import check_out_failure
 
 if TYPE_CHECKING:
     from wspool import events
@@ -96,7 +97,7 @@ class Events:
 
     def check_out_failed(self, error: BaseException, waited: float) -> None:
         if self.listeners:
-            reason = events.check_out_failure(error)
+            reason = events.CheckOutFailure(check_out_failure(error))
             self._publish(events.ConnectionCheckOutFailed(self._pool, time(), reason, waited))
 
     def checked_out(self, link: Link, waited: float) -> None:

@@ -36,7 +36,7 @@ from wspool._pool.options import ACQUIRE_TIMEOUT, Options
 from wspool._pool.patience import Patience
 from wspool._pool.permits import Permits
 from wspool._pool.retiring import Retiring
-from wspool._pool.stats import Stats
+from wspool._pool.stats import Stats, count_refusal
 from wspool._pool.supply import Supply
 from wspool._pool.tasks import Discard, Tasks, or_abort, weakly
 from wspool._pool.waiting import Line
@@ -154,6 +154,7 @@ class Router:
         except BaseException as error:
             if waiter is not None:
                 self._leave_line(loan)
+            count_refusal(self.stats, error)
             self.events.check_out_failed(error, self.clock() - began)
             raise
         finally:

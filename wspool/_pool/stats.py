@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import copy
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from wspool._connection.errors import (
+    ConnectionPoolExhaustedError,
+    ConnectionPoolTimeoutError,
+    ConnectionPoolUnavailableError,
+    ConnectionUnavailableError,
+)
 from wspool._connection.exporting import exported
 
 
@@ -15,7 +21,8 @@ class Stats:
 
     `wait_seconds` is what all waiting took together, `dial_seconds` the attempts that succeeded,
     token callables and `on_connect` included. `failures` counts the dials that failed by the
-    `kind` of their error, `closes` the closed connections by `CloseReason`.
+    `kind` of their error, `closes` the closed connections by `CloseReason`, `refusals` the acquires
+    that got nothing by `CheckOutFailure`, those apart that were cancelled.
     """
 
     # No dataclass: with its module, that would be a sixth of the import of this package.
@@ -28,11 +35,12 @@ class Stats:
     drained_messages: int
     failures: Counter[str]
     closes: Counter[str]
+    refusals: Counter[str]
 
     def __init__(self, **numbers: Any) -> None:
         self.borrows = self.waits = self.timeouts = self.dials = self.drained_messages = 0
         self.wait_seconds = self.dial_seconds = 0.0
-        self.failures, self.closes = Counter(), Counter()
+        self.failures, self.closes, self.refusals = Counter(), Counter(), Counter()
         vars(self).update(numbers)
 
     def __eq__(self, other: object) -> bool:
@@ -50,8 +58,36 @@ class Stats:
         """Return the numbers of this moment, which stay as they are."""
         twin = copy(self)
         twin.failures, twin.closes = self.failures.copy(), self.closes.copy()
+        twin.refusals = self.refusals.copy()
         return twin
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts and numbers, as `json.dumps` takes them."""
-        return vars(self) | {"failures": dict(self.failures), "closes": dict(self.closes)}
+        return vars(self) | {
+            "failures": dict(self.failures),
+            "closes": dict(self.closes),
+            "refusals": dict(self.refusals),
+        }
+
+
+CANCELLED: Final = "cancelled"
+"""Why a check-out failed that its own task has called off; no refusal."""
+
+_REFUSALS: Final[list[tuple[type[BaseException], str]]] = [
+    (ConnectionPoolTimeoutError, "timeout"),
+    (ConnectionPoolExhaustedError, "exhausted"),
+    (ConnectionPoolUnavailableError, "poolClosed"),
+    (ConnectionUnavailableError, "connectionError"),
+]
+"""By what `acquire` raises, the value of a `CheckOutFailure`, whose module is not loaded here."""
+
+
+def check_out_failure(error: BaseException) -> str:
+    """Return why a check-out failed, from what `acquire` raised."""
+    reasons = (reason for kind, reason in _REFUSALS if isinstance(error, kind))
+    return next(reasons, CANCELLED)
+
+
+def count_refusal(stats: Stats, error: BaseException) -> None:
+    if (reason := check_out_failure(error)) != CANCELLED:
+        stats.refusals[reason] += 1

@@ -60,7 +60,7 @@ def setup(
     `allowed_hosts` are the names and addresses, without ports, that the page is asked for by,
     beside the loopback ones; with "*" it answers for any, and relies on the application's
     authentication alone. Other requests get status 403, and the stream 503 while 100 are open.
-    With `history` the pools are listened to from the start, for some 10 µs a loan, and a page that
+    With `history` the pools are listened to from the start, for some 20 µs a loan, and a page that
     is opened shows the five minutes before. Raises TypeError for what is no pool, ValueError for
     two pools of one name, for a prefix that is not a path such as '/debug/wspool' or is taken, and
     for what is no host.

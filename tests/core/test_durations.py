@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from wspool._debug.durations import LEAST_SECONDS, Durations
+from wspool._debug.durations import LEAST_SECONDS, Durations, bucket_of
 
 
 def noted(times: list[float]) -> Durations:
     durations = Durations()
     for seconds in times:
-        durations.add(seconds)
+        durations.add(bucket_of(seconds))
     return durations
 
 

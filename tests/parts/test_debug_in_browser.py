@@ -671,11 +671,11 @@ async def test_each_theme_is_legible(look: OpenPage, make_pool: MakePool, theme:
     """Text has a contrast of 4.5 with the card that it is on, and each state's colour one of 3."""
     pool = make_pool(
         name="upstream",
-        max_connections=16,
+        max_connections=12,
         leak_threshold=5.0,
         drain_until=lambda message: message == "bye",
     )
-    page = await look(pool, color_scheme=theme, viewport={"width": 1160, "height": 900})
+    page = await look(pool, color_scheme=theme, viewport={"width": 1160, "height": 1160})
     colours: dict[str, str] = await page.evaluate(
         """() => Object.fromEntries(["card", "page", "ink", "quiet", "alarm", "connecting", "idle",
             "busy", "draining", "closed"].map((name) =>
@@ -725,7 +725,7 @@ async def busy_times(pool: WebsocketConnectionPool) -> AsyncIterator[None]:
                     await connection.close()
             await asyncio.sleep(chance.uniform(0.0, 1.5))
 
-    orders = [asyncio.create_task(order(n), name=f"order {1040 + n}") for n in range(16)]
+    orders = [asyncio.create_task(order(n), name=f"order {1040 + n}") for n in range(22)]
     await asyncio.sleep(20)
     yield
     for task in orders:

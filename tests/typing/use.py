@@ -6,7 +6,7 @@ has to refuse: it warns of one that is not needed.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, assert_type
 
@@ -239,7 +239,10 @@ def export(pool: WebsocketConnectionPool, app: web.Application, provider: MeterP
     assert_type(opentelemetry.instrument(pool, provider), Callable[[], None])
     key = web.AppKey("pool", WebsocketConnectionPool)
     assert_type(debug.setup(app, pool, key, prefix="/debug"), web.Application)
-    debug.setup(app, pool, allowed_hosts={"debug.example.org"})
+    debug.setup(app, pool, allowed_hosts={"debug.example.org"}, history=True)
+    served: Callable[[dict[str, Any], Any, Any], Awaitable[None]] = debug.asgi(pool, "key")
+    del served
+    assert_type(prometheus.register(pool, registry, histograms=False), Callable[[], None])
 
 
 def borrow_in_a_thread() -> None:

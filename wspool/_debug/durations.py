@@ -1,7 +1,7 @@
 """Durations in few numbers, of which percentiles can be read: a histogram with growing buckets.
 
 Each bucket's bound is 4 % above the one before, so that what is read is within 2 % of what was
-noted, whatever its size: the layout of DDSketch, in an ordinary Counter. A minute of loans has
+noted, whatever its size: the layout of DDSketch, in an ordinary dict. A minute of loans has
 some fifty buckets. Histograms of one kind are added and taken off, bucket by bucket: so a window
 that moves is the sum of its parts.
 """
@@ -9,7 +9,6 @@ that moves is the sum of its parts.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Final
 
 LEAST_SECONDS: Final = 1e-6
@@ -19,22 +18,26 @@ _GROWTH: Final = 1.04
 _SCALE: Final = 1 / math.log(_GROWTH)
 
 
+def bucket_of(seconds: float) -> int:
+    """Return the number of the bucket of a duration; that of one below LEAST_SECONDS is 0."""
+    if seconds < LEAST_SECONDS:
+        return 0
+    return 1 + int(math.log(seconds / LEAST_SECONDS) * _SCALE)
+
+
 class Durations:
     """How often durations of each size were seen."""
 
     __slots__ = ("_buckets", "count")
 
     def __init__(self) -> None:
-        # By the number of the bucket; those below LEAST_SECONDS are in 0.
-        self._buckets: Counter[int] = Counter()
+        # By the number of the bucket.
+        self._buckets: dict[int, int] = {}
         self.count = 0
 
-    def add(self, seconds: float) -> None:
-        """Note one."""
-        bucket = 0
-        if seconds >= LEAST_SECONDS:
-            bucket = 1 + int(math.log(seconds / LEAST_SECONDS) * _SCALE)
-        self._buckets[bucket] += 1
+    def add(self, bucket: int) -> None:
+        """Note a duration, by its bucket."""
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self.count += 1
 
     def take_off(self, other: Durations) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from wspool._connection.states import CloseReason, State
-from wspool._debug.durations import Durations
+from wspool._debug.durations import Durations, bucket_of
 from wspool.events import (
     CheckOutFailure,
     ConnectionChecked,
@@ -55,22 +55,8 @@ LOSSES: Final = frozenset(
 )
 """Why a connection goes that nobody wanted to go; a dial that fails is one."""
 
-_STATE_AFTER: Final[dict[type[Event], State]] = {
-    ConnectionCreated: State.CONNECTING,
-    ConnectionReady: State.IDLE,
-    ConnectionCheckedOut: State.BUSY,
-    ConnectionCheckedIn: State.IDLE,
-    ConnectionDrainStarted: State.DRAINING,
-    ConnectionDrained: State.IDLE,
-    ConnectionChecked: State.IDLE,
-    ConnectionClosed: State.CLOSED,
-}
-
-_DURATIONS: Final[dict[type[Event], str]] = {
-    ConnectionCheckedOut: "wait",
-    ConnectionCheckedIn: "use",
-    ConnectionReady: "dial",
-}
+DURATIONS: Final = ("wait", "use", "dial")
+"""What there are percentiles of: the wait for a loan, the loan, the attempt at dialling."""
 
 
 class _Slot:
@@ -85,7 +71,7 @@ class _Slot:
         self.longest_wait = 0.0
         self.refused: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self.durations = {name: Durations() for name in _DURATIONS.values()}
+        self.durations = {name: Durations() for name in DURATIONS}
 
     def shown(self, means: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -112,30 +98,67 @@ class Recent:
         self._totals = dict(self._shifts)
         self._totals_at = began
         self._slot = _Slot(math.floor(began))
+        self._slot_end = self._slot.at + SLOT_SECONDS
         self._slots: deque[_Slot] = deque(maxlen=MAX_SLOTS)
-        self._window = {name: Durations() for name in _DURATIONS.values()}
+        self._window = {name: Durations() for name in DURATIONS}
+        self._listeners: dict[type[Event], Callable[[Any], None]] = {
+            ConnectionCheckOutStarted: self._started,
+            ConnectionCheckOutFailed: self._failed,
+            ConnectionCheckedOut: self._checked_out,
+            ConnectionCheckedIn: self._checked_in,
+            ConnectionCreated: self._created,
+            ConnectionReady: self._ready,
+            ConnectionDrainStarted: self._drain_started,
+            ConnectionDrained: self._is_back,
+            ConnectionChecked: self._is_back,
+            ConnectionClosed: self._closed,
+        }
 
     # Being told.
 
     def hear(self, event: Event) -> None:
-        self.advance(event.at)
-        kind, slot = type(event), self._slot
-        if (state := _STATE_AFTER.get(kind)) is not None:
-            self._move(event.connection_id, state)  # type: ignore[attr-defined]
-        if (name := _DURATIONS.get(kind)) is not None:
-            slot.durations[name].add(event.duration)  # type: ignore[attr-defined]
-            self._window[name].add(event.duration)  # type: ignore[attr-defined]
-        if isinstance(event, ConnectionCheckOutStarted):
-            self._change(WAITING, 1)
-        elif isinstance(event, ConnectionCheckedOut):
-            self._leave_line(event.duration)
-            slot.loans += 1
-        elif isinstance(event, ConnectionCheckOutFailed):
-            self._leave_line(event.duration)
-            if event.reason != CheckOutFailure.CANCELLED:  # its own wish
-                slot.refused[event.reason] += 1
-        elif isinstance(event, ConnectionClosed) and event.reason in LOSSES:
-            slot.lost[event.reason] += 1
+        if self._now <= event.at < self._slot_end:
+            self._now = event.at
+        else:
+            self.advance(event.at)
+        if (tell := self._listeners.get(type(event))) is not None:
+            tell(event)
+
+    def _started(self, event: ConnectionCheckOutStarted) -> None:
+        self._change(WAITING, 1)
+
+    def _failed(self, event: ConnectionCheckOutFailed) -> None:
+        self._leave_line(event.duration)
+        if event.reason != CheckOutFailure.CANCELLED:  # its own wish
+            self._slot.refused[event.reason] += 1
+
+    def _checked_out(self, event: ConnectionCheckedOut) -> None:
+        self._leave_line(event.duration)
+        self._slot.loans += 1
+        self._note("wait", event.duration)
+        self._move(event.connection_id, State.BUSY)
+
+    def _checked_in(self, event: ConnectionCheckedIn) -> None:
+        self._note("use", event.duration)
+        self._move(event.connection_id, State.IDLE)
+
+    def _created(self, event: ConnectionCreated) -> None:
+        self._move(event.connection_id, State.CONNECTING)
+
+    def _ready(self, event: ConnectionReady) -> None:
+        self._note("dial", event.duration)
+        self._move(event.connection_id, State.IDLE)
+
+    def _drain_started(self, event: ConnectionDrainStarted) -> None:
+        self._move(event.connection_id, State.DRAINING)
+
+    def _is_back(self, event: ConnectionDrained | ConnectionChecked) -> None:
+        self._move(event.connection_id, State.IDLE)
+
+    def _closed(self, event: ConnectionClosed) -> None:
+        self._move(event.connection_id, State.CLOSED)
+        if event.reason in LOSSES:
+            self._slot.lost[event.reason] += 1
 
     def see(self, state_of: Mapping[int, State], waits: list[float], now: float) -> None:
         """Be told how it really is: there are things without an event, such as the end of a socket.
@@ -156,8 +179,8 @@ class Recent:
         too_long_ago = self._now - (MAX_SLOTS + 1) * SLOT_SECONDS
         if self._slot.at < too_long_ago:  # so long without an event: no slot of then is kept
             self._end_slot(math.floor(too_long_ago))
-        while self._now >= self._slot.at + SLOT_SECONDS:
-            self._end_slot(self._slot.at + SLOT_SECONDS)
+        while self._now >= self._slot_end:
+            self._end_slot(self._slot_end)
 
     def _move(self, id: int, state: State) -> None:
         before = self._state_of.get(id)
@@ -167,10 +190,16 @@ class Recent:
                 self._change(before, -1)
             self._change(state, 1)
 
+    def _note(self, name: str, seconds: float) -> None:
+        bucket = bucket_of(seconds)
+        self._slot.durations[name].add(bucket)
+        self._window[name].add(bucket)
+
     def _leave_line(self, waited: float) -> None:
         if self._counts[WAITING]:  # else it came before the beginning, and has been counted out
             self._change(WAITING, -1)
-        self._slot.longest_wait = max(self._slot.longest_wait, waited)
+        if waited > self._slot.longest_wait:
+            self._slot.longest_wait = waited
 
     def _change(self, name: str, by: int) -> None:
         self._counts[name] += by
@@ -197,7 +226,7 @@ class Recent:
             for name, durations in past.durations.items():
                 self._window[name].take_off(durations)
             past.durations = {}
-        self._slot = _Slot(at)
+        self._slot, self._slot_end = _Slot(at), at + SLOT_SECONDS
         self._totals, self._totals_at = self._seconds(at), at
 
     # Being asked.

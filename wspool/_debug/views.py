@@ -219,10 +219,11 @@ class _Unshown:
         self._others: deque[tuple[int, Event]] = deque(maxlen=80)
 
     def add(self, event: Event) -> None:
-        if isinstance(event, ConnectionCheckOutStarted):
+        kind = type(event)
+        if kind is ConnectionCheckOutStarted:
             return  # seen among the waiters, or by its end
         self._count += 1
-        (self._loans if isinstance(event, _LOANS) else self._others).append((self._count, event))
+        (self._loans if kind in _LOANS else self._others).append((self._count, event))
 
     def take(self) -> dict[str, Any]:
         kept = sorted([*self._loans, *self._others], key=lambda numbered: numbered[0])

@@ -396,6 +396,21 @@ def test_without_a_start_it_has_no_address() -> None:
         _ = Server().uri
 
 
+def test_an_option_that_there_is_not_is_refused_at_once_and_not_at_each_handshake() -> None:
+    with pytest.raises(TypeError, match="'prot'"):
+        Server(prot=8080)
+
+
+async def test_it_listens_at_the_port_that_it_is_given() -> None:
+    async with Server() as first:
+        port = first.port
+    async with Server(port=port) as server:
+        assert server.uri == first.uri
+        async with WebsocketConnectionPool(uri=server.uri) as pool:
+            async with pool.get_connection() as connection:
+                assert await echoes(connection)
+
+
 async def test_it_knows_how_many_were_open_at_a_time() -> None:
     async with Server() as server:
         async with connected(server), connected(server):

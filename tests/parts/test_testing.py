@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import trustme
 
-from tests.conftest import until
+from tests.conftest import echoes, until
 from tests.support.suites import HEAD, PYTEST, run
 from wspool import WebsocketConnectionPool
 from wspool.testing import Peer, Server

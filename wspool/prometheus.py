@@ -86,7 +86,7 @@ class PoolCollector(Collector):
             self.add(pool)
 
     def add(self, pool: WebsocketConnectionPool) -> Callable[[], None]:
-        """Export this pool too; return what ends that.
+        """Export this pool too, and return a callable that ends that.
 
         Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
         """
@@ -135,7 +135,7 @@ _lock = threading.Lock()
 def register(
     pool: WebsocketConnectionPool, registry: CollectorRegistry = REGISTRY
 ) -> Callable[[], None]:
-    """Export a pool through a registry, beside those that are; return what ends that.
+    """Export a pool through a registry, and return a callable that ends that.
 
     Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
     """

@@ -118,7 +118,7 @@ class Peer:
             await self.send(message)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close properly, and wait for the client's answer; a handler that returns does that."""
+        """Close properly, and wait for the client's answer. So does a handler that returns."""
         await self.websocket.close(code=code, message=reason.encode())
 
     def drop(self) -> None:
@@ -232,11 +232,11 @@ class Server:
     def refuse(
         self, status: int = 503, *, headers: Mapping[str, str] | None = None, times: int = 1
     ) -> None:
-        """Answer as many of the next handshakes with an HTTP status, and open no WebSocket."""
+        """Answer the next handshakes, so many `times`, with this HTTP status and no WebSocket."""
         self.refusals += [web.Response(status=status, headers=headers) for _ in range(times)]
 
     async def start(self) -> None:
-        """Listen, again after a `stop`; `async with` does it."""
+        """Listen, or listen again after a `stop`. `async with` does it at the beginning."""
         app = web.Application()
         app.router.add_get("/{tail:.*}", self._serve)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)

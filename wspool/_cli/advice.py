@@ -209,7 +209,9 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
         yield f"reuse saves {saved:.0%} of a reply's time: {fresh} with the dial, {reused} without"
     if seen.is_compressed:
         found = compression(seen.answers)
-        if found is None:
+        if target.text is None:
+            yield "no compress: the server takes it; --send TEXT measures whether that saves time"
+        elif found is None:
             yield "no compress: the server takes it, but too few answers came to measure a gain"
         elif found[0] < LEAST_GAIN:
             yield f"no compress: it saves nothing here; {found[1]}"

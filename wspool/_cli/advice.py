@@ -214,7 +214,7 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
         elif found is None:
             yield "no compress: the server takes it, but too few answers came to measure a gain"
         elif found[0] < LEAST_GAIN:
-            yield f"no compress: it saves nothing here; {found[1]}"
+            yield f"no compress: there is no clear gain; {found[1]}"
     if seen.answers and seen.uses is None:
         yield from notes(seen.answers, has_pushes=bool(seen.pushes))
     if seen.greets and seen.listening.close is not None and not seen.wants_message:

@@ -87,9 +87,9 @@ class ConnectionReady(Event):
 
 @_event
 class ConnectionClosed(Event):
-    """A connection left `state` for closed. `reason` is a `CloseReason`; the rest is the CLOSE's.
+    """A connection left `state` for closed. `reason` is a `CloseReason`.
 
-    `age` is in seconds since its creation.
+    The code and the text are those of the CLOSE frame. `age` is in seconds since its creation.
     """
 
     connection_id: int
@@ -102,7 +102,7 @@ class ConnectionClosed(Event):
 
 @_event
 class ConnectionCheckOutStarted(Event):
-    """Somebody called `acquire`."""
+    """A caller asked for a connection."""
 
 
 @_event
@@ -146,7 +146,10 @@ class ConnectionDrained(Event):
 
 @_event
 class ConnectionChecked(Event):
-    """An errand of the pool's, `check` or `keepalive`, went well. `duration`: its seconds."""
+    """The pool has checked an idle connection, or kept it alive, and it works.
+
+    `duration` is how many seconds that took.
+    """
 
     connection_id: int
     errand: str

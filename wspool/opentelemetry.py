@@ -147,7 +147,9 @@ _lock = threading.Lock()
 def instrument(
     pool: WebsocketConnectionPool, meter_provider: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Export a pool through this meter provider, None: the global one; return what ends that.
+    """Export a pool through this meter provider, and return a callable that ends that.
+
+    None stands for the global provider.
 
     Raises ValueError for a name that is taken; a closed pool gives its place to a new one.
     """

@@ -154,7 +154,7 @@ class PoolCollector(Collector):
             self.add(pool)
 
     def add(self, pool: WebsocketConnectionPool, *, histograms: bool = True) -> Callable[[], None]:
-        """Export this pool too; return what ends that.
+        """Export this pool too, and return a callable that ends that.
 
         The histograms, and with them percentiles, cost some microseconds a loan. Raises ValueError
         for a name that is taken; a closed pool gives its place to a new one.
@@ -226,7 +226,7 @@ def register(
     *,
     histograms: bool = True,
 ) -> Callable[[], None]:
-    """Export a pool through a registry, beside those that are; return what ends that.
+    """Export a pool through a registry, and return a callable that ends that.
 
     The histograms, and with them percentiles, cost some microseconds a loan. Raises ValueError for
     a name that is taken; a closed pool gives its place to a new one.

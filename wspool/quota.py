@@ -36,20 +36,23 @@ def interval_of(dials_per_second: float | None) -> float:
 
 @exported
 class Quota(Protocol):
-    """Who says whether there may be one more socket; the argument `quota` of a pool.
+    """What says whether there may be one more socket: the argument `quota` of a pool.
 
     A lease is any object; if its attribute `is_lost` becomes true, somebody else has its place,
     and the connection is closed as soon as nobody uses it.
     """
 
     async def acquire(self) -> Any:
-        """Wait until one more dial may begin, and return its lease; cancelled, hold nothing."""
+        """Wait until one more dial may begin, and return its lease.
+
+        A call that is cancelled must hold nothing.
+        """
 
     def release(self, lease: Any, /) -> Awaitable[object] | None:
-        """Take the lease of a socket that is gone back.
+        """Take back the lease of a socket that is gone.
 
-        Nobody waits for it but `close_all()`, and that for `close_timeout` at most; a coroutine
-        function is fine.
+        It may be a coroutine function. Only `close_all()` waits for it, and for `close_timeout` at
+        most.
         """
 
 
@@ -93,7 +96,7 @@ class LeaseQueue:
         return lease
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        """Take a lease back, at once; what is returned is done when that is through."""
+        """Take a lease back at once, and return a future that is done when that is through."""
         raise NotImplementedError
 
     def _enter(self) -> asyncio.AbstractEventLoop:
@@ -133,7 +136,8 @@ class LocalQuota(LeaseQueue):
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
 
-    Who waits is served in order of arrival. Raises ValueError for a limit or a rate of 0 or less.
+    Callers are served in the order of their arrival. Raises ValueError for a limit or a rate of 0
+    or less.
     """
 
     def __init__(self, limit: int, dials_per_second: float | None = None) -> None:
@@ -152,7 +156,7 @@ class LocalQuota(LeaseQueue):
         )
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        """Take a lease back, at once; what is returned is done."""
+        """Take a lease back at once, and return a future that is done."""
         self._held.discard(lease)
         self._serve()
         done = self._enter().create_future()

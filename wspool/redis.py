@@ -199,7 +199,7 @@ there; the epoch.
 class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
-    client: a `redis.asyncio` client, which is not closed, or a URL. Of its connections one is used
+    client: a URL, or a `redis.asyncio` client, which is not closed. One of its connections is used
         for each question, and one more is kept while dials wait.
     key: names the quota, in Redis and in errors, so it is no place for a secret; it is not empty
         and does not begin with `}`.
@@ -283,7 +283,7 @@ class RedisQuota(LeaseQueue):
         return lease
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
-        """Take a lease back; what is returned is done when Redis knows of it."""
+        """Take a lease back, and return a future that is done when Redis knows of it."""
         told = self._enter().create_future()
         self._held.discard(lease)
         if self._is_closed:  # it expires

@@ -1032,6 +1032,16 @@ def stream(last: str | bytes, before: str | bytes = '{"type": "part"}') -> tuple
             id="in the middle too",
         ),
         pytest.param([stream(b"end")] * 2, None, id="a binary end"),
+        pytest.param(
+            [stream('{"header": {"event": "finished"}}', '{"header": {"event": "result"}}')] * 2,
+            Mark("header.event", "finished"),
+            id="a type in a header",
+        ),
+        pytest.param(
+            [stream('{"header": {"event": "finished"}}', '{"header": 1}')] * 2,
+            None,
+            id="a header that is no object elsewhere",
+        ),
         pytest.param([stream("[1]", "[" * 100_000)] * 2, Mark("", "[1]"), id="hostile JSON"),
     ],
 )

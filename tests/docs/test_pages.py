@@ -11,6 +11,7 @@ import sys
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ async def test_each_block_of_python_runs(
         if "asyncio.run(" in block.code or LOCAL in block.code:
             printed = await run_as_script(block.code.replace(LOCAL, server.uri))
         else:
-            names: dict[str, object] = {"uri": server.uri}
+            names: dict[str, Any] = {"uri": server.uri}
             async with RedisServer() if "redis_url" in block.code else nullcontext() as redis:
                 names["redis_url"] = redis.url if redis is not None else ""
                 printed = await run_in_this_loop(block, names, capsys)
@@ -81,7 +82,7 @@ async def run_as_script(code: str) -> str:
 
 
 async def run_in_this_loop(
-    block: Block, names: dict[str, object], capsys: pytest.CaptureFixture[str]
+    block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Run a block with `await` at its top level, as `python -m asyncio` would."""
     numbered = "\n" * (block.line - 1) + block.code
@@ -90,6 +91,11 @@ async def run_in_this_loop(
     if inspect.isawaitable(running):
         async with asyncio.timeout(30):  # only a net
             await running
+    if "lifespan" in names:  # an application, which is started and ended as its server would
+        async with names["lifespan"](names["app"]) as state:
+            async with state["pool"].get_connection() as connection:
+                print(connection)
+        names |= state
     assert isinstance(names["pool"], WebsocketConnectionPool)
     assert names["pool"].is_closed
     return capsys.readouterr().out

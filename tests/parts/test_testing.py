@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import trustme
 
-from tests.conftest import until
+from tests.conftest import echoes, until
 from tests.support.suites import HEAD, PYTEST, run
 from wspool import WebsocketConnectionPool
 from wspool.testing import Peer, Server
@@ -394,6 +394,21 @@ async def test_nobody_gets_in_while_it_stops() -> None:
 def test_without_a_start_it_has_no_address() -> None:
     with pytest.raises(RuntimeError, match="async with"):
         _ = Server().uri
+
+
+def test_an_option_that_there_is_not_is_refused_at_once_and_not_at_each_handshake() -> None:
+    with pytest.raises(TypeError, match="'prot'"):
+        Server(prot=8080)
+
+
+async def test_it_listens_at_the_port_that_it_is_given() -> None:
+    async with Server() as first:
+        port = first.port
+    async with Server(port=port) as server:
+        assert server.uri == first.uri
+        async with WebsocketConnectionPool(uri=server.uri) as pool:
+            async with pool.get_connection() as connection:
+                assert await echoes(connection)
 
 
 async def test_it_knows_how_many_were_open_at_a_time() -> None:

@@ -129,6 +129,8 @@ def main(arguments: list[str]) -> int:
         source = unpack(sdist, directory / "sdist")
         binaries = install(wheel, directory / "venv")
         print(run(binaries / "wspool", "--version", cwd=directory), end="", flush=True)
+        if "//OWNER.github.io" in description(wheel):
+            print("OWNER is still a placeholder in its addresses: see CONTRIBUTING.md", flush=True)
         if arguments == ["--no-tests"]:
             return 0
         # The tests find the package beside themselves: let that be the installed one.

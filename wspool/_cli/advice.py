@@ -209,10 +209,12 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
         yield f"reuse saves {saved:.0%} of a reply's time: {fresh} with the dial, {reused} without"
     if seen.is_compressed:
         found = compression(seen.answers)
-        if found is None:
+        if target.text is None:
+            yield "no compress: the server takes it; --send TEXT measures whether that saves time"
+        elif found is None:
             yield "no compress: the server takes it, but too few answers came to measure a gain"
         elif found[0] < LEAST_GAIN:
-            yield f"no compress: it saves nothing here; {found[1]}"
+            yield f"no compress: there is no clear gain; {found[1]}"
     if seen.answers and seen.uses is None:
         yield from notes(seen.answers, has_pushes=bool(seen.pushes))
     if seen.greets and seen.listening.close is not None and not seen.wants_message:

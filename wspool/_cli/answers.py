@@ -36,8 +36,11 @@ _HEARTBEAT: Final = re.compile(r"(?i)(ping|heart[-_ ]?beat|keep[-_ ]?alive|hb)")
 
 
 class Mark(NamedTuple):
-    """What tells a message from others: this key of its JSON has this value, or, for the key "",
-    it is this text."""
+    """What tells a message from others: this key of its JSON has this value.
+
+    The key "header.event" is that of an object within the object. The key "" stands for the text of
+    the message.
+    """
 
     key: str
     value: str | bool
@@ -48,7 +51,10 @@ class Mark(NamedTuple):
         if not self.key:
             return f"{message} == {value}"
         equals = "==" if isinstance(self.value, str) else "is"
-        return f"json.loads({message}).get({literal(self.key)}) {equals} {value}"
+        outer, _, inner = self.key.partition(".")
+        found = f"json.loads({message}).get({literal(outer)}"
+        found += f", {{}}).get({literal(inner)})" if inner else ")"
+        return f"{found} {equals} {value}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,17 @@ def marks(message: str | bytes) -> set[Mark]:
     fields = _fields(message)
     if fields is None:
         return {Mark("", message)} if _is_word(message) else set()
-    return {Mark(key, value) for key, value in fields.items() if key and _is_word(value)}
+    inner = {
+        f"{outer}.{key}": value
+        for outer, object_ in fields.items()
+        if isinstance(object_, dict)
+        for key, value in object_.items()
+    }
+    return {
+        Mark(key, value)
+        for key, value in (fields | inner).items()
+        if re.fullmatch(r"\w+(\.\w+)?", key) and _is_word(value)
+    }
 
 
 def _fields(message: str | bytes) -> dict[str, Any] | None:
@@ -110,29 +126,34 @@ def last_mark(answers: Sequence[Answer]) -> Mark | None:
     if not ends or not others:
         return None
     found = set.intersection(*ends).difference(*map(marks, others))
-    if not _all_are_objects(texts):  # json.loads would raise
-        found = {mark for mark in found if not mark.key}
-    return min(found, key=_rank, default=None)
+    return min((one for one in found if _can_be_asked(one, texts)), key=_rank, default=None)
 
 
-def _rank(mark: Mark) -> tuple[int, bool, str]:
-    order = _TELLING.index(mark.key) if mark.key in _TELLING else len(_TELLING)
-    return order, isinstance(mark.value, bool), mark.key
+def _can_be_asked(mark: Mark, texts: Sequence[str | bytes]) -> bool:
+    """Return whether the comparison raises for none of these messages."""
+    outer, _, inner = mark.key.partition(".")
+    fields = [_fields(text) for text in texts if isinstance(text, str)]
+    return not outer or all(
+        one is not None and (not inner or isinstance(one.get(outer, {}), dict)) for one in fields
+    )
 
 
-def _all_are_objects(texts: Iterable[str | bytes]) -> bool:
-    return all(_fields(text) is not None for text in texts if isinstance(text, str))
+def _rank(mark: Mark) -> tuple[int, bool, bool, str]:
+    name = mark.key.rpartition(".")[2]
+    order = _TELLING.index(name) if name in _TELLING else len(_TELLING)
+    return order, "." in mark.key, isinstance(mark.value, bool), mark.key
 
 
 def heartbeat_mark(texts: Iterable[str | bytes]) -> Mark | None:
     """Return what says of messages that came unasked that they are heartbeats, or None."""
     texts = list(texts)
-    keys = _TELLING if _all_are_objects(texts) else ()
     named = (
         mark
         for text in texts
         for mark in sorted(marks(text), key=_rank)
-        if mark.key in ("", *keys) and _HEARTBEAT.fullmatch(str(mark.value))
+        if mark.key in ("", *_TELLING)
+        and _HEARTBEAT.fullmatch(str(mark.value))
+        and _can_be_asked(mark, texts)
     )
     return next(named, None)
 

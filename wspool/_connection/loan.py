@@ -70,10 +70,9 @@ class Lender(Protocol):
 class WebsocketConnection(Dialogue):
     """One loan of a WebSocket to the server.
 
-    What is a property here may be read at any time, also when the loan is over. To send, to
-    receive, to ping and to close is the right of whoever has borrowed it, until it is given back:
-    afterwards that is a ConnectionBusyError, or a ConnectionClosedError if the connection was lost
-    before.
+    Its properties may be read at any time, also when the loan is over. Only the borrower may send,
+    receive, ping and close, and only until the connection is given back. After that these raise
+    ConnectionBusyError, or ConnectionClosedError if the connection was lost before.
     """
 
     __slots__ = (
@@ -297,9 +296,10 @@ class WebsocketConnection(Dialogue):
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection for good and return when its socket is gone.
 
-        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer. Of
-        a reason 123 bytes are sent. Closed already, it sends nothing, and raises nothing. A later
-        `release` is silent. Raises ValueError for a code that may not be sent (RFC 6455, 7.4).
+        `code` and `reason` are sent to the server, which has `close_timeout` seconds to answer. At
+        most 123 bytes of the reason are sent. A connection that is closed already sends nothing,
+        and raises nothing. A later `release` is silent. Raises ValueError for a code that may not
+        be sent (RFC 6455, 7.4).
         """
         check_close(code, reason)
         link = self._served()

@@ -65,7 +65,8 @@ def encoded(message: str | bytes) -> tuple[bytes, WSMsgType]:
         return message, BINARY
     if isinstance(message, (bytearray, memoryview)):
         return bytes(message), BINARY
-    raise TypeError(f"send() takes str or bytes, not {type(message).__name__}")
+    kind = type(message).__name__
+    raise TypeError(f"send() takes str or bytes, not {kind}; send_json() sends a value as JSON")
 
 
 def check_close(code: object, reason: object) -> None:

@@ -101,11 +101,11 @@ class BlockingWebsocketConnection:
         return f"<Blocking{repr(self._mirrored)[1:]}"
 
     def send(self, message: str | bytes, *, timeout: float | None = None) -> None:
-        """Send a text or a binary message. Out of time, it may be sent nevertheless."""
+        """Send a text or a binary message. If the time is up, it may be sent nevertheless."""
         self._wait(lambda: self._mirrored.send(message), timeout, "was not sent")
 
     def recv(self, timeout: float | None = None) -> str | bytes:
-        """Return the next message, in the order of arrival; out of time, none is lost."""
+        """Return the next message, in the order of arrival. If the time is up, none is lost."""
         return self._wait(self._mirrored.recv, timeout, "had no message", self._put_back)
 
     def ping(self, timeout: float | None = None) -> float:

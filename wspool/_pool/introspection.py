@@ -28,7 +28,7 @@ MAX_WAITERS: Final = 100
 @exported
 @dataclass(frozen=True)
 class BorrowerSnapshot:
-    """Who has a connection or waits for one.
+    """The task that has a connection, or waits for one.
 
     `borrowed_at` is the `file:line` of the call of `acquire`, `at` where in its own code the task
     waits now, as `file:line in function`. Both are None where there is no task.
@@ -73,7 +73,7 @@ class ConnectionSnapshot:
 @exported
 @dataclass(frozen=True)
 class WaiterSnapshot:
-    """Somebody who waits in `acquire`, or, with `wants_new`, in `acquire_new`.
+    """A caller that waits in `acquire` or, with `wants_new`, in `acquire_new`.
 
     `seconds`: for how long.
     """

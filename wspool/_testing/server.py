@@ -118,7 +118,7 @@ class Peer:
             await self.send(message)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close properly, and wait for the client's answer; a handler that returns does that."""
+        """Close properly, and wait for the client's answer. So does a handler that returns."""
         await self.websocket.close(code=code, message=reason.encode())
 
     def drop(self) -> None:
@@ -177,11 +177,13 @@ class Script:
 
 
 class Server:
-    """A WebSocket server on loopback, at a free port that a restart keeps; use `async with`.
+    """A WebSocket server on loopback, at a port that a restart keeps; use `async with`.
 
     `handler` is what it does with each connection, or what `record` or `replay` returned; without
-    one it echoes. `ssl_context` makes it a TLS server; `websocket_options` are those of aiohttp's
-    WebSocketResponse: `protocols`, `heartbeat`, `autoping` and others.
+    one it echoes. `port` is where it listens; with 0 it is any free one, which is in `port` once
+    the server has started. `ssl_context` makes it a TLS server; `websocket_options` are those of
+    aiohttp's WebSocketResponse: `protocols`, `heartbeat`, `autoping` and others. Raises TypeError
+    for an option that there is not.
 
     A handler that fails, by an expectation or any other exception, closes its connection with
     1011 and fails the test: the end of the `async with` block raises the first such exception, or
@@ -199,15 +201,17 @@ class Server:
         self,
         handler: Handler | Script = echo,
         *,
+        port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
         **websocket_options: Any,
     ) -> None:
+        web.WebSocketResponse(**websocket_options)  # a wrong option would fail each handshake
         self.handler = handler
         self.ssl_context = ssl_context
         self.websocket_options = websocket_options
         self.refusals: list[web.Response] = []
         self.delay: float | None = 0.0
-        self.port = 0
+        self.port = port
         self.received: list[str | bytes] = []
         self.requests: list[web.Request] = []
         self.most_open = 0
@@ -228,11 +232,11 @@ class Server:
     def refuse(
         self, status: int = 503, *, headers: Mapping[str, str] | None = None, times: int = 1
     ) -> None:
-        """Answer as many of the next handshakes with an HTTP status, and open no WebSocket."""
+        """Answer the next handshakes, so many `times`, with this HTTP status and no WebSocket."""
         self.refusals += [web.Response(status=status, headers=headers) for _ in range(times)]
 
     async def start(self) -> None:
-        """Listen, again after a `stop`; `async with` does it."""
+        """Listen, or listen again after a `stop`. `async with` does it at the beginning."""
         app = web.Application()
         app.router.add_get("/{tail:.*}", self._serve)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)

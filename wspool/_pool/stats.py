@@ -19,16 +19,11 @@ from wspool._connection.exporting import exported
 class Stats:
     """What has happened since the pool was made: loans, waits, timeouts, dials, drained messages.
 
-<<<<<<< HEAD
-    `wait_seconds` is what all waiting took together, `dial_seconds` the attempts that succeeded,
-    token callables and `on_connect` included. `failures` counts the dials that failed by the
-    `kind` of their error, `closes` the closed connections by `CloseReason`, `refusals` the acquires
-    that got nothing by `CheckOutFailure`, those apart that were cancelled.
-=======
     `wait_seconds` is how long all waits took together, `dial_seconds` how long all attempts that
     succeeded took, token callables and `on_connect` included. `failures` counts the dials that
-    failed by the `kind` of their error, `closes` the closed connections by `CloseReason`.
->>>>>>> w15c
+    failed by the `kind` of their error, `closes` the closed connections by `CloseReason`,
+    `refusals` the acquires that got nothing by `CheckOutFailure`, apart from those that were
+    cancelled.
     """
 
     # No dataclass: with its module, that would be a sixth of the import of this package.

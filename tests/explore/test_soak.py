@@ -38,5 +38,7 @@ def soak(module: str, *options: str) -> None:
         timeout=float(SECONDS) + 300.0,
     )
     print(soak.stdout)
-    assert soak.stderr == ""
+    # That a step took long says something of the machine.
+    complaints = [line for line in soak.stderr.splitlines() if not line.startswith("Executing <")]
+    assert complaints == []
     assert soak.returncode == 0

@@ -346,7 +346,8 @@ async def test_a_server_that_never_stops_does_not_freeze_the_event_loop(
             await control.send(f"{10**9} 1000")
             await until(lambda: len(drained) == 5, "all five are flooded")
             await until(lambda: seen > 20_000, "they receive", within=60)
-            assert most <= 50 + 5 * (budget.MIN_FRAMES + 1)
+            # The end of one sweep and the beginning of the next may fall into one turn.
+            assert most <= 2 * (50 + 5 * (budget.MIN_FRAMES + 1))
             with traced() as memory:  # afterwards, because it slows the reading
                 await asyncio.sleep(0.5)
                 assert memory()[1] < 5 * MIB

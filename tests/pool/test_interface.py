@@ -107,7 +107,7 @@ def test_every_argument_but_the_uri_is_keyword_only_and_the_rest_is_for_ws_conne
 
 
 @pytest.mark.parametrize(
-    "name", ["start", "acquire", "acquire_new", "release", "close_all", "__aenter__", "__aexit__"]
+    "name", ["start", "release", "close_all", "aclose", "__aenter__", "__aexit__"]
 )
 def test_a_method_of_the_pool_that_waits_is_a_coroutine_function(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(WebsocketConnectionPool, name))

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import aiohttp
 
@@ -33,6 +33,7 @@ from wspool._connection.errors import (
     WebsocketError,
 )
 from wspool._connection.exporting import exported
+from wspool._connection.idioms import refusing
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
 from wspool._connection.wire import (
@@ -193,6 +194,17 @@ class WebsocketConnection(Dialogue):
             return "<WebsocketConnection, not yet lent>"
         over = " (this loan is over)" if self._callsite is not None and self._is_over else ""
         return f"<WebsocketConnection {link.shown()}{over}>"
+
+    if not TYPE_CHECKING:
+        __await__ = refusing(
+            "a connection is not awaited, nor is pool.get_connection(): write `async with "
+            "pool.get_connection() as connection:`, or `connection = await pool.acquire()`"
+        )
+        __enter__ = __exit__ = refusing(
+            "a connection is borrowed with `async with pool.get_connection() as connection:`, not "
+            "with `with`; where there is no asyncio, use a BlockingWebsocketConnectionPool"
+        )
+        __iter__ = refusing("messages are read with `async for message in connection:`")
 
     # What a borrower does.
 

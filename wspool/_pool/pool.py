@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Self
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
+from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
-from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
+from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time
 from wspool._pool.routing import Router
 from wspool._pool.sessions import Session
 from wspool._pool.stats import Stats
@@ -179,6 +180,7 @@ class WebsocketConnectionPool(Configured):
 
     # Borrowing.
 
+    @awaited
     async def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
@@ -194,6 +196,7 @@ class WebsocketConnectionPool(Configured):
             await self._router.wait(loan)
         return loan
 
+    @awaited
     async def acquire_new(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`.
 
@@ -205,17 +208,27 @@ class WebsocketConnectionPool(Configured):
         await self._router.wait(loan)
         return loan
 
-    def get_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
+    @shown_as(in_time)
+    def get_connection(
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketConnection:
         """Return a connection that is acquired and given back by `async with`.
 
         Left by an exception after something was sent, the connection is not handed on: it is
         drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
         the errors are those of `acquire`.
         """
+        if wrong:
+            refuse_position("get_connection", wrong)
         return WebsocketConnection(self, timeout)
 
-    def get_new_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
+    @shown_as(in_time)
+    def get_new_connection(
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketConnection:
         """Return the same as `get_connection`, around `acquire_new`."""
+        if wrong:
+            refuse_position("get_new_connection", wrong)
         return WebsocketConnection(self, timeout, True)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
@@ -294,6 +307,16 @@ class WebsocketConnectionPool(Configured):
         await self._session.close()
         self._router.events.pool_closed()
         self._router.events.tell()
+
+    async def aclose(self) -> None:
+        """Close the pool, as `close_all()` without a timeout does: for `contextlib.aclosing`."""
+        await self.close_all()
+
+    if not TYPE_CHECKING:
+        __enter__ = __exit__ = refusing(
+            "a pool is entered with `async with`; where there is no asyncio, use a "
+            "BlockingWebsocketConnectionPool"
+        )
 
     async def __aenter__(self) -> Self:
         await self.start()

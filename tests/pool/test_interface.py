@@ -24,6 +24,7 @@ from wspool import (
     ConnectionBusyError,
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
+    ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     PendingConnection,
@@ -876,7 +877,12 @@ async def test_an_exhausted_pool_raises_at_once_and_shows_its_counts_without_sec
     with pytest.raises(ConnectionPoolExhaustedError) as caught:
         await pool.acquire()
     assert "busy=1" in str(caught.value)
+    assert "pass timeout=… to let it, or make the pool with acquire_timeout=…" in str(caught.value)
     assert SECRET not in str(caught.value)
+    with pytest.raises(ConnectionPoolTimeoutError) as late:
+        await pool.acquire(timeout=0.01)
+    assert "No connection within 0.01 s; pass a longer timeout=…, or" in str(late.value)
+    assert "a longer acquire_timeout=…: " in str(late.value)
     await pool.release(connection)
 
 

@@ -96,9 +96,8 @@ class WebsocketConnection(Dialogue):
         lender: Lender | None,
         timeout: float | None = None,
         wants_new: bool = False,
-        link: Link | None = None,
     ) -> None:
-        self._link = link
+        self._link = None
         self._has_sent = False
         self._last_message = None
         self._outstanding = None
@@ -424,7 +423,8 @@ async def lend_to_hook(
     `after`: the loan that was given back, if the hook is to clean up behind one.
     """
     owner = link.owner
-    loan = WebsocketConnection(None, link=link)
+    loan = WebsocketConnection(None)
+    loan._link = link
     if after is not None:
         loan._take_over(after)
     link.owner = loan
@@ -444,6 +444,7 @@ def view_of(link: Link) -> WebsocketConnection:
     """Return how a link is shown to whoever has no right to it: one object, while it is held."""
     view: WebsocketConnection | None = link.view() if link.view is not None else None
     if view is None:
-        view = WebsocketConnection(None, link=link)
+        view = WebsocketConnection(None)
+        view._link = link
         link.view = weakref.ref(view)
     return view

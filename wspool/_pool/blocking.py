@@ -236,6 +236,9 @@ class BlockingWebsocketConnectionPool(Configured):
     trouble: Trouble | None = _same()
     connections: tuple[WebsocketConnection, ...] = _same()
 
+    pool: WebsocketConnectionPool
+    """The pool in the loop's thread."""
+
     def _set_up(self, maker: FrameType) -> None:
         if isinstance(self.session, aiohttp.ClientSession):
             raise TypeError(

@@ -62,9 +62,9 @@ def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: 
     """Say in reStructuredText what our docstrings leave to the eye.
 
     A paragraph of lines such as `uri: what it is` is a list of arguments, as is what stands below
-    `Args:`; what is indented below another colon is shown as it is.
+    `Args:` or `Raises:`; what is indented below another colon is shown as it is.
     """
-    if "Args:" in lines:
+    if {"Args:", "Raises:"} & {*lines}:
         lines[:] = GoogleDocstring(lines, Config(), app, what).lines()
     is_argument = False
     for at, line in enumerate(lines):

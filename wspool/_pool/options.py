@@ -49,8 +49,8 @@ ACQUIRE_TIMEOUT: Final[float] = _AcquireTimeout("-inf")
 """As the `timeout` of a call that borrows, the default: the pool's `acquire_timeout`."""
 
 
-def in_time(*, timeout: float | None = ACQUIRE_TIMEOUT) -> None:
-    """Have the arguments of a method that borrows."""
+# The arguments of a method that borrows. It has no docstring, which editors would show instead.
+def in_time(*, timeout: float | None = ACQUIRE_TIMEOUT) -> None: ...
 
 
 _names = itertools.count(1)

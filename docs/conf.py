@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,6 +48,7 @@ copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3
 default_role = "code"
+autoclass_content = "both"
 autodoc_default_options = {"undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -58,9 +61,11 @@ ARGUMENT = re.compile(r"(\w+): ")
 def mend(app: Sphinx, what: str, name: str, named: object, options: Any, lines: list[str]) -> None:
     """Say in reStructuredText what our docstrings leave to the eye.
 
-    A paragraph of lines such as `uri: what it is` is a list of arguments; what is indented below a
-    colon is shown as it is.
+    A paragraph of lines such as `uri: what it is` is a list of arguments, as is what stands below
+    `Args:` or `Raises:`; what is indented below another colon is shown as it is.
     """
+    if {"Args:", "Raises:"} & {*lines}:
+        lines[:] = GoogleDocstring(lines, Config(), app, what).lines()
     is_argument = False
     for at, line in enumerate(lines):
         starts_paragraph = not at or not lines[at - 1]
@@ -90,8 +95,16 @@ def read_all_files() -> None:
             getattr(owner, found).update(getattr(part, found))
 
 
+def show_what_is_awaited() -> None:
+    """Show the methods that are wrapped as the coroutine functions that they are to be used as."""
+    pool = wspool.WebsocketConnectionPool
+    for name in ("acquire", "acquire_new"):
+        setattr(pool, name, inspect.unwrap(getattr(pool, name)))
+
+
 def setup(app: Sphinx) -> None:
     read_all_files()
+    show_what_is_awaited()
     app.add_directive("state-diagram", StateDiagram)
     app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", mend)

@@ -19,8 +19,11 @@ from wspool._connection.errors import (
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CloseReason, State
+from wspool._connection.wire import Control
+from wspool._pool.connect_options import ConnectOptions
 from wspool._pool.draining import PendingConnection
-from wspool._pool.options import DrainConditionCallback
+from wspool._pool.listeners import Listener
+from wspool._pool.options import ACQUIRE_TIMEOUT, DrainConditionCallback, Headers, Hook, Uri
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.stats import Stats
 from wspool.quota import LocalQuota, Quota
@@ -40,10 +43,12 @@ __version__ = "0.1.0"
 sys.modules[f"{__name__}.errors"] = _errors  # errors that were pickled look for their classes there
 
 __all__ = [
+    "ACQUIRE_TIMEOUT",
     "BlockingWebsocketConnection",
     "BlockingWebsocketConnectionPool",
     "BorrowerSnapshot",
     "CloseReason",
+    "ConnectOptions",
     "ConnectionBusyError",
     "ConnectionClosedError",
     "ConnectionDrainTimeoutError",
@@ -52,8 +57,12 @@ __all__ = [
     "ConnectionPoolUnavailableError",
     "ConnectionSnapshot",
     "ConnectionUnavailableError",
+    "Control",
     "DrainConditionCallback",
+    "Headers",
+    "Hook",
     "IllegalTransitionError",
+    "Listener",
     "LocalQuota",
     "PendingConnection",
     "PoolSnapshot",
@@ -62,6 +71,7 @@ __all__ = [
     "Stats",
     "Transition",
     "Trouble",
+    "Uri",
     "WaiterSnapshot",
     "WebsocketConnection",
     "WebsocketConnectionPool",
@@ -86,3 +96,6 @@ if not TYPE_CHECKING:  # which takes a name that does not exist for one that doe
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted(__all__ + [name for name in globals() if name.startswith("__")])

@@ -62,10 +62,10 @@ class Lease:
     __slots__ = ("__weakref__", "begins", "id", "is_lost")
 
     def __init__(self, id: str = "") -> None:
-        self.id = id
+        self.id: str = id
         # The loop's time before which its dial may not begin.
-        self.begins = 0.0
-        self.is_lost = False
+        self.begins: float = 0.0
+        self.is_lost: bool = False
 
 
 class LeaseQueue:

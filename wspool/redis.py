@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisQuota"]
 
-logger = logging.getLogger("wspool")
+logger: logging.Logger = logging.getLogger("wspool")
 
 AHEAD: Final = 0.5
 """Seconds before a dial may begin at which its lease is given at the earliest."""

@@ -14,7 +14,7 @@ import wspool
 PACKAGE = Path(wspool.__file__).parent
 
 FILES = """
-    _connection.exporting _connection.errors
+    _connection.exporting _connection.errors _connection.idioms
     events quota
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link

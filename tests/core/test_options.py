@@ -570,18 +570,20 @@ def test_a_limit_that_was_resized_is_read_as_it_is_now() -> None:
     assert pool.max_connections == 5
 
 
+def described_in_order() -> list[str]:
+    doc = inspect.getdoc(Configured.__init__) or ""
+    return re.findall(r"^ {4}(\w+): ", doc, re.MULTILINE)
+
+
 def test_each_setting_is_an_argument_with_a_description() -> None:
     """A new one is a line in options.py and an argument with its `Args:` in configured.py."""
     arguments = inspect.signature(WebsocketConnectionPool).parameters.keys()
     assert arguments == SETTINGS.keys(), "the constructor and Settings in options.py differ"
-    described = re.findall(r"^ {12}(\w+): ", Configured.__init__.__doc__ or "", re.MULTILINE)
-    described = [name for name in described if name not in ("TypeError", "ValueError")]
+    described = [name for name in described_in_order() if name not in ("TypeError", "ValueError")]
     assert described == list(dict.fromkeys(described)), "an argument is described twice"
     assert set(described) == SETTINGS.keys(), "an argument has no description in configured.py"
 
 
 def test_the_groups_of_the_docstring_are_those_of_the_settings() -> None:
-    doc = Configured.__init__.__doc__ or ""
-    described = [name for name in re.findall(r"^ {12}(\w+): ", doc, re.MULTILINE)]
     settings = [name for name in SETTINGS if name != "connect_options"]
-    assert [name for name in described if name in settings] == settings
+    assert [name for name in described_in_order() if name in settings] == settings

@@ -517,6 +517,69 @@ async def test_a_loss(server: Server, make_pool: MakePool) -> None:
     assert another.id != connection.id
 
 
+# From other pools.
+
+
+async def test_entering_an_acquire(make_pool: MakePool) -> None:
+    """
+    `async with pool.get_connection()` borrows and gives back; entering an `acquire` is a
+    `TypeError` that says so
+    """
+    pool: Any = make_pool()
+    async with pool.get_connection() as connection:
+        assert await echoes(connection)
+    with pytest.raises(TypeError, match=r"`async with pool\.get_connection\(\) as connection:`"):
+        async with pool.acquire():
+            pytest.fail("nothing was to be lent")
+    assert pool.busy_connections == 0
+
+
+async def test_awaiting_a_get_connection(make_pool: MakePool) -> None:
+    """
+    `acquire` is awaited, and `release` gives back; awaiting a `get_connection` is a `TypeError`
+    that says so
+    """
+    pool: Any = make_pool()
+    connection = await pool.acquire()
+    await pool.release(connection)
+    with pytest.raises(TypeError, match=r"`connection = await pool\.acquire\(\)`"):
+        await pool.get_connection()
+    assert pool.busy_connections == 0
+
+
+async def test_a_timeout_by_position(make_pool: MakePool) -> None:
+    """
+    A timeout has its name, `acquire(timeout=5)`; without it, it is a `TypeError` that says so
+    """
+    pool: Any = make_pool()
+    await pool.release(await pool.acquire(timeout=5))
+    with pytest.raises(TypeError, match=r"write acquire\(timeout=5\)"):
+        await pool.acquire(5)
+
+
+@pytest.mark.parametrize("name", ["connection", "getconn", "putconn", "close"])
+def test_names_of_other_pools(make_pool: MakePool, name: str) -> None:
+    """A name of another pool's is an `AttributeError` that says what is used here"""
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': use "):
+        getattr(make_pool(), name)
+
+
+async def test_aclose(make_pool: MakePool) -> None:
+    """`aclose` closes the pool, as `close_all` does"""
+    async with contextlib.aclosing(make_pool()) as pool, pool.get_connection() as connection:
+        assert await echoes(connection)
+    assert pool.is_closed
+    assert pool.total_connections == 0
+
+
+def test_settings(make_pool: MakePool) -> None:
+    """Each argument of the constructor can be read from the pool, under its name"""
+    pool = make_pool(acquire_timeout=5.0)
+    assert (pool.acquire_timeout, pool.max_connections) == (5.0, 50)
+    for name in inspect.signature(WebsocketConnectionPool).parameters:
+        assert hasattr(pool, name)
+
+
 # From livekit's ConnectionPool.
 
 

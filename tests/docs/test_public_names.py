@@ -43,6 +43,12 @@ def test_the_public_names_are_those_of_the_stored_list() -> None:
     )
 
 
+def test_dir_of_the_package_has_the_public_names_and_no_others() -> None:
+    shown = [name for name in dir(wspool) if not name.startswith("__")]
+    assert shown == sorted(wspool.__all__)
+    assert all(hasattr(wspool, name) for name in dir(wspool))
+
+
 @pytest.mark.parametrize("named", NAMED)
 def test_each_public_name_and_its_members_are_described(named: Any) -> None:
     if not (inspect.isclass(named) or inspect.isroutine(named)):

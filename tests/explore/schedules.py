@@ -608,6 +608,8 @@ def lines_of(task: Task) -> Iterator[tuple[str, int]]:
     while awaiting is not None:
         if type(awaiting).__name__.startswith("async_generator_a"):  # it hides its generator
             awaiting = next(r for r in gc.get_referents(awaiting) if hasattr(r, "ag_frame"))
+        if type(awaiting).__name__ == "coroutine_wrapper":  # so does that of an acquire
+            [awaiting] = gc.get_referents(awaiting)
         frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
         if frame is not None and CORE in Path(frame.f_code.co_filename).parents:
             yield Path(frame.f_code.co_filename).name, frame.f_lineno

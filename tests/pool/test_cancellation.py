@@ -171,6 +171,10 @@ async def close_all(world: World) -> None:
     await world.pool.close_all()
 
 
+async def aclose(world: World) -> None:
+    await world.pool.aclose()
+
+
 async def close_patiently(world: World) -> None:
     await world.pool.close_all(timeout=None)
 
@@ -360,6 +364,7 @@ CASES = [
     Case("drain: last message", leave_by_exception, drain_until=is_last),
     Case("drain: strays of idle ones", strays, all_idle),
     Case("close_all: idle ones", close_all, all_idle),
+    Case("aclose: idle ones", aclose, all_idle),
     Case("close_all: a last word", close_all, all_idle, on_close=say_bye),
     Case("close_all: mute peer", close_all, all_idle, MUTE),
     Case("close_all: everything at work", close_all, everything, **CHECK),

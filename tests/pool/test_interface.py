@@ -24,6 +24,7 @@ from wspool import (
     ConnectionBusyError,
     ConnectionClosedError,
     ConnectionPoolExhaustedError,
+    ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     PendingConnection,
@@ -107,7 +108,7 @@ def test_every_argument_but_the_uri_is_keyword_only_and_the_rest_is_for_ws_conne
 
 
 @pytest.mark.parametrize(
-    "name", ["start", "acquire", "acquire_new", "release", "close_all", "__aenter__", "__aexit__"]
+    "name", ["start", "release", "close_all", "aclose", "__aenter__", "__aexit__"]
 )
 def test_a_method_of_the_pool_that_waits_is_a_coroutine_function(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(WebsocketConnectionPool, name))
@@ -876,7 +877,12 @@ async def test_an_exhausted_pool_raises_at_once_and_shows_its_counts_without_sec
     with pytest.raises(ConnectionPoolExhaustedError) as caught:
         await pool.acquire()
     assert "busy=1" in str(caught.value)
+    assert "pass timeout=… to let it, or make the pool with acquire_timeout=…" in str(caught.value)
     assert SECRET not in str(caught.value)
+    with pytest.raises(ConnectionPoolTimeoutError) as late:
+        await pool.acquire(timeout=0.01)
+    assert "No connection within 0.01 s; pass a longer timeout=…, or" in str(late.value)
+    assert "a longer acquire_timeout=…: " in str(late.value)
     await pool.release(connection)
 
 

@@ -95,6 +95,7 @@ def _lines_of(path: str, named: Any) -> Iterator[str]:
 
 def _shown(annotation: Any) -> str:
     """Return a type as it is written, without the modules that names come from."""
+    annotation = getattr(annotation, "__forward_arg__", annotation)  # those of a TypedDict
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return re.sub(r"\b(wspool|collections(\.abc)?|yarl|_?asyncio|aiohttp(\.\w+)?)\.", "", text)
 
@@ -146,7 +147,8 @@ def _signature(path: str, called: Any) -> Iterator[str]:
         elif each.default is not each.empty:
             each = each.replace(default=_Shown(each.default))
         arguments.append(str(each))
-    head = f"async {path}(" if inspect.iscoroutinefunction(called) else f"{path}("
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(called))
+    head = f"async {path}(" if is_async else f"{path}("
     tail = f") -> {signature.return_annotation}"
     if len(line := head + ", ".join(arguments) + tail) <= 100:
         yield line

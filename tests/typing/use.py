@@ -16,6 +16,7 @@ from opentelemetry.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
 
 from wspool import (
+    ACQUIRE_TIMEOUT,
     BlockingWebsocketConnection,
     BlockingWebsocketConnectionPool,
     BorrowerSnapshot,
@@ -24,13 +25,19 @@ from wspool import (
     ConnectionPoolTimeoutError,
     ConnectionSnapshot,
     ConnectionUnavailableError,
+    ConnectOptions,
+    Control,
     DrainConditionCallback,
+    Headers,
+    Hook,
+    Listener,
     PendingConnection,
     PoolSnapshot,
     State,
     Stats,
     Transition,
     Trouble,
+    Uri,
     WaiterSnapshot,
     WebsocketConnection,
     WebsocketConnectionPool,
@@ -121,6 +128,22 @@ async def borrow(pool: WebsocketConnectionPool) -> None:
     assert_type(await pool.release(connection, force_remove=True), None)
     await pool.release(connection, True)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await pool.acquire(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    pool.get_connection(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await pool.acquire(timeout="5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    pool.get_connection(timeout="5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await pool.get_connection()  # type: ignore[misc] # pyright: ignore[reportGeneralTypeIssues]
+    async with pool.acquire():  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    with pool.get_connection():  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    with pool:  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    for _ in connection:  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+        pass
+    pool.release(connection)  # type: ignore[unused-coroutine] # pyright: ignore[reportUnusedCoroutine]
+    pool.acquire()  # type: ignore[unused-coroutine] # pyright: ignore[reportUnusedCoroutine]
+    pool.close()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    assert_type(await pool.aclose(), None)
     assert_type(pool.resize(10), None)
     assert_type(pool.expire_connections(), None)
     assert_type(await pool.close_all(timeout=None), None)
@@ -163,6 +186,28 @@ def look(connection: WebsocketConnection) -> None:
     assert_type(connection.close_reason, str)
     assert_type(connection.cause, BaseException | None)
     assert_type(connection.websocket, aiohttp.ClientWebSocketResponse)
+
+
+async def wrap(pool: WebsocketConnectionPool, timeout: float | None = ACQUIRE_TIMEOUT) -> None:
+    async with pool.get_connection(timeout=timeout):
+        pass
+
+
+def configure(pool: WebsocketConnectionPool | BlockingWebsocketConnectionPool) -> None:
+    assert_type(pool.max_connections, int)
+    assert_type(pool.acquire_timeout, float | None)
+    assert_type(pool.on_connect, Hook | None)
+    assert_type(pool.uri, Uri)
+    assert_type(pool.headers, Headers)
+    assert_type(pool.control, Control | None)
+    pool.max_connections = 5  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+    options: ConnectOptions = {"heartbeat": 20.0, "protocols": ["v1"]}
+    hook: Hook = log_in
+    listener: Listener = print
+    another = WebsocketConnectionPool("wss://example.com/", on_connect=hook, **options)
+    another.subscribe(listener)
+    WebsocketConnectionPool("wss://example.com/", on_connect=lambda one: one.send("hello"))
+    WebsocketConnectionPool("wss://example.com/", on_connect=lambda one: None)  # type: ignore[arg-type,return-value] # pyright: ignore[reportArgumentType]
 
 
 def look_at_the_pool(pool: WebsocketConnectionPool) -> None:
@@ -262,6 +307,11 @@ def borrow_in_a_thread() -> None:
         assert_type(pool.snapshot(), PoolSnapshot)
         assert_type(pool.trouble, Trouble | None)
     BlockingWebsocketConnectionPool(uri="wss://example.com/", session=aiohttp.ClientSession)
+    with pool.acquire():  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    pool.acquire(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    pool.get_connection(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    BlockingWebsocketConnectionPool("wss://example.com/", max_conections=3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     BlockingWebsocketConnectionPool(url="wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import aiohttp
 
@@ -33,6 +33,7 @@ from wspool._connection.errors import (
     WebsocketError,
 )
 from wspool._connection.exporting import exported
+from wspool._connection.idioms import refusing
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
 from wspool._connection.wire import (
@@ -95,9 +96,8 @@ class WebsocketConnection(Dialogue):
         lender: Lender | None,
         timeout: float | None = None,
         wants_new: bool = False,
-        link: Link | None = None,
     ) -> None:
-        self._link = link
+        self._link = None
         self._has_sent = False
         self._last_message = None
         self._outstanding = None
@@ -193,6 +193,17 @@ class WebsocketConnection(Dialogue):
             return "<WebsocketConnection, not yet lent>"
         over = " (this loan is over)" if self._callsite is not None and self._is_over else ""
         return f"<WebsocketConnection {link.shown()}{over}>"
+
+    if not TYPE_CHECKING:
+        __await__ = refusing(
+            "a connection is not awaited, nor is pool.get_connection(): write `async with "
+            "pool.get_connection() as connection:`, or `connection = await pool.acquire()`"
+        )
+        __enter__ = __exit__ = refusing(
+            "a connection is borrowed with `async with pool.get_connection() as connection:`, not "
+            "with `with`; where there is no asyncio, use a BlockingWebsocketConnectionPool"
+        )
+        __iter__ = refusing("messages are read with `async for message in connection:`")
 
     # What a borrower does.
 
@@ -412,7 +423,8 @@ async def lend_to_hook(
     `after`: the loan that was given back, if the hook is to clean up behind one.
     """
     owner = link.owner
-    loan = WebsocketConnection(None, link=link)
+    loan = WebsocketConnection(None)
+    loan._link = link
     if after is not None:
         loan._take_over(after)
     link.owner = loan
@@ -432,6 +444,7 @@ def view_of(link: Link) -> WebsocketConnection:
     """Return how a link is shown to whoever has no right to it: one object, while it is held."""
     view: WebsocketConnection | None = link.view() if link.view is not None else None
     if view is None:
-        view = WebsocketConnection(None, link=link)
+        view = WebsocketConnection(None)
+        view._link = link
         link.view = weakref.ref(view)
     return view

@@ -18,12 +18,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Never, Self, TypeVar
 
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
 from wspool._connection.exporting import exported
+from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
@@ -31,7 +32,7 @@ from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
 from wspool._pool.listeners import Listener
-from wspool._pool.options import ACQUIRE_TIMEOUT
+from wspool._pool.options import ACQUIRE_TIMEOUT, in_time
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
 from wspool._pool.stats import Stats
@@ -39,6 +40,12 @@ from wspool._pool.stats import Stats
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
+
+
+_NOT_ASYNC: Final = (
+    "a blocking pool is used without async and await: write `with pool.get_connection() as "
+    "connection:`; in asyncio, use a WebsocketConnectionPool"
+)
 
 
 class _Same:
@@ -138,6 +145,19 @@ class BlockingWebsocketConnection:
         except StopAsyncIteration:
             raise StopIteration from None
 
+    if not TYPE_CHECKING:
+        __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
+        __aiter__ = refusing("messages are read with `for message in connection:` here")
+
+        def __enter__(self) -> Never:
+            self._pool.release(self)
+            raise TypeError(
+                "acquire() has borrowed this connection already, and it was given back: write "
+                "`with pool.get_connection() as connection:`"
+            )
+
+        __exit__ = __enter__
+
     def _wait(
         self,
         work: Callable[[], Coroutine[Any, Any, T]],
@@ -170,6 +190,22 @@ class BlockingWebsocketConnection:
             )
 
 
+class Block(AbstractContextManager[BlockingWebsocketConnection]):
+    """A `with` that borrows, and what to write in the place of a wrong one."""
+
+    def __init__(self, loan: AbstractContextManager[BlockingWebsocketConnection]) -> None:
+        self._loan = loan
+
+    def __enter__(self) -> BlockingWebsocketConnection:
+        return self._loan.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._loan.__exit__(*error)
+
+    if not TYPE_CHECKING:
+        __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
+
+
 def _end(pool: WebsocketConnectionPool, loan: WebsocketConnection, **how: bool) -> bool:
     """In the loop: end a loan; False if it was over."""
     if loan._is_over:
@@ -199,6 +235,9 @@ class BlockingWebsocketConnectionPool(Configured):
     stats: Stats = _same()
     trouble: Trouble | None = _same()
     connections: tuple[WebsocketConnection, ...] = _same()
+
+    pool: WebsocketConnectionPool
+    """The pool in the loop's thread."""
 
     def _set_up(self, maker: FrameType) -> None:
         if isinstance(self.session, aiohttp.ClientSession):
@@ -231,34 +270,48 @@ class BlockingWebsocketConnectionPool(Configured):
         """Start the pool and return when the warm-up is over, whatever came of it."""
         self._portal.wait(self.pool.start)
 
-    def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> BlockingWebsocketConnection:
+    @shown_as(in_time)
+    def acquire(
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> BlockingWebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         The timeout and the errors are those of `WebsocketConnectionPool.acquire`.
         """
+        if wrong:
+            refuse_position("acquire", wrong)
         return self._borrow(timeout, wants_new=False)
 
+    @shown_as(in_time)
     def acquire_new(
-        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> BlockingWebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`."""
+        if wrong:
+            refuse_position("acquire_new", wrong)
         return self._borrow(timeout, wants_new=True)
 
+    @shown_as(in_time)
     def get_connection(
-        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return a context manager that acquires a connection and gives it back.
 
         Left by an exception after something was sent, the connection is not handed on: it is
         drained up to the message that `drain_until` names, or closed.
         """
-        return self._loan(timeout, wants_new=False)
+        if wrong:
+            refuse_position("get_connection", wrong)
+        return Block(self._loan(timeout, wants_new=False))
 
+    @shown_as(in_time)
     def get_new_connection(
-        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return the same as `get_connection`, around `acquire_new`."""
-        return self._loan(timeout, wants_new=True)
+        if wrong:
+            refuse_position("get_new_connection", wrong)
+        return Block(self._loan(timeout, wants_new=True))
 
     def release(
         self, connection: BlockingWebsocketConnection, *, force_remove: bool = False
@@ -279,6 +332,10 @@ class BlockingWebsocketConnectionPool(Configured):
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back."""
         self._portal.call(lambda: self.pool.resize(max_connections))
 
+    def close(self) -> None:
+        """Close the pool, as `close_all()` without a timeout does: for `contextlib.closing`."""
+        self.close_all()
+
     def close_all(self, timeout: float | None = 0.0) -> None:
         """Close the pool and everything in it, and return when its thread has ended.
 
@@ -287,6 +344,11 @@ class BlockingWebsocketConnectionPool(Configured):
         """
         check_timeout(timeout)
         self._portal.close(timeout)
+
+    if not TYPE_CHECKING:
+        __aenter__ = __aexit__ = refusing(
+            "a blocking pool is entered with `with`; in asyncio, use a WebsocketConnectionPool"
+        )
 
     def __enter__(self) -> Self:
         self.start()

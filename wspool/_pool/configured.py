@@ -13,6 +13,7 @@ from typing import Self, Unpack
 
 import aiohttp
 
+from wspool._connection.idioms import ELSEWHERE, Elsewhere
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.wire import Control
 from wspool._pool.connect_options import ConnectOptions
@@ -176,3 +177,10 @@ class Configured(Settings):
     def _set_up(self, maker: FrameType) -> None:
         """Make the rest of a pool that was made in this frame."""
         raise NotImplementedError
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in ELSEWHERE or hasattr(self, name)]
+
+
+for _name in ELSEWHERE:
+    setattr(Configured, _name, Elsewhere(_name))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wspool")
 
 Listener = Callable[[Any], object]
+"""Is called with each event; what it returns does not matter."""
 
 
 class Events:

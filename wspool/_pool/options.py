@@ -48,6 +48,11 @@ class _AcquireTimeout(float):
 ACQUIRE_TIMEOUT: Final[float] = _AcquireTimeout("-inf")
 """As the `timeout` of a call that borrows, the default: the pool's `acquire_timeout`."""
 
+
+# The arguments of a method that borrows. It has no docstring, which editors would show instead.
+def in_time(*, timeout: float | None = ACQUIRE_TIMEOUT) -> None: ...
+
+
 _names = itertools.count(1)
 
 

@@ -139,7 +139,7 @@ class Patience:
             if loan._timeout == 0 and waited + seconds > most:
                 error = _twin(failure)
                 error.message = (
-                    f"No attempt is made now: the next is due in {seconds:.1f} s. Pass a timeout "
+                    f"No attempt is made now: the next is due in {seconds:.1f} s. Pass timeout=… "
                     f"to wait for it. {failure}"
                 )
                 error.args = (error.message,)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Self
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
+from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
-from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
+from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time
 from wspool._pool.routing import Router
 from wspool._pool.sessions import Session
 from wspool._pool.stats import Stats
@@ -179,21 +180,27 @@ class WebsocketConnectionPool(Configured):
 
     # Borrowing.
 
+    @awaited
     async def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
-        `timeout`, in seconds, overrides `acquire_timeout`: it bounds waiting, dialling, hooks and
-        all; 0 means not to wait for capacity, and a dial then takes what its attempts take; None
-        waits for ever. Raises ConnectionPoolExhaustedError when there is no capacity and waiting
-        is not allowed, ConnectionPoolTimeoutError when the time is up, ConnectionUnavailableError
-        when the dial failed, or waited for the `quota` until then, ConnectionPoolUnavailableError
-        when the pool is closed.
+        Args:
+            timeout: Seconds for waiting, dialling, hooks and all, in the place of the pool's
+                `acquire_timeout`. 0: not to wait for capacity, and a dial then takes what its
+                attempts take; None: for ever.
+
+        Raises:
+            ConnectionPoolExhaustedError: There is no capacity, and waiting is not allowed.
+            ConnectionPoolTimeoutError: The time is up.
+            ConnectionUnavailableError: The dial failed, or waited for the `quota` until then.
+            ConnectionPoolUnavailableError: The pool is closed.
         """
         loan = WebsocketConnection(self, timeout)
         if not self._lend_at_once(loan, sys._getframe(1)):
             await self._router.wait(loan)
         return loan
 
+    @awaited
     async def acquire_new(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
         """Return a connection that nobody has used; otherwise as `acquire`.
 
@@ -205,24 +212,41 @@ class WebsocketConnectionPool(Configured):
         await self._router.wait(loan)
         return loan
 
-    def get_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
+    @shown_as(in_time)
+    def get_connection(
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketConnection:
         """Return a connection that is acquired and given back by `async with`.
 
         Left by an exception after something was sent, the connection is not handed on: it is
-        drained up to the message that `drain_until` names, or closed. `timeout`, in seconds, and
-        the errors are those of `acquire`.
+        drained up to the message that `drain_until` names, or closed. The errors are those of
+        `acquire`, and come where the block is entered.
+
+        Args:
+            timeout: In seconds, as that of `acquire`.
         """
+        if wrong:
+            refuse_position("get_connection", wrong)
         return WebsocketConnection(self, timeout)
 
-    def get_new_connection(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
+    @shown_as(in_time)
+    def get_new_connection(
+        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketConnection:
         """Return the same as `get_connection`, around `acquire_new`."""
+        if wrong:
+            refuse_position("get_new_connection", wrong)
         return WebsocketConnection(self, timeout, True)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
-        """Give a connection back; with `force_remove` it is closed.
+        """Give a connection back.
 
         Everything is done before the first await, and nothing waits for the network. Releasing
         what is not lent by this pool, or not any more, is a warning in the log.
+
+        Args:
+            connection: What `acquire` or `acquire_new` has returned.
+            force_remove: Close it, so that nobody gets it any more.
         """
         if asyncio.get_running_loop() is not self._loop and self.is_started:
             self._enter()
@@ -256,8 +280,12 @@ class WebsocketConnectionPool(Configured):
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
 
-        Raises TypeError or ValueError if it is no whole number above 0, ValueError if the shared
-        session's connector admits fewer connections.
+        Args:
+            max_connections: Sockets at most, from now on.
+
+        Raises:
+            TypeError: It is no whole number.
+            ValueError: It is below 1, or the shared session's connector admits fewer connections.
         """
         SETTINGS["max_connections"].check("max_connections", max_connections)
         if self.is_started:
@@ -268,9 +296,11 @@ class WebsocketConnectionPool(Configured):
     async def close_all(self, timeout: float | None = 0.0) -> None:
         """Close the pool and everything in it, and return when the last socket is gone.
 
-        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
-        get ConnectionPoolUnavailableError at once. A second call waits for the first; cancelled,
-        the closing goes on; called from a hook, it does not wait for that hook.
+        Waiters get ConnectionPoolUnavailableError at once. A second call waits for the first;
+        cancelled, the closing goes on; called from a hook, it does not wait for that hook.
+
+        Args:
+            timeout: Seconds for borrowers to finish first; None: as long as they need.
         """
         check_timeout(timeout)
         if not self.is_started:
@@ -294,6 +324,16 @@ class WebsocketConnectionPool(Configured):
         await self._session.close()
         self._router.events.pool_closed()
         self._router.events.tell()
+
+    async def aclose(self) -> None:
+        """Close the pool, as `close_all()` without a timeout does: for `contextlib.aclosing`."""
+        await self.close_all()
+
+    if not TYPE_CHECKING:
+        __enter__ = __exit__ = refusing(
+            "a pool is entered with `async with`; where there is no asyncio, use a "
+            "BlockingWebsocketConnectionPool"
+        )
 
     async def __aenter__(self) -> Self:
         await self.start()

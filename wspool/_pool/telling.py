@@ -20,13 +20,16 @@ logger = logging.getLogger("wspool")
 def exhausted(pool: object, queues: Queues[Link]) -> ConnectionPoolExhaustedError:
     """Return the error of somebody that may not wait for a borrower."""
     return ConnectionPoolExhaustedError(
-        "All connections are in use, and this call may not wait (pass a timeout, or set "
-        f"acquire_timeout): {pool!r}{_oldest_loan(queues)}"
+        "All connections are in use, and this call may not wait; pass timeout=… to let it, or "
+        f"make the pool with acquire_timeout=…: {pool!r}{_oldest_loan(queues)}"
     )
 
 
 def too_many_wait(pool: object, most: int) -> ConnectionPoolExhaustedError:
-    return ConnectionPoolExhaustedError(f"max_waiting={most} already wait: {pool!r}")
+    return ConnectionPoolExhaustedError(
+        f"max_waiting={most} already wait; make the pool with a higher one, or with more "
+        f"max_connections=…: {pool!r}"
+    )
 
 
 def timed_out(
@@ -37,7 +40,10 @@ def timed_out(
 ) -> ConnectionPoolTimeoutError:
     """Return the error of somebody whose time is up; `failure` is the last one of an attempt."""
     why = f"; the last attempt: {failure}" if failure is not None else _oldest_loan(queues)
-    return ConnectionPoolTimeoutError(f"No connection within {seconds} s: {pool!r}{why}")
+    return ConnectionPoolTimeoutError(
+        f"No connection within {seconds} s; pass a longer timeout=…, or make the pool with a "
+        f"longer acquire_timeout=…: {pool!r}{why}"
+    )
 
 
 def _oldest_loan(queues: Queues[Link]) -> str:

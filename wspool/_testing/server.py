@@ -211,10 +211,10 @@ class Server:
         self.websocket_options = websocket_options
         self.refusals: list[web.Response] = []
         self.delay: float | None = 0.0
-        self.port = port
+        self.port: int = port
         self.received: list[str | bytes] = []
         self.requests: list[web.Request] = []
-        self.most_open = 0
+        self.most_open: int = 0
         self.open: list[Peer] = []
         self.peers: list[Peer] = []
         self.failures: list[BaseException] = []

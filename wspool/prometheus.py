@@ -21,7 +21,7 @@ Every metric begins with `wspool_connection_` and has the label `pool`, the pool
     drained_messages_total     messages that no borrower has read
     refusals_total{reason}     acquires that got nothing, by CheckOutFailure, but for cancelled ones
 
-    wait_duration_seconds      histogram: from acquire to the loan, 0 where one was idle
+    wait_duration_seconds      histogram: an acquire, whatever came of it; 0 where one was idle
     use_duration_seconds       histogram: a loan
     dial_duration_seconds      histogram: the attempt of a dial that succeeded
 """
@@ -105,10 +105,13 @@ _COUNTERS: Final[dict[str, tuple[str, str, Read]]] = {
     "refusals": ("Acquires that got nothing, by reason", "reason", _refusals),
 }
 
-_HISTOGRAMS: Final[dict[str, tuple[str, type[Any]]]] = {
-    "wait_duration_seconds": ("From acquire to the loan", events.ConnectionCheckedOut),
-    "use_duration_seconds": ("Loans", events.ConnectionCheckedIn),
-    "dial_duration_seconds": ("Dial attempts that succeeded", events.ConnectionReady),
+_HISTOGRAMS: Final[dict[str, tuple[str, list[type[Any]]]]] = {
+    "wait_duration_seconds": (
+        "Acquires, whatever came of them",
+        [events.ConnectionCheckedOut, events.ConnectionCheckOutFailed],
+    ),
+    "use_duration_seconds": ("Loans", [events.ConnectionCheckedIn]),
+    "dial_duration_seconds": ("Dial attempts that succeeded", [events.ConnectionReady]),
 }
 
 
@@ -135,7 +138,9 @@ class _Durations:
 
     def __init__(self) -> None:
         self.of = {name: _Histogram() for name in _HISTOGRAMS}
-        self._by_kind = {kind: self.of[name] for name, (_, kind) in _HISTOGRAMS.items()}
+        self._by_kind = {
+            kind: self.of[name] for name, (_, kinds) in _HISTOGRAMS.items() for kind in kinds
+        }
 
     def hear(self, event: Any) -> None:
         if (histogram := self._by_kind.get(type(event))) is not None:

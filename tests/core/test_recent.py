@@ -98,6 +98,8 @@ def test_waiters_and_the_longest_wait_are_measured() -> None:
     waiting = [means(recent, n).get("waiting", 0.0) for n in range(3)]
     assert waiting == [1.5, 1.5, 0.0]
     assert [slot["longest_wait"] for slot in recent.slots()] == [0.5, 2.0, 1.5, 0.0]
+    summary = recent.summary()["wait"]
+    assert (summary["count"], summary["p50"]) == (2, pytest.approx(2.0, rel=0.02))
 
 
 def test_refusals_and_losses_are_told_by_reason_but_nobodys_own_wish() -> None:

@@ -26,7 +26,7 @@ from tests.conftest import MakePool, echoes, needs_chromium, until
 from tests.support.inside import link_of
 from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
 from wspool._connection import states
-from wspool._debug import pictures, site, views
+from wspool._debug import asgi, pictures, site, views
 from wspool.testing import Server
 
 pytestmark = pytest.mark.once
@@ -580,6 +580,41 @@ async def test_why_the_last_dial_has_failed_is_said_until_one_is_well(
     async with pool.get_connection() as connection:
         assert await echoes(connection)
         await eventually(failure.is_visible, lambda: False)
+
+
+async def test_on_asgi_a_page_lives_on_from_stream_to_stream(
+    browser: Browser, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each ends after a while; the page takes up the next, says nothing of it and loses no loan."""
+    pytest.importorskip("uvicorn")
+    from tests.parts.test_debug_asgi import serving
+
+    monkeypatch.setattr(asgi, "STREAM_SECONDS", 0.3)
+    streams: list[str] = []
+    pool = make_pool()
+    async with serving(pool) as client:
+        page = await browser.new_page()
+        page.on("request", lambda asked: asked.url.endswith("/events") and streams.append("one"))
+        async with client.get("/debug/wspool/") as response:
+            await page.goto(str(response.url))
+        await page.locator("#stats dd").first.wait_for()
+        await page.evaluate(
+            """() => {
+                window.said = [];
+                new MutationObserver(() => said.push(document.getElementById("status").textContent))
+                    .observe(document.getElementById("status"), {childList: true});
+            }"""
+        )
+        loans = 0
+        async with asyncio.timeout(60):
+            while len(streams) < 5:
+                await pool.release(await pool.acquire())
+                loans += 1
+                await asyncio.sleep(0.02)
+        cell = page.locator("#percentiles [data-name=use] :nth-child(5)")
+        await eventually(cell.text_content, lambda: str(loans))
+        assert set(await page.evaluate("said")) <= {"live"}
+        await page.close()
 
 
 async def test_a_page_too_many_says_so(

@@ -134,10 +134,13 @@ async def test_histograms_have_the_durations_of_the_events(
     async with pool.get_connection():
         waiting = asyncio.create_task(pool.acquire(timeout=None))
         await until(lambda: pool.waiters, "somebody waits")
+        with pytest.raises(ConnectionPoolTimeoutError):
+            await pool.acquire(timeout=0.01)
     await pool.release(await waiting)
     await until(lambda: isinstance(heard[-1], events.ConnectionCheckedIn), "all is told")
+    waits = events.ConnectionCheckedOut | events.ConnectionCheckOutFailed
     for name, kind in (
-        ("wait_duration_seconds", events.ConnectionCheckedOut),
+        ("wait_duration_seconds", waits),
         ("use_duration_seconds", events.ConnectionCheckedIn),
         ("dial_duration_seconds", events.ConnectionReady),
     ):

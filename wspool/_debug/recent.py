@@ -56,7 +56,11 @@ LOSSES: Final = frozenset(
 """Why a connection goes that nobody wanted to go; a dial that fails is one."""
 
 DURATIONS: Final = ("wait", "use", "dial")
-"""What there are percentiles of: the wait for a loan, the loan, the attempt at dialling."""
+"""What there are percentiles of.
+
+The wait is that of an acquire, whatever came of it: in an outage, who waits in vain waits as well.
+The use is a loan, the dial an attempt that succeeded.
+"""
 
 
 class _Slot:
@@ -129,6 +133,7 @@ class Recent:
 
     def _failed(self, event: ConnectionCheckOutFailed) -> None:
         self._leave_line(event.duration)
+        self._note("wait", event.duration)
         if event.reason != CheckOutFailure.CANCELLED:  # its own wish
             self._slot.refused[event.reason] += 1
 

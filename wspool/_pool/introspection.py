@@ -6,6 +6,7 @@ or query value gets into a picture.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from itertools import chain, islice
 from time import time
@@ -197,13 +198,19 @@ def options(pool: Pool) -> Options:
 def pulse(pool: Pool) -> tuple[dict[int, State], list[float]]:
     """Return each connection's state by its id, and for how long each has waited, in seconds."""
     router = pool._router
-    waits = [loan._waiter.get_loop().time() - loan._since for loan in router.line]
+    now = router.clock() if router.line else 0.0
+    waits = [now - loan._since for loan in router.line]
     return {link.id: link.state for link in router.queues}, waits
 
 
 def settle(pool: Pool) -> None:
-    """Let the listeners hear what has been published, as they do soon by themselves."""
-    pool._router.events.tell()
+    """Let the listeners hear what has been published, as they do soon by themselves.
+
+    They are called in the pool's loop alone: elsewhere this does nothing.
+    """
+    router = pool._router
+    if pool.is_started and router.tasks.loop is asyncio._get_running_loop():
+        router.events.tell()
 
 
 def failure(pool: Pool) -> str | None:
@@ -246,7 +253,9 @@ def found(pool: Pool, id: str) -> ConnectionSnapshot | None:
 
 def waiting(pool: Pool) -> list[WaiterSnapshot]:
     """Return the oldest of those who wait."""
-    return [_snapshot_waiter(loan) for loan in islice(pool._router.line, MAX_WAITERS)]
+    router = pool._router
+    now = router.clock() if router.line else 0.0  # one time for all, so that the oldest is that
+    return [_snapshot_waiter(loan, now) for loan in islice(router.line, MAX_WAITERS)]
 
 
 def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:
@@ -278,7 +287,6 @@ def _snapshot_borrower(callsite: Callsite) -> BorrowerSnapshot:
     return BorrowerSnapshot(task_name(callsite), line_of(callsite), at_work_in(callsite))
 
 
-def _snapshot_waiter(loan: WebsocketConnection) -> WaiterSnapshot:
+def _snapshot_waiter(loan: WebsocketConnection, now: float) -> WaiterSnapshot:
     assert loan._callsite is not None
-    seconds = loan._waiter.get_loop().time() - loan._since
-    return WaiterSnapshot(seconds, loan._wants_new, _snapshot_borrower(loan._callsite))
+    return WaiterSnapshot(now - loan._since, loan._wants_new, _snapshot_borrower(loan._callsite))

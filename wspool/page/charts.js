@@ -4,7 +4,7 @@
 import { draw } from "./diagram.js";
 
 const WINDOW = [20, 5 * 60]; // seconds of the axis: at first, and at most
-const ROOM = 1.3; // above the peaks of the small charts, for their labels
+const ROOM = 1.45; // above the peaks of the small charts, for their labels
 const GAP = 3; // seconds without a sample that nothing bridges
 
 export const samples = [];

@@ -285,9 +285,11 @@ function drawWaiting() {
 function drawMinute() {
   const { minute, stats } = picture;
   put($("minute"), minute.seconds < 59 ? `The last ${Math.round(minute.seconds)} s` : "The last minute");
+  const refusals = Object.values(stats.refusals).reduce((sum, count) => sum + count, 0);
+  const acquires = stats.borrows + refusals;
   const dials = stats.dials - Object.values(stats.failures).reduce((sum, count) => sum + count, 0);
   const ever = {
-    wait: stats.borrows ? seconds(stats.wait_seconds / stats.borrows) : "–",
+    wait: acquires ? seconds(stats.wait_seconds / acquires) : "–",
     dial: dials > 0 ? seconds(stats.dial_seconds / dials) : "–",
   };
   const body = document.querySelector("#percentiles tbody");

@@ -24,6 +24,7 @@ __all__ = [
     "ConnectionDrained",
     "ConnectionReady",
     "Event",
+    "LoanRepeated",
     "PoolCleared",
     "PoolClosed",
     "PoolReady",
@@ -154,6 +155,13 @@ class ConnectionChecked(Event):
     connection_id: int
     errand: str
     duration: float
+
+
+@_event
+class LoanRepeated(Event):
+    """`run` does its work once more, since this reused connection was lost without an answer."""
+
+    connection_id: int
 
 
 class CheckOutFailure(StrEnum):

@@ -69,6 +69,7 @@ _COUNTERS: Final[dict[str, Row]] = {
     "dial_failures": ("{dial}", "By kind", "error.type", lambda pool: dict(pool.stats.failures)),
     "closed": ("{connection}", "By reason", REASON, lambda pool: dict(pool.stats.closes)),
     "drained_messages": ("{message}", "Unread", "", lambda pool: {"": pool.stats.drained_messages}),
+    "repeats": ("{borrow}", "Loans repeated", "", lambda pool: {"": pool.stats.repeats}),
     "refusals": ("{request}", "In vain", REASON, lambda pool: dict(pool.stats.refusals)),
 }
 

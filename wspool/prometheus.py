@@ -19,6 +19,7 @@ Every metric begins with `wspool_connection_` and has the label `pool`, the pool
     dial_failures_total{kind}  dials that failed, by the `kind` of ConnectionUnavailableError
     closed_total{reason}       closed connections, by CloseReason
     drained_messages_total     messages that no borrower has read
+    repeats_total              loans that `run` has repeated
     refusals_total{reason}     acquires that got nothing, by CheckOutFailure, but for cancelled ones
 
     wait_duration_seconds      histogram: an acquire, whatever came of it; 0 where one was idle
@@ -102,6 +103,7 @@ _COUNTERS: Final[dict[str, tuple[str, str, Read]]] = {
     "dial_failures": ("Dials that failed, by kind", "kind", _failures),
     "closed": ("Closed connections by reason", "reason", _closes),
     "drained_messages": ("Unread messages", "", lambda pool: {"": pool.stats.drained_messages}),
+    "repeats": ("Loans that run has repeated", "", lambda pool: {"": pool.stats.repeats}),
     "refusals": ("Acquires that got nothing, by reason", "reason", _refusals),
 }
 

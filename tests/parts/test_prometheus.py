@@ -88,6 +88,7 @@ def expected(picture: PoolSnapshot) -> Numbers:
     put_all("dial_failures_total", dict.fromkeys(KINDS, 0) | stats.failures)
     put_all("closed_total", dict.fromkeys(map(str, CloseReason), 0) | stats.closes)
     put("drained_messages_total", stats.drained_messages)
+    put("repeats_total", stats.repeats)
     put_all("refusals_total", dict.fromkeys(REASONS, 0) | stats.refusals)
     return numbers
 

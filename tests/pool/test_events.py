@@ -44,6 +44,7 @@ from wspool.events import (
     ConnectionDrainStarted,
     ConnectionReady,
     Event,
+    LoanRepeated,
     PoolCleared,
     PoolClosed,
     PoolReady,
@@ -66,6 +67,7 @@ FIELDS: dict[type[Event], list[str]] = {
     ConnectionDrainStarted: ["connection_id"],
     ConnectionDrained: ["connection_id", "duration"],
     ConnectionChecked: ["connection_id", "errand", "duration"],
+    LoanRepeated: ["connection_id"],
 }
 """Every event, and its fields beside `pool` and `at`."""
 
@@ -810,7 +812,7 @@ PATH: dict[str, dict[type[Event], str]] = {
         ConnectionClosed: "closed",
     },
     "draining": {ConnectionDrained: "idle", ConnectionClosed: "closed"},
-    "closed": {},
+    "closed": {LoanRepeated: "closed"},
 }
 """What may follow on what. Errands are told at their end only, so they are within "idle"."""
 

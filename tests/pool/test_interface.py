@@ -108,7 +108,7 @@ def test_every_argument_but_the_uri_is_keyword_only_and_the_rest_is_for_ws_conne
 
 
 @pytest.mark.parametrize(
-    "name", ["start", "release", "close_all", "aclose", "__aenter__", "__aexit__"]
+    "name", ["start", "release", "run", "close_all", "aclose", "__aenter__", "__aexit__"]
 )
 def test_a_method_of_the_pool_that_waits_is_a_coroutine_function(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(WebsocketConnectionPool, name))
@@ -451,7 +451,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     assert all(second > 0 for second in seconds)
     assert picture["stats"] == {
         "borrows": 2, "waits": 2, "timeouts": 0, "dials": 2, "failures": {},
-        "drained_messages": 0, "closes": {"user": 1},
+        "drained_messages": 0, "repeats": 0, "closes": {"user": 1},
     }  # fmt: skip
 
 
@@ -772,6 +772,7 @@ USES: dict[str, Use] = {
     "acquire_new": lambda pool, _: pool.acquire_new(),
     "get_connection": enter,
     "release": lambda pool, connection: pool.release(connection),
+    "run": lambda pool, _: pool.run(WebsocketConnection.ping),
     "expire_connections": expire,
     "resize": resize,
     "close_all": lambda pool, _: pool.close_all(),

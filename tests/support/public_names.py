@@ -30,7 +30,7 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "is_started is_closed "
         "total_connections available_connections busy_connections "
         "pending_connections waiters "
-        "start acquire acquire_new get_connection get_new_connection release "
+        "start acquire acquire_new get_connection get_new_connection release run "
         "expire_connections resize close_all "
         "stats connections snapshot subscribe state_diagram"
     ).split(),
@@ -46,7 +46,7 @@ MEMBERS: Final[dict[type, list[str]]] = {
     ).split(),
     wspool.Stats: (  # likewise
         "borrows waits wait_seconds timeouts dials dial_seconds dial_failures failures "
-        "drained_messages closes copy to_dict"
+        "drained_messages repeats closes copy to_dict"
     ).split(),
     wspool.Quota: "acquire release".split(),
     wspool.LocalQuota: "__init__ acquire release".split(),

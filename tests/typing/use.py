@@ -109,6 +109,16 @@ def make(session: aiohttp.ClientSession) -> list[WebsocketConnectionPool]:
     ]
 
 
+async def ask(connection: WebsocketConnection, question: str, times: int) -> int:
+    await connection.send(question * times)
+    return len(await connection.recv())
+
+
+def ask_in_a_thread(connection: BlockingWebsocketConnection, question: str) -> str | bytes:
+    connection.send(question)
+    return connection.recv()
+
+
 async def borrow(pool: WebsocketConnectionPool) -> None:
     async with pool as entered:
         assert_type(entered, WebsocketConnectionPool)
@@ -127,6 +137,12 @@ async def borrow(pool: WebsocketConnectionPool) -> None:
     assert_type(await pool.acquire_new(), WebsocketConnection)
     assert_type(await pool.release(connection, force_remove=True), None)
     await pool.release(connection, True)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    assert_type(await pool.run(ask, "question", 2), int)
+    assert_type(await pool.run(WebsocketConnection.ping, timeout=None), float)
+    await pool.run(ask, "question", times=2)  # type: ignore[call-arg, arg-type] # pyright: ignore[reportCallIssue]
+    await pool.run(ask, 2, "question")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await pool.run(ask, "question")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await pool.run(is_last, "question")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await pool.acquire(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     pool.get_connection(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await pool.acquire(timeout="5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
@@ -304,6 +320,8 @@ def borrow_in_a_thread() -> None:
             for message in connection:
                 assert_type(message, str | bytes)
         assert_type(pool.acquire(), BlockingWebsocketConnection)
+        assert_type(pool.run(ask_in_a_thread, "question", timeout=1.0), str | bytes)
+        pool.run(ask_in_a_thread)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         assert_type(pool.snapshot(), PoolSnapshot)
         assert_type(pool.trouble, Trouble | None)
     BlockingWebsocketConnectionPool(uri="wss://example.com/", session=aiohttp.ClientSession)

@@ -1,6 +1,6 @@
 """What a pool must know of an aiohttp WebSocket and cannot ask through its public interface.
 
-Five things, each in one place, each tested on every supported aiohttp:
+Six things, each in one place, each tested on every supported aiohttp:
 
 - whether the event loop has read anything for a WebSocket that nobody receives from. aiohttp
   acts on pings, closes and lost transports only inside `receive()`, so `closed` says nothing. A
@@ -11,6 +11,7 @@ Five things, each in one place, each tested on every supported aiohttp:
 - whether a task is in `receive()`: another one there would get an error;
 - whether reading is paused, because the queue is full: then more waits in the kernel's buffers;
 - that a receive that was cancelled is no close: see `expect_close`;
+- whether bytes have come that are no whole message, and of which no frame tells;
 - when the transport is gone, and how to make it go: after `close()`, and even after the session
   was closed, it stays open for as long as the peer does not read what was sent.
 
@@ -220,6 +221,31 @@ class Transport:
         if self._transport is not None:
             self._transport.abort()
         self._response.close()  # or it would warn of being dropped unclosed
+
+    def note_arrival(self) -> Callable[[], bool]:
+        """Listen for the next bytes; the callable returned ends that, and says whether any came.
+
+        aiohttp calls one callback for all bytes, which the WebSocket's heartbeat may have set.
+        """
+        protocol: Any = self._protocol
+        has_come = False
+        before = getattr(protocol, "_data_received_cb", None)
+
+        def note() -> None:
+            nonlocal has_come
+            has_come = True
+            end()
+            if before is not None:
+                before()
+
+        def end() -> bool:
+            if getattr(protocol, "_data_received_cb", None) is note:
+                protocol._data_received_cb = before
+            return has_come
+
+        if hasattr(protocol, "_data_received_cb"):
+            protocol._data_received_cb = note
+        return end
 
     @property
     def _lost(self) -> asyncio.Future[None] | None:

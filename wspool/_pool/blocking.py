@@ -18,11 +18,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Never, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Never, Self, TypeVar, TypeVarTuple
 
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
+from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.link import Transition
@@ -35,11 +36,13 @@ from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, in_time
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
+from wspool._pool.repeating import Attempt
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 _NOT_ASYNC: Final = (
@@ -312,6 +315,33 @@ class BlockingWebsocketConnectionPool(Configured):
         if wrong:
             refuse_position("get_new_connection", wrong)
         return Block(self._loan(timeout, wants_new=True))
+
+    def run(
+        self,
+        work: Callable[[BlockingWebsocketConnection, *Args], T],
+        *args: *Args,
+        timeout: float | None = ACQUIRE_TIMEOUT,
+    ) -> T:
+        """Return what `work(connection, *args)` does, in this thread, with a connection on loan.
+
+        If the connection is lost under it, it may be called once more, with a fresh connection, and
+        the server may then have done all of it twice. When that happens, the timeout and the errors
+        are as in `WebsocketConnectionPool.run`.
+        """
+        attempt: Attempt | None = None
+        repeating, call = self.pool._router.repeating, self._portal.call
+        try:
+            with self._loan(timeout, wants_new=False) as connection:
+                attempt = call(partial(Attempt, connection._mirrored))
+                return work(connection, *args)
+        except ConnectionClosedError:
+            if attempt is None or not call(partial(repeating.may_repeat, attempt)):
+                raise
+        finally:
+            if attempt is not None:
+                self._portal.soon(attempt.end)
+        with self._loan(timeout, wants_new=True) as connection:
+            return work(connection, *args)
 
     def release(
         self, connection: BlockingWebsocketConnection, *, force_remove: bool = False

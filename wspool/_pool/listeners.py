@@ -127,6 +127,10 @@ class Events:
                 events.ConnectionChecked(self._pool, time(), link.id, errand, link.seconds_in_state)
             )
 
+    def repeated(self, link: Link) -> None:
+        if self.listeners:
+            self._publish(events.LoanRepeated(self._pool, time(), link.id))
+
     # How it is told.
 
     def _publish(self, event: events.Event) -> None:

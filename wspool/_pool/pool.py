@@ -11,9 +11,9 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
@@ -32,6 +32,9 @@ from wspool._pool.stats import Stats
 
 if TYPE_CHECKING:
     from wspool._pool.introspection import PoolSnapshot, Trouble
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 @exported
@@ -251,6 +254,25 @@ class WebsocketConnectionPool(Configured):
         if asyncio.get_running_loop() is not self._loop and self.is_started:
             self._enter()
         self._router.give_back(connection, force_remove=force_remove)
+
+    async def run(
+        self,
+        work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
+        *args: *Args,
+        timeout: float | None = ACQUIRE_TIMEOUT,
+    ) -> T:
+        """Return what `await work(connection, *args)` does, with a connection on loan.
+
+        For work that does no harm if it is done twice: if the connection is lost under it, it may
+        be called once more, with a fresh connection, and the server may then have done all of it
+        twice. That happens only if others had used the first connection before and nothing was
+        received from it in this loan, for a fifth of the loans of the last 10 seconds at most, and
+        for at least 10 in these. Any other error of the work's, a TimeoutError too, is raised as it
+        is. `timeout`, in seconds, is for each of the two connections; it and the errors are those
+        of `acquire`, and a ConnectionClosedError that is not made up for is raised.
+        """
+        frame = sys._getframe(1)
+        return await self._router.repeating.run(self, work, args, timeout, frame)
 
     def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
         """Check who borrows, and note where; serve the loan if that needs no wait."""

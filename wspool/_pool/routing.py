@@ -35,6 +35,7 @@ from wspool._pool.listeners import Events
 from wspool._pool.options import ACQUIRE_TIMEOUT, Options
 from wspool._pool.patience import Patience
 from wspool._pool.permits import Permits
+from wspool._pool.repeating import Repeating
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats, count_refusal
 from wspool._pool.supply import Supply
@@ -84,6 +85,7 @@ class Router:
                 weakly(self._dialled),
             ),
         )
+        self.repeating = Repeating(self.stats, events)
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         self._is_routing = False

@@ -1,4 +1,7 @@
-"""What happened since a pool was made. It reports, and takes part in no decision."""
+"""What happened since a pool was made. It reports, and takes part in no decision.
+
+But for one: how fast the loans grow in number says how many a run may repeat (`repeating.py`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Stats:
     succeeded took, token callables and `on_connect` included. `failures` counts the dials that
     failed by the `kind` of their error, `closes` the closed connections by `CloseReason`,
     `refusals` the acquires that got nothing by `CheckOutFailure`, apart from those that were
-    cancelled.
+    cancelled. `repeats` is how often `run` has done its work once more.
     """
 
     # No dataclass: with its module, that would be a sixth of the import of this package.
@@ -34,12 +37,14 @@ class Stats:
     dials: int
     dial_seconds: float
     drained_messages: int
+    repeats: int
     failures: Counter[str]
     closes: Counter[str]
     refusals: Counter[str]
 
     def __init__(self, **numbers: Any) -> None:
         self.borrows = self.waits = self.timeouts = self.dials = self.drained_messages = 0
+        self.repeats = 0
         self.wait_seconds = self.dial_seconds = 0.0
         self.failures, self.closes, self.refusals = Counter(), Counter(), Counter()
         vars(self).update(numbers)

@@ -113,6 +113,7 @@ def _look_after(router: Router) -> None:
     """Do what is due at each sweep."""
     if router.options.quota is not None:
         router.closing.retire_unpermitted()
+    router.repeating.read(router.clock())
     router.supply.look_for_life()
     router.supply.watch_minimum()
     _keep_alive(router)

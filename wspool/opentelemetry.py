@@ -14,6 +14,7 @@ Read from the pool when a reader collects, in whatever thread that does it:
     dial_failures     {dial}        with the attribute error.type: ConnectionUnavailableError's kind
     closed            {connection}  with the attribute wspool.connection.reason, a CloseReason
     drained_messages  {message}     messages that no borrower has read
+    repeats           {borrow}      loans that `run` has repeated
     refusals          {request}     acquires that got nothing, with the attribute
                                     wspool.connection.reason, a CheckOutFailure; no cancelled ones
 

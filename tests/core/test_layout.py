@@ -22,8 +22,8 @@ FILES = """
     _pool.checks _pool.connect_options _pool.options _pool.sessions
     _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
-    _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.repeating
-    _pool.routing
+    _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
+    _pool.repeating _pool.routing
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site

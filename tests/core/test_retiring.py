@@ -28,10 +28,9 @@ class Limits:
 class Thing:
     """What grows old, with a clock that is set by hand."""
 
-    def __init__(self, jitter: float = 0.0, generation: int = 0) -> None:
+    def __init__(self, jitter: float = 0.0) -> None:
         self.now = 0.0
         self.jitter = jitter
-        self.generation = generation
         self.uses = 0
         self.idle_since = 0.0
         self.retire_at = NEVER
@@ -110,22 +109,38 @@ def test_without_a_max_uses_it_may_be_used_as_often_as_you_like() -> None:
     assert retiring().why_returned(thing) is None
 
 
-def test_what_is_of_an_earlier_generation_goes_when_it_is_given_back() -> None:
-    rules, old = retiring(), Thing()
-    assert rules.why_returned(old) is None
-    rules.generation += 1
-    assert rules.why_returned(old) is CloseReason.EXPIRED
-    assert rules.why_returned(Thing(generation=1)) is None
-    rules.generation += 1
-    assert rules.why_returned(Thing(generation=1)) is CloseReason.EXPIRED
+def test_what_has_expired_goes_when_it_is_given_back_once_its_time_is_over() -> None:
+    rules, thing = retiring(), Thing()
+    rules.expire(thing, 5.0)
+    assert rules.why_returned(thing) is None
+    assert rules.why_idle(thing, 4.9, is_spare=False) is None
+    thing.now = 5.0
+    assert rules.why_returned(thing) is CloseReason.EXPIRED
+    assert rules.why_idle(thing, 5.0, is_spare=False) is CloseReason.EXPIRED
 
 
-def test_of_several_reasons_the_generation_comes_first_then_the_lifetime() -> None:
+def test_the_earlier_end_counts() -> None:
+    """Be it that it has expired, or that it is old: in whichever order that was said."""
+    rules, first, second, third = retiring(max_lifetime=10.0), Thing(), Thing(), Thing()
+    rules.begin(first, 0.0)
+    rules.expire(first, 20.0)
+    assert (first.retire_at, first.retire_why) == (10.0, CloseReason.LIFETIME)
+    rules.expire(second, 5.0)
+    rules.begin(second, 0.0)
+    assert (second.retire_at, second.retire_why) == (5.0, CloseReason.EXPIRED)
+    rules.expire(third, 5.0)
+    rules.expire(third, 30.0)
+    assert third.retire_at == 5.0
+
+
+def test_of_several_reasons_the_set_time_comes_first_then_the_uses() -> None:
     rules, thing = retiring(max_lifetime=10.0, max_uses=1), Thing()
     rules.begin(thing, 0.0)
-    thing.uses, thing.now = 1, 10.0
+    thing.uses = 1
+    assert rules.why_returned(thing) is CloseReason.USES
+    thing.now = 10.0
     assert rules.why_returned(thing) is CloseReason.LIFETIME
-    rules.generation += 1
+    rules.expire(thing, 10.0)
     assert rules.why_returned(thing) is CloseReason.EXPIRED
 
 

@@ -83,7 +83,6 @@ class Link:
         "created_at",
         "dial_seconds",
         "drained_messages",
-        "generation",
         "given",
         "handshake_seconds",
         "headers",
@@ -119,7 +118,6 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         budget: Budget,
         on_close: Callable[[Link], object],
-        generation: int = 0,
     ) -> None:
         # Counts the pool's links from 1.
         self.id = id
@@ -170,8 +168,6 @@ class Link:
         self.checked_at = self.kept_alive_at = float("-inf")
         # From 0 to 1: where in a spread of times this link's is.
         self.jitter = random.random()
-        # The number of `expire_connections()` calls before its birth.
-        self.generation = generation
 
         # Loans so far, the present one included; the one that a warning has named as overdue.
         self.uses = self.named_use = 0

@@ -354,9 +354,12 @@ class BlockingWebsocketConnectionPool(Configured):
         if not is_ours or self._end(connection, force_remove=force_remove) is False:
             logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
 
-    def expire_connections(self) -> None:
-        """Replace every connection that there is: idle ones now, busy ones when they come back."""
-        self._portal.call(self.pool.expire_connections)
+    def expire_connections(self, grace: float = 0.0) -> None:
+        """Replace every connection that there is: idle ones now, busy ones when they come back.
+
+        `grace` and the errors are those of `WebsocketConnectionPool.expire_connections`.
+        """
+        self._portal.call(lambda: self.pool.expire_connections(grace))
 
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back."""

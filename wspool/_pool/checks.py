@@ -157,11 +157,17 @@ def check_uri(uri: object) -> str | URL:
 
 
 _timeout = optional(seconds())
+_grace = seconds()
 
 
 def check_timeout(timeout: float | None) -> None:
     """Check the `timeout` argument of a call: seconds, or None for no limit."""
     _timeout("timeout", timeout)
+
+
+def check_grace(grace: float) -> None:
+    """Check the `grace` argument of a call: seconds."""
+    _grace("grace", grace)
 
 
 def found(name: str, value: object, allowed: str) -> str:

@@ -164,5 +164,7 @@ class Closing:
 
     async def wait_returned(self, timeout: float | None) -> None:
         """Wait until no link is busy any more, for so many seconds at most."""
+        if not self._queues.busy or timeout == 0:
+            return
         self._all_returned_waiter = self._tasks.loop.create_future()
         await asyncio.wait({self._all_returned_waiter}, timeout=timeout)

@@ -19,6 +19,7 @@ from wspool._connection.wire import MAX_INBOX_BYTES
 from wspool._pool.draining import dispose, run_hook
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
+from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Discard, Tasks, Then, close_if_still, work
 from wspool._pool.waiting import Line
@@ -137,6 +138,13 @@ class Errands:
             work(link, partial(errand.run, self._options, self._stats), self._then),
             partial(close_if_still, link, State.BUSY, CloseReason.ERROR),
         )
+
+    def suspect_the_rest(self, retiring: Retiring, now: float) -> None:
+        """After a check without an answer, ask all others of its age, and let dials be begun."""
+        for link in list(self._queues.idle):
+            if retiring.is_check_due(link, now):
+                self.begin(link, "check")
+        self.is_suspicious = True
 
     def end(self, errand: Errand) -> None:
         """Let a link be idle again, at its place among those that are idle for as long."""

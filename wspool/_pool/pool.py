@@ -22,7 +22,7 @@ from wspool._connection.idioms import awaited, refuse_position, refusing, shown_
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
-from wspool._pool.checks import check_timeout
+from wspool._pool.checks import check_grace, check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time
@@ -294,10 +294,18 @@ class WebsocketConnectionPool(Configured):
 
     # Closing.
 
-    def expire_connections(self) -> None:
-        """Replace every connection that there is: idle ones now, busy ones when they come back."""
+    def expire_connections(self, grace: float = 0.0) -> None:
+        """Replace every connection that there is: idle ones now, busy ones when they come back.
+
+        For `grace` seconds the old ones are still lent, while their replacements are dialled: one
+        for each that is in use or is borrowed meanwhile, and those of `min_connections` and
+        `min_idle`. Each old one closes when its replacement is open, what nobody needs when the
+        grace is over. At the limit an old one that is idle closes first. Raises TypeError or
+        ValueError if it is no number of seconds.
+        """
+        check_grace(grace)
         self._enter()
-        self._router.expire()
+        self._router.expire(grace)
 
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back.
@@ -340,7 +348,7 @@ class WebsocketConnectionPool(Configured):
 
     async def _finish(self, timeout: float | None, spared: asyncio.Task[None] | None) -> None:
         assert self._upkeep_task is not None
-        await self._router.wait_returned(timeout)
+        await self._router.closing.wait_returned(timeout)
         self._upkeep_task.cancel()
         await self._router.finish(spared)
         await self._session.close()

@@ -23,7 +23,6 @@ class Aging(Protocol):
 
     clock: Callable[[], float]
     jitter: float
-    generation: int
     uses: int
     idle_since: float
     retire_at: float
@@ -47,8 +46,6 @@ class Retiring:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        # How often everything was told to be replaced; links of earlier generations go.
-        self.generation = 0
         # Seconds for which an idle link is too young for anything to be due.
         after = limits.check_after_idle
         self.young_seconds = (
@@ -58,12 +55,16 @@ class Retiring:
     def begin(self, link: Aging, now: float) -> None:
         """Say at the beginning of its life when that ends."""
         if self._limits.max_lifetime is not None:
-            link.retire_at = now + self._limits.max_lifetime * (1 - JITTER * link.jitter)
+            age = self._limits.max_lifetime * (1 - JITTER * link.jitter)
+            link.retire_at = min(link.retire_at, now + age)
+
+    def expire(self, link: Aging, at: float) -> None:
+        """Let a link go at this time, if it would not go before."""
+        if at <= link.retire_at:
+            link.retire_at, link.retire_why = at, CloseReason.EXPIRED
 
     def why_returned(self, link: Aging) -> CloseReason | None:
         """Return why a link goes that was given back, if it does."""
-        if link.generation != self.generation:
-            return CloseReason.EXPIRED
         if link.retire_at < NEVER and link.clock() >= link.retire_at:
             return link.retire_why
         max_uses = self._limits.max_uses

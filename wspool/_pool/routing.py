@@ -36,6 +36,7 @@ from wspool._pool.options import ACQUIRE_TIMEOUT, Options
 from wspool._pool.patience import Patience
 from wspool._pool.permits import Permits
 from wspool._pool.repeating import Repeating
+from wspool._pool.replacing import Replacing
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats, count_refusal
 from wspool._pool.supply import Supply
@@ -85,6 +86,9 @@ class Router:
                 weakly(self._dialled),
             ),
         )
+        self.replacing = Replacing(
+            *(options, self.queues, self.line, self.capacity, self.retiring, self.gate, self.supply)
+        )
         self.repeating = Repeating(self.stats, events)
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
@@ -113,7 +117,7 @@ class Router:
         self.stats.borrows += 1
         if self.events.listeners:
             self.events.checked_out(link, 0.0)
-        if self.options.min_idle:
+        if self.options.min_idle or self.replacing.outdated:
             self._refill()
         return True
 
@@ -121,6 +125,8 @@ class Router:
         states.checkout(link, "acquire")
         link.uses += 1
         link.owner = link.loan = loan
+        if self.replacing.outdated:
+            self.replacing.note_lent(link)
         loan._link = link
         loan._uses = link.uses
 
@@ -250,7 +256,7 @@ class Router:
     def _serve(self, loan: WebsocketConnection, link: Link) -> None:
         self.lend(link, loan)
         self.line.serve(loan)
-        if self.options.min_idle:
+        if self.options.min_idle or self.replacing.outdated:
             self._refill()
 
     def _is_room_wanted(self) -> bool:
@@ -345,7 +351,7 @@ class Router:
         why = discard.why if discard is not None else self._why_returned(link)
         if why is not None:
             if was_checked and why is CloseReason.STALE:
-                self._suspect_the_rest()
+                self.errands.suspect_the_rest(self.retiring, self.clock())
             link.close(why, cause=discard.__cause__ if discard else None)
             return
         if not isinstance(owner, Errand):
@@ -362,14 +368,6 @@ class Router:
                 link.close(why)
         self.route()
 
-    def _suspect_the_rest(self) -> None:
-        """After a check without an answer, ask all others of its age, and dial meanwhile."""
-        now = self.clock()
-        for link in list(self.queues.idle):
-            if self.retiring.is_check_due(link, now):
-                self.errands.begin(link, "check")
-        self.errands.is_suspicious = True
-
     def _dialled(self, dial: Dial, failure: ConnectionUnavailableError | None) -> None:
         """Take over from a dial that has ended, well or badly."""
         link = dial.link
@@ -380,17 +378,19 @@ class Router:
             self.supply.failed(dial, failure)
             return
         self.supply.succeeded(dial)
-        if link.generation != self.retiring.generation:
+        if link.retire_why is CloseReason.EXPIRED and link.clock() >= link.retire_at:
             link.close(CloseReason.EXPIRED)
             return
         self._hand_over(link, self.line.oldest())
         self.route()
+        self.replacing.opened(link)
         self.closing.make_room(self.capacity.surplus)
 
     # Closing.
 
     def _closed(self, link: Link) -> None:
         """Deal with a link that has just entered the state closed."""
+        self.replacing.forget(link)
         self.closing.begin(link)
         if link.moves[-1][2] is CloseReason.SERVER:
             self.supply.lost(link)
@@ -409,14 +409,12 @@ class Router:
     def _refill(self) -> None:
         if not self.is_closing:
             self.supply.refill()
+            self.replacing.refill()
 
-    def expire(self) -> None:
-        """Let everything that exists or is being dialled be replaced."""
-        self.retiring.generation += 1
+    def expire(self, grace: float) -> None:
+        """Let everything that exists or is being dialled be replaced, within so many seconds."""
         self.events.pool_cleared()
-        for link in list(self.queues.idle):
-            if link.state is State.IDLE:  # the goodbyes run a user's callable
-                link.close(CloseReason.EXPIRED)
+        self.replacing.expire(grace, self.clock())
         self._refill()
 
     def resize(self, max_connections: int) -> None:
@@ -434,11 +432,6 @@ class Router:
         for link in self.queues:
             if link.loan is None:
                 link.close(CloseReason.POOL)
-
-    async def wait_returned(self, timeout: float | None) -> None:
-        """Wait for the borrowers, for so many seconds at most."""
-        if self.queues.busy and timeout != 0:
-            await self.closing.wait_returned(timeout)
 
     async def finish(self, spared: asyncio.Task[None] | None) -> None:
         """Close the rest, and return when no task is left but `spared`."""

@@ -109,7 +109,6 @@ class Supply:
                 self._tasks.loop,
                 self._budget,
                 self._on_close,
-                self._retiring.generation,
             )
             link.is_last = self._options.drain_until
             self._queues.add(link)

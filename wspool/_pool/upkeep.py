@@ -116,6 +116,7 @@ def _look_after(router: Router) -> None:
     router.repeating.read(router.clock())
     router.supply.look_for_life()
     router.supply.watch_minimum()
+    router.replacing.look(router.clock())
     _keep_alive(router)
     _warn_of_leaks(router)
 
@@ -154,3 +155,4 @@ def tidy(router: Router) -> None:
         if (why := router.attending.why_idle(link, now)) is not None:
             link.close(why)
     router.supply.refill()
+    router.replacing.refill()

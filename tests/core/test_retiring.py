@@ -128,9 +128,12 @@ def test_the_earlier_end_counts() -> None:
     rules.expire(second, 5.0)
     rules.begin(second, 0.0)
     assert (second.retire_at, second.retire_why) == (5.0, CloseReason.EXPIRED)
+    rules.expire(third, 30.0)
+    rules.begin(third, 0.0)
+    assert (third.retire_at, third.retire_why) == (10.0, CloseReason.LIFETIME)
     rules.expire(third, 5.0)
     rules.expire(third, 30.0)
-    assert third.retire_at == 5.0
+    assert (third.retire_at, third.retire_why) == (5.0, CloseReason.EXPIRED)
 
 
 def test_of_several_reasons_the_set_time_comes_first_then_the_uses() -> None:

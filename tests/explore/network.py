@@ -70,6 +70,9 @@ class Socket:
         # When the last pong has arrived.
         self.ponged_at = float("-inf")
         self.client: aiohttp.ClientWebSocketResponse | None = None
+        # Messages that have arrived before a CLOSE.
+        self.heard = 0
+        self._has_closed = False
         self._under_way: deque[Callable[[], None]] = deque()
         self.reader = WebSocketDataQueue(cast(Any, self), 2**16, loop=self.loop)
         network.open.append(self)
@@ -168,6 +171,8 @@ class Socket:
     def say(self, kind: WSMsgType, data: Any, extra: str | None = None) -> None:
         def arrive() -> None:
             self.reader.feed_data(WSMessage(kind, data, extra), 1)
+            self._has_closed = self._has_closed or kind is WSMsgType.CLOSE
+            self.heard += kind is WSMsgType.TEXT and not self._has_closed
             if kind is WSMsgType.PONG:
                 self.ponged_at = self.loop.time()
 
@@ -179,6 +184,7 @@ class Socket:
         def arrive() -> None:
             message = WSMessage(WSMsgType.TEXT, f"stray {self.loop.steps}", None)
             self.reader.feed_data(message, 1)
+            self.heard += not self._has_closed
             self.network.on_stray(self)
 
         self._later(arrive)

@@ -200,6 +200,15 @@ class World:
         self._hopes: dict[WebsocketConnection, set[Link]] = {}
         # What was found within a step, where raising would be an error of the pool's.
         self._judged: list[str] = []
+        # When each link that has expired is to be gone; which of these have gone before or were let
+        # go, and which links were opened, since the last time that all of them expired.
+        self._deadlines: dict[Link, float] = {}
+        self._early: set[Link] = set()
+        self._let_go: set[Link] = set()
+        self._fresh: set[Link] = set()
+        self._resizes = 0
+        # How many messages had come on the connection of a loan when it began.
+        self._heard: dict[WebsocketConnection | None, int] = {}
         patience, supply = self.pool._router.patience, self.pool._router.supply
         patience.speak = partial(self._judge_failures, patience.speak)  # type: ignore[method-assign]
         supply.serve = partial(self._judge_dials, supply.serve)  # type: ignore[method-assign]
@@ -258,14 +267,19 @@ class World:
         for link in queues.busy:
             if link not in self._lent or self._lent[link][0] is not link.loan:
                 self._lent[link] = (link.loan, self.loop.steps)
+                self._heard[link.loan] = _socket_of(link).heard
                 if link.loan is not None and not self._is_checked(link):
                     raise Violation(f"{link!r} is lent unchecked")
                 if link.loan is not None:
                     self._check_spares()
+                    self._check_in_grace(link)
+                    self._check_replacements()
             if link.loan is None and (link.task is None or is_over(link.task)):
                 raise Violation(f"{link!r} belongs to nobody")
         if self._has_errands:
             self._watch_errands()
+        if self._deadlines:
+            self._watch_expired()
         self._most = max(limit, min(self._most, len(queues)))
         if len(queues) > self._most:
             raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
@@ -292,6 +306,63 @@ class World:
         has_room = len(queues) < router.options.max_connections
         if has_room and not router.line.loans and spare < router.options.min_idle:
             raise Violation(f"nothing is ready for the next one: {self.pool!r}")
+
+    def _check_in_grace(self, lent: Link) -> None:
+        """Nothing is lent after its grace."""
+        if self._deadlines.get(lent, math.inf) <= self.loop.now:
+            raise Violation(f"{lent!r} is lent, and was to be gone: {self.pool!r}")
+
+    def _check_replacements(self) -> None:
+        """After a checkout, and when all expire, each old one in use has a fresh one to follow."""
+        router, now = self.pool._router, self.loop.now
+        queues, deadlines = router.queues, self._deadlines
+        in_use = sum(
+            link.loan is not None and link in deadlines and link.retire_at > now
+            for link in queues.busy
+        )
+        to_follow = sum(
+            link.loan is None and link not in deadlines and link.state is not State.CLOSED
+            for link in queues
+        )
+        has_room = len(queues) < router.options.max_connections
+        if has_room and not router.line.loans and to_follow < in_use:
+            raise Violation(f"{in_use} old ones are in use, and not replaced: {self.pool!r}")
+
+    def _watch_expired(self) -> None:
+        """Within its grace an old one goes for a fresh one, or as the one that makes room."""
+        queues = self.pool._router.queues
+        self._fresh.update(
+            link
+            for state in (State.IDLE, State.BUSY, State.DRAINING)
+            for link in queues[state]
+            if link not in self._deadlines
+        )
+        for link in queues.closed:
+            if link in self._deadlines and link not in self._let_go:
+                _, at, why = link.moves[-1]
+                if why == CloseReason.EXPIRED and at < self._deadlines[link]:
+                    self._early.add(link)
+        if len(self._early) > len(self._fresh) + 1 + self._resizes:
+            raise Violation(f"{len(self._early)} went for {self._fresh}: {self.pool!r}")
+
+    def _expire(self) -> None:
+        grace, router = self.loop.choose((0.0, 0.2, 2.0)), self.pool._router
+        self.pool._enter()  # what it dials at the start is old, too
+        self._early, self._fresh = set(), set()
+        for link in router.queues:
+            if link.state is not State.CLOSED:
+                end = self.loop.now + grace
+                self._deadlines[link] = min(self._deadlines.get(link, math.inf), end)
+                if link.retire_at == -math.inf:
+                    self._let_go.add(link)
+        self.pool.expire_connections(grace)
+        if not self.pool.is_closed:
+            self._check_replacements()
+
+    async def expire(self) -> None:
+        for _ in range(3):
+            await asyncio.sleep(self.loop.choose((0.0, 0.02, 0.1, 0.5, 1.0)))
+            self._expire()
 
     def _check_line(self) -> None:
         """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
@@ -397,8 +468,7 @@ class World:
         """Whether it was not idle for so long that it must answer first; or it did."""
         if link.checked_at > link.idle_since:
             assert link.wire is not None
-            socket = cast(Any, link.wire.websocket)._response
-            return bool(socket.ponged_at >= link.idle_since)
+            return _socket_of(link).ponged_at >= link.idle_since
         return self._overdue(link) <= 0
 
     def _note_stray(self, socket: Socket) -> None:
@@ -446,6 +516,9 @@ class World:
         timeout, patience = loop.choose((0, 0.2, 3.0, None)), loop.choose((0.02, 0.5, 5.0))
         is_new = loop.chance(0.25)
         try:
+            if loop.chance(0.4):
+                await self.run_work(name, timeout, patience)
+                return
             if loop.chance(0.5):
                 get = pool.get_new_connection if is_new else pool.get_connection
                 async with get(timeout=timeout) as connection, asyncio.timeout(patience):
@@ -471,6 +544,36 @@ class World:
                 await pool.release(connection, force_remove=is_dropped)
         except (WebsocketError, TimeoutError):
             pass  # told what went wrong, as promised
+
+    async def run_work(self, name: str, timeout: float | None, patience: float) -> None:
+        """Let the pool run work, which is done twice if it was in vain, and else not."""
+        loans: list[WebsocketConnection] = []
+
+        async def work(connection: WebsocketConnection) -> None:
+            loans.append(connection)
+            self._check_alive(connection)
+            if self.loop.chance(0.2):
+                socket = _socket_of(link_of(connection))
+                self.loop.call_later(self.network.delay(), socket.lose)
+            async with asyncio.timeout(patience):
+                await self.ask(connection, name)
+                await asyncio.sleep(self.network.delay())
+
+        try:
+            await self.pool.run(work, timeout=timeout)
+        except ConnectionClosedError:
+            if len(loans) == 1 and self._was_in_vain(loans[0]):
+                raise Violation(f"{loans[0]!r} was lost, and its work not repeated") from None
+            raise
+        finally:
+            if loans[1:] and (loans[1].reused or not self._was_in_vain(loans[0])):
+                self._judged.append(f"work was done on {loans[0]!r} and again on {loans[1]!r}")
+
+    def _was_in_vain(self, loan: WebsocketConnection) -> bool:
+        link = link_of(loan)
+        is_lost = link.state is State.CLOSED and link.moves[-1][2] == CloseReason.SERVER
+        heard = _socket_of(link).heard
+        return is_lost and loan.reused and self._heard.get(loan, heard) == heard
 
     def _check_alive(self, connection: WebsocketConnection) -> None:
         if link_of(connection).owner is not connection:
@@ -510,6 +613,7 @@ class World:
     def _resize(self) -> None:
         limit = self.loop.choose((1, 2, 3))
         self._most = max(self._most, limit)
+        self._resizes += 1
         self.pool.resize(limit)
 
     def meddle(self, connection: WebsocketConnection, message: str | bytes) -> None:
@@ -524,7 +628,7 @@ class World:
             case "resize":
                 self._resize()
             case "expire":
-                pool.expire_connections()
+                self._expire()
             case "borrow" if len(self.guests) < 4:
                 self.guests.append(loop.create_task(self.loan("guest")))
             case "close" if loop.chance(0.2):
@@ -602,6 +706,11 @@ class World:
             self.loop.close()
 
 
+def _socket_of(link: Link) -> Socket:
+    assert link.wire is not None
+    return cast(Socket, cast(Any, link.wire.websocket)._response)
+
+
 def lines_of(task: Task) -> Iterator[tuple[str, int]]:
     """Give the lines of the core that a task is suspended at: file and line, outermost first."""
     awaiting: Any = task.get_coro()
@@ -650,6 +759,8 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
         borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
         if loop.chance(0.3):
             borrowers.append(loop.create_task(world.resize()))
+        if loop.chance(0.3):
+            borrowers.append(loop.create_task(world.expire()))
         if world.quota is not None:
             borrowers += [loop.create_task(world.compete()) for _ in range(3)]
         if loop.chance(0.3):
@@ -663,7 +774,15 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
         world.run(main())
     digest = hashlib.blake2b(repr(world.trace).encode(), digest_size=8).hexdigest()
     stats = world.pool.stats
-    names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
+    names = (
+        "borrows",
+        "waits",
+        "timeouts",
+        "dials",
+        "dial_failures",
+        "drained_messages",
+        "repeats",
+    )
     events = stats.closes + Counter({name: getattr(stats, name) for name in names})
     events["cancelled"] = len(world.cancelled)
     events["quota"] = stats.failures["quota"]

@@ -20,7 +20,18 @@ import pytest
 from tests.explore.schedules import SCHEDULES, Outcome, Violation, explore
 from wspool import quota
 from wspool._connection import aiohttp_internals, link, loan
-from wspool._pool import attending, capacity, errands, patience, routing, supply, waiting
+from wspool._pool import (
+    attending,
+    capacity,
+    errands,
+    patience,
+    repeating,
+    replacing,
+    retiring,
+    routing,
+    supply,
+    waiting,
+)
 
 FACTORY = getattr(asyncio, "eager_task_factory", None)
 
@@ -204,6 +215,76 @@ FAULTS = [
         "await self.close_wire(timeout)",
         "self._return_permit(); await self.close_wire(timeout)",
     ),
+    Fault(
+        19,
+        "an old one that is borrowed in its grace is not replaced",
+        replacing.Replacing.note_lent,
+        "self.wanted[link] = None",
+        "pass",
+    ),
+    Fault(
+        19,
+        "those that are lent when all expire are not replaced",
+        replacing.Replacing.expire,
+        "if link.loan is not None or",
+        "if",
+    ),
+    Fault(
+        18,
+        "at the limit more than one go before a replacement is open",
+        replacing.Replacing.refill,
+        "not (self._queues.connecting or self._queues.closed)",
+        "True",
+    ),
+    Fault(
+        18,
+        "the grace is not kept",
+        replacing.Replacing.expire,
+        "now + grace)",
+        "now)",
+    ),
+    Fault(
+        16,
+        "the grace does not end",
+        retiring.Retiring.expire,
+        "if at <= link.retire_at:",
+        "if False:",
+    ),
+    Fault(
+        10,
+        "replacements are dialled beyond the limit",
+        replacing.Replacing.refill,
+        "min(short, room)",
+        "short",
+    ),
+    Fault(
+        15,
+        "what the server has answered is done once more",
+        repeating.Attempt.was_in_vain,
+        "wire.received_messages == self._received",
+        "True",
+    ),
+    Fault(
+        20,
+        "what a fresh connection has lost is done once more",
+        repeating.Attempt.was_in_vain,
+        "is_lost and self._loan.reused",
+        "is_lost",
+    ),
+    Fault(
+        14,
+        "a loss of a reused connection is not made up for",
+        repeating.Repeating.may_repeat,
+        "not attempt.was_in_vain()",
+        "True",
+    ),
+    Fault(
+        14,
+        "work is repeated on another of the idle ones",
+        repeating.Repeating.run,
+        "timeout, True)",
+        "timeout, False)",
+    ),
 ]
 
 
@@ -244,7 +325,7 @@ def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -
     assert min(decisions) >= 15
     # The schedules are as wild as they are meant to be.
     rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
-    rare |= {"quota", "check", "stale", "keepalive", "error", "expired"}
+    rare |= {"quota", "check", "stale", "keepalive", "error", "expired", "repeats"}
     assert all(events[event] for event in rare), events
 
 

@@ -42,9 +42,9 @@ class Replacing:
         self._options, self._queues, self._line = options, queues, line
         self._capacity, self._retiring = capacity, retiring
         self._gate, self._supply = gate, supply
-        # Those that are lent until they are replaced, or go when they are given back; and which of
-        # them somebody has needed since, for each of which a fresh one is due. Keys in order.
-        self.outdated: dict[Link, None] = {}
+        # Those that are lent until they are replaced, or go when they are given back, and whether
+        # they have expired; which of these somebody has needed since: for each a fresh one is due.
+        self.outdated: dict[Link, bool] = {}
         self.wanted: dict[Link, None] = {}
         # Those of the latter that had to make room, and whose replacements are not open yet.
         self.ahead: dict[Link, None] = {}
@@ -59,7 +59,7 @@ class Replacing:
                 continue
             self._retiring.expire(link, now + grace)
             if grace:
-                self.outdated[link] = None
+                self.outdated[link] = True
                 if link.loan is not None or link.state is State.DRAINING:
                     self.wanted[link] = None
         self.close_overdue(now)
@@ -91,14 +91,14 @@ class Replacing:
         for state in (State.IDLE, State.BUSY, State.DRAINING):
             for link in self._queues[state]:
                 if link.retire_why is CloseReason.LIFETIME and now >= link.retire_at - ahead:
-                    self.outdated[link] = None
+                    self.outdated.setdefault(link, False)
 
     def note_lent(self, link: Link) -> None:
         """Somebody needs one of these: if it has expired, it is to be replaced.
 
         One that is merely old goes without that, if it is not kept, as it does elsewhere.
         """
-        if link in self.outdated and link.retire_why is CloseReason.EXPIRED:
+        if self.outdated.get(link):
             self.wanted[link] = None
 
     def forget(self, link: Link) -> None:

@@ -55,8 +55,9 @@ class Retiring:
     def begin(self, link: Aging, now: float) -> None:
         """Say at the beginning of its life when that ends."""
         if self._limits.max_lifetime is not None:
-            age = self._limits.max_lifetime * (1 - JITTER * link.jitter)
-            link.retire_at = min(link.retire_at, now + age)
+            end = now + self._limits.max_lifetime * (1 - JITTER * link.jitter)
+            if end < link.retire_at:
+                link.retire_at, link.retire_why = end, CloseReason.LIFETIME
 
     def expire(self, link: Aging, at: float) -> None:
         """Let a link go at this time, if it would not go before."""

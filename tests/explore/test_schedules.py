@@ -283,7 +283,7 @@ FAULTS = [
         "work is repeated on another of the idle ones",
         repeating.Repeating.run,
         "timeout, True)",
-        "timeout, False)",
+        "timeout)",
     ),
 ]
 

@@ -158,6 +158,17 @@ async def remove(world: World) -> None:
     await release(world, force_remove=True)
 
 
+async def run_work(world: World) -> None:
+    """The work is lost under a reused connection, and done once more on a fresh one."""
+
+    async def work(connection: WebsocketConnection) -> None:
+        if connection.reused:
+            world.loop.call_later(0.005, world.network.open[-1].lose)
+        await world.ask(connection, "question")
+
+    await world.pool.run(work)
+
+
 async def start(world: World) -> None:
     await world.pool.start()
 
@@ -355,6 +366,8 @@ CASES = [
     ),
     Case("get_connection: recv in a flood", recv_in_a_flood),
     Case("get_connection: left by an exception", leave_by_exception),
+    Case("run: a dial is needed", run_work),
+    Case("run: a lost one is made up for", run_work, one_idle),
     Case("start: warm-up", start, warmup_connections=2),
     Case("start: async with", enter_and_leave, warmup_connections=2),
     Case("drain: quiet", release, one_used, **CHECK),

@@ -10,8 +10,8 @@ and whoever calls has said that the work may be done twice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -112,8 +112,9 @@ class Repeating:
         """Do the work in a loan, and perhaps in a second one."""
         attempt: Attempt | None = None
         try:
-            async with _lent(WebsocketConnection(lender, timeout), frame) as loan:
-                attempt = Attempt(loan)
+            loan = await _lend(WebsocketConnection(lender, timeout), lender, frame)
+            attempt = Attempt(loan)
+            with _given_back(loan, lender):
                 return await work(loan, *args)
         except ConnectionClosedError:
             if attempt is None or not self.may_repeat(attempt):
@@ -122,20 +123,25 @@ class Repeating:
             if attempt is not None:
                 attempt.end()
         # A fresh one: what has closed one connection may be about to close all that are idle.
-        async with _lent(WebsocketConnection(lender, timeout, True), frame) as loan:
+        loan = await _lend(WebsocketConnection(lender, timeout, True), lender, frame)
+        with _given_back(loan, lender):
             return await work(loan, *args)
 
 
-@asynccontextmanager
-async def _lent(loan: WebsocketConnection, frame: FrameType) -> AsyncIterator[WebsocketConnection]:
-    """Borrow on behalf of whoever is in this frame, and give back."""
-    lender = loan._lender
-    assert lender is not None
+async def _lend(loan: WebsocketConnection, lender: Lender, frame: FrameType) -> WebsocketConnection:
+    """Borrow on behalf of whoever is in this frame."""
     if not lender._lend_at_once(loan, frame):
         await lender._router.wait(loan)
+    return loan
+
+
+@contextmanager
+def _given_back(loan: WebsocketConnection, lender: Lender) -> Iterator[None]:
+    """End a loan as its own `async with` does."""
+    is_failed = True
     try:
-        yield loan
-    except BaseException as error:
-        await loan.__aexit__(type(error), error, error.__traceback__)
-        raise
-    await loan.__aexit__(None)
+        yield
+        is_failed = False
+    finally:
+        if not loan._is_over:  # else the work has given it back itself
+            lender._router.give_back(loan, is_failed=is_failed)

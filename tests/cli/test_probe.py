@@ -33,7 +33,7 @@ from websockets.asyncio.server import Request, ServerConnection, serve
 from tests.conftest import echoes, skip, until
 from tests.support import commands
 from tests.support.strangers import of_another_protocol, uvicorn_with
-from wspool import WebsocketConnectionPool
+from wspool import ConnectionClosedError, ConnectionUnavailableError, WebsocketConnectionPool
 from wspool._cli import commands as command_line
 from wspool._cli import probe, tapping
 from wspool._cli.advice import advise, report
@@ -813,7 +813,77 @@ async def test_a_server_that_refuses_the_fourth_has_room_for_three(
         why = f"the server answered {status.value} {status.phrase}"
         assert re.search(rf"^connections +3 of 10 at once; then {why}", out, re.MULTILINE)
         assert f"max_connections=3,  # more were refused: {why}" in out
+        assert f"# no is_full: the pool knows what {status.value} means while 3 were open" in out
         await borrow(code_of(out))
+
+
+def is_full_of(out: str) -> Callable[[object], bool]:
+    """Return the callable that a probe has printed for is_full."""
+    [found] = re.findall(r"^# is_full=(lambda error: .* == \d+): so the server ", out, re.MULTILINE)
+    made: Callable[[object], bool] = eval(found)
+    return made
+
+
+async def test_a_status_that_no_pool_knows_is_what_is_full_looks_for(
+    server: Server, run_here: RunHere
+) -> None:
+    refuse = server.refuse
+
+    async def echo_and_look(peer: Peer) -> None:
+        if len(server.open) == 2:
+            refuse(403)
+        await echo(peer)
+
+    server.handler = echo_and_look
+    status, out, _ = await run_here(*QUICK, "--connections", "10", server.uri)
+    assert status == 0
+    assert "so the server refuses while 2 were open" in out
+    is_full = is_full_of(out)
+    assert is_full(ConnectionUnavailableError(status=403))
+    assert not is_full(ConnectionUnavailableError(status=401))
+    assert not is_full(ConnectionClosedError(code=403))
+    await borrow(code_of(out))
+
+
+@pytest.mark.parametrize("code", [4008, 1008])
+async def test_a_close_code_that_no_pool_knows_is_what_is_full_looks_for(
+    server: Server, run_here: RunHere, code: int
+) -> None:
+    async def close_the_second(peer: Peer) -> None:
+        if len(server.open) > 1:
+            await peer.close(code, "full")
+        await echo(peer)
+
+    server.handler = close_the_second
+    status, out, _ = await run_here(*QUICK, "--connections", "10", server.uri)
+    assert status == 0
+    assert "so the server refuses while 1 was open" in out
+    is_full = is_full_of(out)
+    assert is_full(ConnectionClosedError(code=code))
+    assert not is_full(ConnectionClosedError(code=4001))
+    assert not is_full(ConnectionUnavailableError(status=code))
+
+
+async def test_what_says_nothing_of_a_limit_is_not_looked_for(
+    server: Server, run_here: RunHere
+) -> None:
+    """A socket that is cut; and the oldest connection, closed for the newest."""
+
+    async def cut_the_second(peer: Peer) -> None:
+        if len(server.open) > 1:
+            return peer.drop()
+        return await echo(peer)
+
+    async def close_the_oldest(peer: Peer) -> None:
+        if len(server.open) > 2:
+            await server.open[0].close(4008, "too many")
+        await echo(peer)
+
+    for handler in (cut_the_second, close_the_oldest):
+        server.handler = handler
+        status, out, _ = await run_here(*QUICK, "--connections", "10", server.uri)
+        assert status == 0
+        assert "# no is_full: nothing tells this refusal, while" in out
 
 
 @pytest.mark.parametrize("asked", [4, 10])
@@ -833,6 +903,7 @@ async def test_a_server_that_closes_the_fourth_has_room_for_three(
     assert status == 0
     assert len(server.requests) < 2 + 10
     assert "max_connections=3,  # more were refused: one was closed after" in out
+    assert "# no is_full: the pool knows what 1013 means while 3 were open" in out
     assert "code 1013 'full import os" in out  # still in the comment
     assert "\x1b" not in out
     await borrow(code_of(out))

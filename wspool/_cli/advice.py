@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from wspool._cli.answers import (
@@ -23,13 +24,20 @@ from wspool._cli.answers import (
     notes,
     rows,
 )
-from wspool._cli.observations import Observation, Target
+from wspool._cli.observations import Capacity, Observation, Target
 from wspool._cli.shared import Argument, literal, percentile, span
 
 IDLE_TIMEOUT: Final = 60.0
 CONNECTION_TIMEOUT: Final = 10.0
 CHECK_AFTER_IDLE: Final = 5.0
 """The pool's defaults of the first two options, and the usual value of the third."""
+
+FULL: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+TRY_AGAIN_LATER: Final = 1013
+"""What a pool takes for a server that is full without being told."""
+
+NO_REFUSALS: Final = (HTTPStatus.SWITCHING_PROTOCOLS, 1000, 1001, 1005, 1006)
+"""What says nothing of a limit: a handshake that is broken, closes as they come at any time."""
 
 
 # The advice.
@@ -220,8 +228,23 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
     if seen.greets and seen.listening.close is not None and not seen.wants_message:
         does = "the server greets, and closes if nothing is sent"
         yield f"{does}: --send TEXT --idle 10 tries an answer"
+    if seen.capacity is not None and seen.capacity.refusal and seen.capacity.taken:
+        yield _refusal(seen.capacity)
     if seen.pushes and seen.times("fresh"):
         yield "replies may not be replies: the server also sends unasked"
+
+
+def _refusal(capacity: Capacity) -> str:
+    """Say what is_full must be for a server that refuses in this way."""
+    status, code, taken = capacity.status, capacity.code, capacity.taken
+    while_open = f"while {taken} {'was' if taken == 1 else 'were'} open"
+    if status in FULL or code == TRY_AGAIN_LATER:
+        return f"no is_full: the pool knows what {status or code} means {while_open}"
+    for name, value in (("status", status), ("code", code)):
+        if value is not None and value not in NO_REFUSALS:
+            test = f'lambda error: getattr(error, "{name}", None) == {value}'
+            return f"is_full={test}: so the server refuses {while_open}"
+    return f"no is_full: nothing tells this refusal, {while_open}, from other failures"
 
 
 # In words.

@@ -101,11 +101,17 @@ class Dial:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many connections were open at once, of so many asked for, and what said no to more."""
+    """How many connections were open at once, of so many asked for, and what said no to more.
+
+    `status` is the HTTP status that refused the next one, `code` the code by which the newest ones
+    were closed; None where it was not that.
+    """
 
     asked: int
     taken: int
     refusal: str = ""
+    status: int | None = None
+    code: int | None = None
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ async def _idle(dialler: Dialler, seconds: float, seen: Observation, show: Show)
 async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:
     """Open one connection after the other, and keep them, until the server says no."""
     taps: list[Tap] = []
-    refusal = ""
+    refusal, status, code = "", None, None
     try:
         while len(taps) < count and not refusal and not any(tap.close for tap in taps):
             await asyncio.sleep(RAMP)
@@ -192,12 +192,16 @@ async def _fill(dialler: Dialler, count: int, show: Show) -> Capacity:
                 taps.append((await dialler.dial())[1])
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 refusal = dialler.why(error)
+                if isinstance(error, aiohttp.WSServerHandshakeError):
+                    status = error.status
             show("connections", len(taps), count)
         await asyncio.sleep(EARLY_SECONDS / 2)  # a server that refuses by closing may take its time
         closed = [tap.close for tap in taps if tap.close is not None]
         if closed and not refusal:
             refusal = f"one was closed after {span(closed[-1].after)}, {closed[-1]}"
-        return Capacity(count, len(taps) - len(closed), refusal)
+            if all(tap.close is not None for tap in taps[-len(closed) :]):  # and not the oldest
+                code = closed[-1].code
+        return Capacity(count, len(taps) - len(closed), refusal, status, code)
     finally:
         await _hang_up(taps)
 

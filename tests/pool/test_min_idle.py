@@ -201,3 +201,26 @@ async def test_one_session_per_connection_does_not_begin_with_a_handshake(
     assert pool.stats.borrows == 40
     assert pool.stats.waits == 0
     assert len({connection.id for connection in lent}) == len(lent)
+
+
+@pytest.mark.usefixtures("fair_clock")
+async def test_of_40_overlapping_sessions_one_is_cold_at_most(
+    server: Server, make_pool: MakePool
+) -> None:
+    """They begin every 100 ms, whatever is ready; a handshake takes 150 ms, a session a second."""
+    pool = make_pool(min_idle=2, max_uses=1, acquire_timeout=None, cleanup_interval=NEVER)
+    await pool.start()
+    server.delay = 0.15
+
+    async def session() -> None:
+        async with pool.get_connection() as connection:
+            assert await echoes(connection)
+            await asyncio.sleep(1.0)
+
+    async with asyncio.TaskGroup() as sessions:
+        for _ in range(40):
+            sessions.create_task(session())
+            await asyncio.sleep(0.1)
+    assert pool.stats.borrows == 40
+    assert pool.stats.waits <= 1
+    assert server.most_open >= 10

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import MakePool, until
 from tests.support.inside import link_of, queues_of, router_of
+from tests.support.strangers import uvicorn_with
 from wspool import (
     BlockingWebsocketConnection,
     BlockingWebsocketConnectionPool,
@@ -403,6 +404,54 @@ async def test_the_upkeep_reads_how_many_loans_there_are(make_pool: MakePool) ->
     await used(pool, 3)
     readings = router_of(pool).repeating._readings
     await until(lambda: readings[-1][1] == 3, "they are noted")
+
+
+# A restart.
+
+
+async def test_a_restart_of_uvicorn_under_load_fails_nobody(make_pool: MakePool) -> None:
+    """It closes with 1012. What it has not answered is done again, on a fresh connection each."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] == "websocket.receive":
+            await asyncio.sleep(0.02)
+            await send({"type": "websocket.send", "text": event["text"]})
+
+    loans: dict[str, list[tuple[bool, bool]]] = {}
+
+    async def work(connection: WebsocketConnection, text: str) -> str | bytes:
+        """Note whether the connection was reused, and whether the answer came."""
+        loan = loans.setdefault(text, [])
+        loan.append((connection.reused, False))
+        answer = await ask(connection, text)
+        loan[-1] = (connection.reused, True)
+        return answer
+
+    runs: list[asyncio.Task[str | bytes]] = []
+
+    async def load(seconds: float) -> None:
+        for _ in range(int(100 * seconds)):
+            text = f"text {len(runs)}"
+            runs.append(asyncio.create_task(pool.run(work, text)))
+            await asyncio.sleep(0.01)
+
+    async with uvicorn_with(application) as uri:
+        pool = make_pool(uri=uri, acquire_timeout=60.0, max_retries=10)
+        codes: list[int | None] = []
+        pool.subscribe(lambda event: codes.append(getattr(event, "code", None)))
+        await load(0.5)
+        meanwhile = asyncio.create_task(load(1.0))
+        await until(lambda: pool.busy_connections, "there is work under way")
+    async with uvicorn_with(application, int(uri.split(":")[2].strip("/"))):
+        await meanwhile
+        answers = await asyncio.gather(*runs)
+    assert answers == [f"text {n}" for n in range(150)]
+    assert 1012 in codes
+    repeated = [loan for loan in loans.values() if len(loan) > 1]
+    assert len(repeated) == pool.stats.repeats <= max(LEAST, SHARE * pool.stats.borrows)
+    assert all(loan == [(True, False), (False, True)] for loan in repeated)
 
 
 # The pool for threads.

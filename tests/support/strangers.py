@@ -14,9 +14,9 @@ from tests.conftest import until
 
 
 @asynccontextmanager
-async def uvicorn_with(app: Any, **options: Any) -> AsyncIterator[str]:
-    """Serve an ASGI application with uvicorn, and give its WebSocket URI."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+async def uvicorn_with(app: Any, port: int = 0, **options: Any) -> AsyncIterator[str]:
+    """Serve an ASGI application with uvicorn, and give its WebSocket URI; 0: any free port."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         # The other implementation on `websockets` has deprecated parts.
         config = uvicorn.Config(
             app, ws="websockets-sansio", lifespan="off", log_config=None, **options

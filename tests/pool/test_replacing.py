@@ -121,7 +121,7 @@ async def test_what_is_kept_is_replaced_though_nobody_needs_it(
     pool.subscribe(lambda event: least.append(pool.available_connections))
     pool.expire_connections(grace=1.0)
     await until(lambda: ids_of(queues_of(pool).idle) == {5, 6}, "the new ones alone are left")
-    assert min(least) == 2
+    assert min(least) >= 2
     assert pool.stats.dials == 6
 
 
@@ -136,7 +136,7 @@ async def test_at_the_limit_an_idle_one_goes_first_one_at_a_time(
     pool.expire_connections(grace=LONG)
     await until(lambda: ids_of(queues_of(pool).idle) == {4, 5, 6}, "all are replaced")
     assert server.most_open == 3
-    assert min(least) == 2
+    assert min(least) >= 2
     assert pool.stats.closes == {"expired": 3}
 
 
@@ -284,7 +284,7 @@ async def test_what_is_kept_and_grows_old_is_replaced_first(
     least: list[int] = []
     pool.subscribe(lambda event: least.append(pool.available_connections))
     await until(lambda: pool.stats.closes["lifetime"] == 4, "two generations have gone")
-    assert min(least) == 2
+    assert min(least) >= 2
     assert server.most_open <= 4
 
 

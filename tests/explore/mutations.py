@@ -1,7 +1,8 @@
 """For each pathology a small change to the package that puts the fault in, and its test catches.
 
 `HOSTILITIES` are what a hostile server, or an error nobody expects, could do before;
-`REDIS_MUTATIONS` are against the rules of the quota in Redis.
+`REDIS_MUTATIONS` are against the rules of the quota in Redis, `READINESS` against those of what is
+ready, replaced and repeated.
 
 `python -m tests.explore.mutations [number ...]` runs each test on a copy of the package, without
 and with the change, prints the table, and exits with 1 if a change goes unnoticed. Tests that hang
@@ -539,6 +540,135 @@ HOSTILITIES: Final = (
 )
 """Numbered on from the pathologies."""
 
+IDLE: Final = "tests/pool/test_min_idle.py::"
+GRACE: Final = "tests/pool/test_replacing.py::"
+REPEATING: Final = "tests/pool/test_repeating.py::"
+
+READINESS: Final = (
+    Mutation(
+        301,
+        "a checkout begins no dial",
+        f"{IDLE}test_each_checkout_begins_the_next_dial_at_once",
+        "_pool/routing.py",
+        "            self.events.checked_out(link, 0.0)\n"
+        "        if self.options.min_idle or self.replacing.outdated:\n",
+        "            self.events.checked_out(link, 0.0)\n        if False:\n",
+    ),
+    Mutation(
+        302,
+        "idle_timeout takes the spares",
+        f"{IDLE}test_start_opens_them_and_idle_timeout_spares_them",
+        "_pool/attending.py",
+        "and len(self._idle) > options.min_idle",
+        "",
+    ),
+    Mutation(
+        303,
+        "a place that is free again is no spare's",
+        f"{IDLE}test_a_place_that_is_free_is_refilled_without_a_look",
+        "_pool/routing.py",
+        "        if not self.gate.streak:\n            self._refill()\n",
+        "",
+    ),
+    Mutation(
+        304,
+        "old ones close before their replacements are open",
+        f"{GRACE}test_an_old_one_is_lent_until_its_replacement_is_open",
+        "_pool/replacing.py",
+        "self._retiring.expire(link, now + grace)",
+        "self._retiring.expire(link, now)",
+    ),
+    Mutation(
+        305,
+        "two go for each replacement",
+        f"{GRACE}test_what_is_kept_is_replaced_though_nobody_needs_it",
+        "_pool/replacing.py",
+        "        self.wanted.pop(old, None)\n",
+        "        self.wanted.pop(old, None)\n        self.close_overdue(float('inf'))\n",
+    ),
+    Mutation(
+        306,
+        "at the limit all go at once",
+        f"{GRACE}test_at_the_limit_an_idle_one_goes_first_one_at_a_time",
+        "_pool/replacing.py",
+        "and not (self._queues.connecting or self._queues.closed)",
+        "",
+    ),
+    Mutation(
+        307,
+        "old ones are lent for ever",
+        f"{GRACE}test_what_nobody_needs_is_not_replaced_and_closes_when_the_grace_is_over",
+        "_pool/replacing.py",
+        "if link.retire_at <= now and link.state is State.IDLE:",
+        "if False:",
+    ),
+    Mutation(
+        308,
+        "one that made room is forgotten",
+        f"{GRACE}test_at_the_limit_nobody_loses_what_it_waits_for",
+        "_pool/replacing.py",
+        "                    self.ahead[first] = None\n",
+        "                    pass\n",
+    ),
+    Mutation(
+        309,
+        "what is kept is not replaced before it is too old",
+        f"{GRACE}test_what_is_kept_and_grows_old_is_replaced_first",
+        "_pool/replacing.py",
+        "now >= link.retire_at - ahead:",
+        "now >= link.retire_at:",
+    ),
+    Mutation(
+        310,
+        "work is repeated on a fresh connection",
+        f"{REPEATING}test_a_fresh_connection_that_is_lost_is_no_reason_to_repeat",
+        "_pool/repeating.py",
+        "is_lost and self._loan.reused",
+        "is_lost",
+    ),
+    Mutation(
+        311,
+        "work is repeated after a message",
+        f"{REPEATING}test_after_a_message_nothing_is_repeated",
+        "_pool/repeating.py",
+        "wire.received_messages == self._received and",
+        "True and",
+    ),
+    Mutation(
+        312,
+        "a message that came before the work is not counted",
+        f"{REPEATING}test_a_message_that_came_before_the_work_began_counts",
+        "_pool/repeating.py",
+        "wire.received_messages - len(wire.inbox or ())",
+        "wire.received_messages",
+    ),
+    Mutation(
+        313,
+        "work is repeated after a part of a message",
+        f"{REPEATING}test_after_a_part_of_a_message_nothing_is_repeated",
+        "_pool/repeating.py",
+        "link.close_code == 1006 and has_heard",
+        "False",
+    ),
+    Mutation(
+        314,
+        "an error of the work's own is repeated",
+        f"{REPEATING}test_an_error_of_the_works_own_is_not_repeated",
+        "_pool/repeating.py",
+        "except ConnectionClosedError:",
+        "except BaseException:",
+    ),
+    Mutation(
+        315,
+        "a server in trouble gets twice the load",
+        f"{REPEATING}test_no_more_are_repeated_than_the_budget_allows",
+        "_pool/repeating.py",
+        "not attempt.was_in_vain() or not self.is_within_budget(now)",
+        "not attempt.was_in_vain()",
+    ),
+)
+"""Against the rules of what is ready, what is replaced and what is repeated."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another wspool than the one beside the tests."""
@@ -592,7 +722,7 @@ def verdicts(mutation: Mutation) -> tuple[str, str]:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table; return 1 unless every mutation is caught."""
-    known = (*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS)
+    known = (*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS, *READINESS)
     chosen = [m for m in known if not numbers or str(m.number) in numbers]
     caught = 0
     print(f"{'#':>2}  {'pathology':<52}{'unpatched':<11}{'patched':<9}test")

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import MakePool, until
-from tests.support.inside import link_of, queues_of, router_of
+from tests.support.inside import link_of, queues_of, router_of, wire_of
 from tests.support.strangers import uvicorn_with
 from wspool import (
     BlockingWebsocketConnection,
@@ -42,6 +42,9 @@ async def moody(peer: Peer) -> None:
             case "answer, drop":
                 await peer.send("an answer")
                 return peer.drop()
+            case "answer, restart":
+                await peer.send("an answer")
+                return await peer.close(1012, "service restart")
             case "half, drop":
                 transport = peer.request.transport
                 assert isinstance(transport, asyncio.WriteTransport)
@@ -190,8 +193,9 @@ async def test_the_second_time_is_the_last(server: Server, make_pool: MakePool) 
 
 
 @pytest.mark.parametrize("when", ["read", "unread", "kept", "early"])
+@pytest.mark.parametrize("how", ["drop", "restart"])
 async def test_after_a_message_nothing_is_repeated(
-    server: Server, make_pool: MakePool, when: str
+    server: Server, make_pool: MakePool, how: str, when: str
 ) -> None:
     """Read by the work or not, or kept for it because it came before the work had begun."""
     pool = make_pool()
@@ -201,7 +205,7 @@ async def test_after_a_message_nothing_is_repeated(
         if when == "early":
             await connection.send("an answer")
             await asyncio.sleep(0)
-        await connection.send("answer, drop")
+        await connection.send(f"answer, {how}")
         if when == "read":
             assert await connection.recv() == "an answer"
         if when in ("kept", "unread"):
@@ -214,7 +218,28 @@ async def test_after_a_message_nothing_is_repeated(
     with pytest.raises(ConnectionClosedError):
         await pool.run(work)
     assert pool.stats.repeats == 0
-    assert server.received.count("answer, drop") == 1
+    assert server.received.count(f"answer, {how}") == 1
+
+
+async def test_a_message_that_came_before_the_work_began_counts(make_pool: MakePool) -> None:
+    """In the ticks between the loan and the work, and kept for it by the upkeep."""
+    pool = make_pool(max_connections=1)
+    connection = await pool.acquire()
+    await ask(connection, "hello")
+
+    async def work(connection: WebsocketConnection) -> None:
+        await connection.send("drop")
+        await until(lambda: not connection.is_connected, "the connection is lost")
+        await connection.send("more")
+
+    running = asyncio.create_task(pool.run(work, timeout=None))
+    await until(lambda: pool.waiters, "it waits")
+    await pool.release(connection)
+    wire = wire_of(connection)
+    wire.keep(wire._count("an early answer"))
+    with pytest.raises(ConnectionClosedError):
+        await running
+    assert pool.stats.repeats == 0
 
 
 async def test_after_a_part_of_a_message_nothing_is_repeated(

@@ -37,7 +37,7 @@ lint: .venv/lint-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/basedpyright --verifytypes wspool --ignoreexternal
+	PYTHONPATH=. PATH="$(abspath $(BIN)):$$PATH" $(BIN)/basedpyright --verifytypes wspool --ignoreexternal
 
 docs: .venv/docs-installed
 	$(BIN)/sphinx-build -W --keep-going -q -E docs build/docs

@@ -441,7 +441,8 @@ async def test_the_percentiles_are_those_that_the_load_has_measured(
             cell = page.locator(f"#percentiles [data-name={name}] :nth-child({column})")
             shown = in_seconds(str(await cell.text_content()))
             measured = sorted(times)[int(share * len(times))]
-            assert shown == pytest.approx(measured, rel=0.1), (name, share)
+            # On a machine that has much else to do, a task sees its times later than the pool.
+            assert shown == pytest.approx(measured, rel=0.1, abs=0.05), (name, share)
     async with opened_dump(page) as dump:
         busy = sum(slot["means"]["busy"] for slot in dump["measured"]["slots"])
     assert busy == pytest.approx(sum(uses), rel=0.1), f"seconds of use in {span:.1f} s"

@@ -718,8 +718,10 @@ async def test_an_errand_or_a_drain_is_never_overdue(
     await until(lambda: link_of(connection).seconds_in_state > 0.05, "for a while")
     assert not picture_of(pool, connection).is_overdue
     assert warnings_in(caplog) == []
+    moves = len(connection.history)
     await server.peers[0].send("the keepalive's answer")
-    await until(lambda: connection.state is State.IDLE, "it is back")
+    await until(lambda: len(connection.history) > moves, "it is back")
+    assert connection.history[moves].dest is State.IDLE
 
 
 async def test_a_borrower_that_was_lost_is_shown_overdue_until_it_gives_back(

@@ -145,7 +145,7 @@ class Replacing:
         if self.ahead:
             del self.ahead[next(iter(self.ahead))]
             return
-        if link.state is not State.IDLE:
+        if not self.outdated or link.state is not State.IDLE:
             return
         old = next((old for old in self.wanted if old.state is State.IDLE), None)
         old = old or next(iter(self.wanted), None)

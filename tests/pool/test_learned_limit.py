@@ -259,7 +259,7 @@ async def test_one_that_may_not_wait_is_told_what_the_server_said(
         text = str(caught.value)
         assert "the server answered 429" in text
         assert "max=50 (the server admits 3)" in text
-        assert "pass a timeout" in text
+        assert "pass timeout=" in text
     assert len(server.requests) == 4
     await pool.release(held.pop())
     assert await pool.acquire(timeout=0)

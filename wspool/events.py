@@ -24,6 +24,7 @@ __all__ = [
     "ConnectionDrained",
     "ConnectionReady",
     "Event",
+    "LimitLearned",
     "LoanRepeated",
     "PoolCleared",
     "PoolClosed",
@@ -155,6 +156,18 @@ class ConnectionChecked(Event):
     connection_id: int
     errand: str
     duration: float
+
+
+@_event
+class LimitLearned(Event):
+    """How many connections the server admits was learned, has changed, or is forgotten.
+
+    `limit` is the pool's `learned_limit` from now on, None when it is forgotten. `why` is what the
+    server has said, or what has happened.
+    """
+
+    limit: int | None
+    why: str
 
 
 @_event

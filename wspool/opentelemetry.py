@@ -1,7 +1,8 @@
 """Pools as OpenTelemetry metrics: for the extra `opentelemetry`.
 
 The names follow OpenTelemetry's own for database connection pools (`db.client.connection.*`). All
-begin with `wspool.connection.` and have the attribute `wspool.connection.pool.name`.
+begin with `wspool.connection.` and have the attribute `wspool.connection.pool.name`; but for
+`wspool.learned_limit`, a gauge that is there only while a pool has a `learned_limit`.
 
 Read from the pool when a reader collects, in whatever thread that does it:
 
@@ -43,6 +44,7 @@ from wspool._pool.pool import WebsocketConnectionPool
 __all__ = ["instrument"]
 
 PREFIX: Final = "wspool.connection."
+LEARNED: Final = "wspool.learned_limit"
 POOL: Final = "wspool.connection.pool.name"
 STATE: Final = "wspool.connection.state"
 REASON: Final = "wspool.connection.reason"
@@ -61,6 +63,13 @@ _GAUGES: Final[dict[str, Row]] = {
     "max": ("{connection}", "Limit", "", lambda pool: {"": pool.max_connections}),
     "pending_requests": ("{request}", "Acquires that wait", "", lambda pool: {"": pool.waiters}),
 }
+
+_LEARNED: Final[Row] = (
+    "{connection}",
+    "What the server admits, where that was learned",
+    "",
+    lambda pool: {"": limit} if (limit := pool.learned_limit) is not None else {},
+)
 
 _COUNTERS: Final[dict[str, Row]] = {
     "borrows": ("{borrow}", "Loans", "", lambda pool: {"": pool.stats.borrows}),
@@ -93,6 +102,9 @@ class _Instruments:
         gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
         for name, row in _GAUGES.items():
             gauge(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
+        meter.create_observable_gauge(
+            LEARNED, [partial(self._observe, _LEARNED)], _LEARNED[0], _LEARNED[1]
+        )
         for name, row in _COUNTERS.items():
             counter(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
         self._histograms: dict[type[Any], metrics.Histogram] = {

@@ -5,7 +5,8 @@ connections there are, and it may come from any thread. One that comes from anot
 a connection that moves in that very moment twice or not at all. Between two scrapes nothing is done
 but for the histograms, which the pool's events tell, from `add` or `register` on.
 
-Every metric begins with `wspool_connection_` and has the label `pool`, the pool's name:
+`wspool_learned_limit` is a gauge, and there only while a pool has a `learned_limit`. Every other
+metric begins with `wspool_connection_`; all have the label `pool`, the pool's name:
 
     count{state}               gauge: connections by state
     max                        gauge: max_connections
@@ -200,7 +201,12 @@ class PoolCollector(Collector):
 
 
 def _families(pools: Mapping[str, WebsocketConnectionPool]) -> list[Metric]:
-    families: list[Metric] = []
+    what = "Connections that the server admits, where that was learned"
+    learned = GaugeMetricFamily("wspool_learned_limit", what, labels=("pool",))
+    for name, pool in pools.items():
+        if (limit := pool.learned_limit) is not None:
+            learned.add_metric((name,), limit)
+    families: list[Metric] = [learned]
     for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
         for metric, (what, label, read) in table.items():
             labels = ("pool", label) if label else ("pool",)

@@ -9,10 +9,14 @@ import pytest
 from wspool._connection.queues import Queues
 from wspool._connection.states import State
 from wspool._pool.capacity import Capacity
+from wspool._pool.limit import Limit
 
 
-class Limit:
-    """The one setting that counts."""
+class Settings:
+    """Those that count."""
+
+    learn_limit = True
+    is_full = None
 
     def __init__(self, max_connections: int) -> None:
         self.max_connections = max_connections
@@ -40,7 +44,8 @@ class Places:
         goodbyes: int = 0,
     ) -> None:
         self.queues: Queues[Thing] = Queues()
-        self.limit = Limit(limit)
+        self.settings = Settings(limit)
+        self.limit = Limit(self.settings, lambda *_: None)
         self.capacity = Capacity(self.queues, self.limit)
         self.add(State.CONNECTING, dials)
         self.add(State.IDLE, idle)
@@ -48,6 +53,10 @@ class Places:
         self.add(State.BUSY, errands)
         self.add(State.DRAINING, drains)
         self.add(State.CLOSED, goodbyes)
+
+    def resize(self, limit: int) -> None:
+        self.settings.max_connections = limit
+        self.limit.refresh()
 
     def add(self, state: State, count: int, *, is_lent: bool = False) -> None:
         for _ in range(count):
@@ -93,14 +102,14 @@ def test_without_goodbyes_surplus_is_what_is_not_room() -> None:
 def test_after_a_resize_room_is_below_0_and_the_rest_is_surplus() -> None:
     places = Places(6, idle=2, lent=3, goodbyes=1)
     assert places.capacity.room == 0
-    places.limit.max_connections = 4
+    places.resize(4)
     assert places.capacity.room == -2
     assert places.capacity.surplus == 1  # of the two too many, one is on its way out
 
 
 def test_a_resize_upwards_is_room_at_once() -> None:
     places = Places(2, lent=2)
-    places.limit.max_connections = 5
+    places.resize(5)
     assert places.capacity.room == 3
     assert places.capacity.surplus == -3
 
@@ -170,20 +179,20 @@ def test_after_a_resize_the_surplus_of_the_errands_is_not_to_come() -> None:
     places = Places(4, lent=2, errands=2)
     assert places.capacity.coming == 2
     for limit, coming in ((3, 1), (2, 0), (1, 0)):
-        places.limit.max_connections = limit
+        places.resize(limit)
         assert places.capacity.coming == coming
 
 
 def test_after_a_resize_what_is_dialled_and_what_is_idle_is_still_to_come() -> None:
     """A dial ends for whoever waits, and an idle one can be lent, before either must go."""
     places = Places(4, lent=2, dials=1, idle=1)
-    places.limit.max_connections = 1
+    places.resize(1)
     assert places.capacity.coming == 2
 
 
 def test_after_a_resize_below_what_is_held_less_than_nothing_is_not_to_come() -> None:
     places = Places(4, lent=3, drains=1)
-    places.limit.max_connections = 1
+    places.resize(1)
     assert places.capacity.coming == 0
 
 
@@ -211,7 +220,7 @@ def test_no_more_is_left_than_there_are_places_that_nobody_holds() -> None:
     places = Places(6, lent=1, drains=1, errands=2, dials=2)
     assert places.capacity.left(2) == 4
     for limit, left in ((5, 3), (3, 1), (2, 0), (1, 0)):
-        places.limit.max_connections = limit
+        places.resize(limit)
         assert places.capacity.left(2) == left
 
 

@@ -20,7 +20,7 @@ FILES = """
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
     _connection.facts _connection.dialogue _connection.loan
     _pool.checks _pool.connect_options _pool.options _pool.sessions
-    _pool.stats _pool.listeners _pool.waiting _pool.capacity _pool.retiring
+    _pool.stats _pool.listeners _pool.waiting _pool.limit _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
     _pool.repeating _pool.routing
@@ -96,7 +96,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["_connection.states", "_connection.queues", "_pool.capacity", "_pool.retiring"],
+    ["_connection.states", "_connection.queues", "_pool.limit", "_pool.capacity", "_pool.retiring"],
 )
 def test_what_is_pure_imports_neither_asyncio_nor_aiohttp(module: str) -> None:
     """Nor does anything of the package that it imports."""

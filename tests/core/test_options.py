@@ -60,8 +60,8 @@ COUNTS = [
 ]
 
 NOT_OPTIONAL = [*ABOVE_ZERO, *FROM_ZERO, *COUNTS_FROM_ONE, *COUNTS_FROM_ZERO]
-BOOLEANS = ["check_server_data_on_release", "drain_fence"]
-PLAIN_CALLABLES = ["drain_condition", "drain_until", "on_drained", "control"]
+BOOLEANS = ["check_server_data_on_release", "drain_fence", "learn_limit"]
+PLAIN_CALLABLES = ["drain_condition", "drain_until", "on_drained", "control", "is_full"]
 HOOKS = ["on_connect", "on_release", "on_close", "keepalive"]
 
 

@@ -1,8 +1,8 @@
 """For each pathology a small change to the package that puts the fault in, and its test catches.
 
 `HOSTILITIES` are what a hostile server, or an error nobody expects, could do before;
-`REDIS_MUTATIONS` are against the rules of the quota in Redis, `READINESS` against those of what is
-ready, replaced and repeated.
+`REDIS_MUTATIONS` are against the rules of the quota in Redis, `LIMIT_MUTATIONS` against those of a
+limit that is learned, `READINESS` against those of what is ready, replaced and repeated.
 
 `python -m tests.explore.mutations [number ...]` runs each test on a copy of the package, without
 and with the change, prints the table, and exits with 1 if a change goes unnoticed. Tests that hang
@@ -149,8 +149,8 @@ MUTATIONS: Final = (
         "more than max sockets at the server",
         "test_the_server_never_sees_more_sockets_than_the_maximum",
         "_pool/capacity.py",
-        "self._limits.max_connections - len(self._queues.all)",
-        "self._limits.max_connections - len(self._queues.all) + len(self._queues.closed)",
+        "self._limit.most - len(self._queues.all)",
+        "self._limit.most - len(self._queues.all) + len(self._queues.closed)",
     ),
     Mutation(
         11,
@@ -670,6 +670,93 @@ READINESS: Final = (
 """Against the rules of what is ready, what is replaced and what is repeated."""
 
 
+LEARNED: Final = "tests/pool/test_learned_limit.py::"
+
+LIMIT_MUTATIONS: Final = (
+    Mutation(
+        201,
+        "a refusal with nothing open is taken for a limit",
+        f"{LEARNED}test_a_ban_is_the_gates_business",
+        "_pool/supply.py",
+        "if len(others) == len(new):",
+        "if False:",
+    ),
+    Mutation(
+        202,
+        "a full server is dialled by all that wait",
+        f"{LEARNED}test_the_first_refusal_calls_off_all_other_dials",
+        "_pool/supply.py",
+        "                other.close(CloseReason.DIAL)",
+        "                pass",
+    ),
+    Mutation(
+        203,
+        "several probes at a time",
+        f"{LEARNED}test_never_more_than_one_probe_is_under_way",
+        "_pool/limit.py",
+        "and not self.trials and",
+        "and",
+    ),
+    Mutation(
+        204,
+        "a probe for nobody",
+        f"{LEARNED}test_what_the_pool_keeps_ready_keeps_to_it_and_never_probes",
+        "_pool/supply.py",
+        "self._queues.connecting)), self._capacity.room))",
+        "self._queues.connecting)), self._capacity.room + self._capacity.may_probe))",
+    ),
+    Mutation(
+        205,
+        "a full server closes the gate",
+        f"{LEARNED}test_a_full_server_is_no_trouble_and_closes_no_gate",
+        "_pool/dialing.py",
+        "                self.was_full = True\n",
+        "                self.was_full = True\n                gate.failed(in_round, failure)\n",
+    ),
+    Mutation(
+        206,
+        "a limit that was raised is not found",
+        f"{LEARNED}test_a_limit_that_was_raised_is_found_one_by_one",
+        "_pool/limit.py",
+        'self._set(self.learned + 1, "one more was admitted")',
+        'self._set(self.learned, "one more was admitted")',
+    ),
+    Mutation(
+        207,
+        "a limit is never forgotten",
+        f"{LEARNED}test_it_is_forgotten_when_nobody_has_waited_for_long",
+        "_pool/limit.py",
+        'self._forget("nobody has waited for ten minutes")',
+        "pass",
+    ),
+    Mutation(
+        208,
+        "a suspected server is asked by all at once",
+        f"{LEARNED}test_after_a_refusal_with_nothing_open_a_success_wakes_one_other_dial",
+        "_pool/supply.py",
+        "wakes_one=limit.is_suspected",
+        "wakes_one=False",
+    ),
+    Mutation(
+        209,
+        "those that close the oldest are dialled for ever",
+        f"{LEARNED}test_one_that_closes_the_oldest_for_the_newest_is_left_in_peace",
+        "_pool/supply.py",
+        "            self._watch_evictions(link)",
+        "            pass",
+    ),
+    Mutation(
+        210,
+        "the exhausted are not told why",
+        f"{LEARNED}test_one_that_may_not_wait_is_told_what_the_server_said",
+        "_pool/patience.py",
+        'self._limit.refusal if self._limit.is_short else ""',
+        '""',
+    ),
+)
+"""Against learning what a server admits."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another wspool than the one beside the tests."""
     import wspool
@@ -722,7 +809,7 @@ def verdicts(mutation: Mutation) -> tuple[str, str]:
 
 def main(numbers: Sequence[str]) -> int:
     """Print the table; return 1 unless every mutation is caught."""
-    known = (*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS, *READINESS)
+    known = (*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS, *LIMIT_MUTATIONS, *READINESS)
     chosen = [m for m in known if not numbers or str(m.number) in numbers]
     caught = 0
     print(f"{'#':>2}  {'pathology':<52}{'unpatched':<11}{'patched':<9}test")

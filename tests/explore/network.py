@@ -130,6 +130,7 @@ class Socket:
         if not self.closed.done():
             self._is_closing = True
             self.network.open.remove(self)
+            self.network.admitted.discard(self)
             self.reader.feed_eof()
             self.closed.set_result(None)
             if not self._room.done():
@@ -199,6 +200,9 @@ class Network:
         self.loop = loop
         self.temper = temper
         self.open: list[Socket] = []
+        # How many the server admits, None: any number; and those that it has.
+        self.limit: int | None = None
+        self.admitted: set[Socket] = set()
         # How the next handshakes fail, before chance decides.
         self.failures: list[Exception] = []
         self.is_closed = False
@@ -214,6 +218,9 @@ class Network:
             await asyncio.sleep(60.0 if self.loop.chance(self.temper.hang) else self.delay())
             if self.failures:
                 raise self.failures.pop(0)
+            if self.limit is not None and len(self.admitted) >= self.limit:
+                raise handshake_error(429)
+            self.admitted.add(socket)
             if self.loop.chance(self.temper.refuse):
                 raise self.loop.choose((ConnectionRefusedError("refused"), handshake_error(503)))
             if self.loop.chance(self.temper.close):

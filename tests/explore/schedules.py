@@ -35,6 +35,7 @@ from wspool import (
     CloseReason,
     ConnectionBusyError,
     ConnectionClosedError,
+    ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
     LocalQuota,
     State,
@@ -184,6 +185,11 @@ class World:
         self._lent: dict[Link, tuple[WebsocketConnection | None, int]] = {}
         # The most places that may be taken: above max_connections only just after a resize.
         self._most = self.pool._router.options.max_connections
+        # The links that were begun beyond what was known to be admitted, and have not lived yet.
+        self._probes: set[Link] = set()
+        self._newest = 0
+        # In how many steps a limit was known.
+        self.limited = 0
         # Whether a check was not answered, and none has been since.
         self._is_suspicious = False
         self._has_errands = bool(options.keys() & {"check_after_idle", "keepalive_interval"})
@@ -255,7 +261,7 @@ class World:
     def _check(self) -> None:
         """What holds after each step."""
         queues = self.pool._router.queues
-        limit = self.pool._router.options.max_connections
+        limit = self._limit
         for state in State:
             for link in queues[state]:
                 if link.state is not state:
@@ -280,6 +286,7 @@ class World:
             self._watch_errands()
         if self._deadlines:
             self._watch_expired()
+        self._watch_probes()
         self._most = max(limit, min(self._most, len(queues)))
         if len(queues) > self._most:
             raise Violation(f"{len(queues)} places are taken: {self.pool!r}")
@@ -298,12 +305,44 @@ class World:
         if len(self.pool._router.line) and not self.pool.is_closed:
             self._check_line()
 
+    @property
+    def _limit(self) -> int:
+        """How many places there are: those on trial have one each, beyond what is known."""
+        limit = self.pool._router.limit
+        most = self.pool._router.options.max_connections
+        return most if limit.learned is None else min(most, limit.learned + len(limit.trials))
+
+    def _watch_probes(self) -> None:
+        """Beyond what the server is known to admit, one is dialled at a time, for who waits."""
+        router = self.pool._router
+        queues, learned = router.queues, router.limit.learned
+        self._probes = {link for link in self._probes if link.state is not State.CLOSED}
+        self._probes &= cast(Any, router.limit.trials)
+        for link in queues.connecting:
+            on_trial = len(router.limit.trials - {link})
+            if link.id <= self._newest or learned is None:
+                continue
+            if len(queues) - on_trial > learned:
+                self._probes.add(link)
+                if not len(router.line):
+                    raise Violation(f"a probe for nobody: {self.pool!r}")
+        self._newest = max((self._newest, *(link.id for link in queues.all)))
+        self.limited += learned is not None
+        if over := [link for link in router.limit.trials if link in queues.closed]:
+            raise Violation(f"{over} are closed, and on trial: {self.pool!r}")
+        known = [link for link in queues.all - queues.closed.keys() - router.limit.trials]
+        dialled = sum(link.state is State.CONNECTING for link in known)
+        if learned is not None and dialled and len(known) > learned:
+            raise Violation(f"{dialled} dials are not called off: {self.pool!r}")
+        if len(self._probes) > 1:
+            raise Violation(f"{len(self._probes)} probes: {self.pool!r}")
+
     def _check_spares(self) -> None:
         """After a checkout `min_idle` are ready or on their way, as far as there is room."""
         router = self.pool._router
         queues = router.queues
         spare = len(queues.idle) + len(queues.connecting) + router.capacity.errands
-        has_room = len(queues) < router.options.max_connections
+        has_room = len(queues) < self._limit
         if has_room and not router.line.loans and spare < router.options.min_idle:
             raise Violation(f"nothing is ready for the next one: {self.pool!r}")
 
@@ -324,7 +363,7 @@ class World:
             link.loan is None and link not in deadlines and link.state is not State.CLOSED
             for link in queues
         )
-        has_room = len(queues) < router.options.max_connections
+        has_room = len(queues) < self._limit
         if has_room and not router.line.loans and to_follow < in_use:
             raise Violation(f"{in_use} old ones are in use, and not replaced: {self.pool!r}")
 
@@ -367,7 +406,7 @@ class World:
     def _check_line(self) -> None:
         """Nobody waits in vain: not beside what he could have, nor for what he did not ask for."""
         router = self.pool._router
-        queues, limit = router.queues, router.options.max_connections
+        queues, limit = router.queues, self._limit
         waiting = [loan for loan in router.line if not loan._waiter.done()]
         for_used = sum(not loan._wants_new for loan in waiting)
         checks = list(self._errands.values()).count("check")
@@ -408,7 +447,7 @@ class World:
             if loan._arrival < failed.number:
                 self._hopes.setdefault(loan, begun)
         is_anybody = speak(failure, failed)
-        unheld = max(0, router.options.max_connections - capacity.held)
+        unheld = max(0, self._limit - capacity.held)
         place = 0
         for loan in line:
             is_waiting = loan in router.line
@@ -542,8 +581,10 @@ class World:
                     is_dropped = loop.chance(0.1)
             finally:
                 await pool.release(connection, force_remove=is_dropped)
-        except (WebsocketError, TimeoutError):
-            pass  # told what went wrong, as promised
+        except (WebsocketError, TimeoutError) as error:
+            # Told what went wrong, as promised.
+            if timeout != 0 and type(error) is ConnectionPoolExhaustedError:
+                raise Violation(f"one that is patient is sent away: {error}") from error
 
     async def run_work(self, name: str, timeout: float | None, patience: float) -> None:
         """Let the pool run work, which is done twice if it was in vain, and else not."""
@@ -660,6 +701,7 @@ class World:
         while guests := [guest for guest in self.guests if not guest.done()]:
             await asyncio.wait(guests)
         self.network.temper = CALM
+        self.network.limit = None
         pool = self.pool
         if not pool.is_closed:
             seize = [self._seize() for _ in range(pool._router.options.max_connections)]
@@ -753,7 +795,11 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     if loop.chance(0.3):
         options["quota"] = LocalQuota(3, loop.choose((None, 10.0)))
     options["min_idle"] = loop.choose((0, 0, 1, 2))
+    options["learn_limit"] = loop.chance(0.7)
+    options["max_connections"] = loop.choose((2, 2, 3))
     world = World(loop, WILD, **options)
+    if options["learn_limit"]:  # else one that wants a new connection may wait for ever
+        world.network.limit = loop.choose((None, 1, 2))
 
     async def main() -> None:
         borrowers = [loop.create_task(world.borrow(name)) for name in "abc"]
@@ -787,6 +833,8 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     events["cancelled"] = len(world.cancelled)
     events["quota"] = stats.failures["quota"]
     events += world.errands
+    events["full"] = stats.failures["status 429"]
+    events["limited"] = world.limited
     return Outcome(digest, loop.steps, loop.decisions, events)
 
 

@@ -8,7 +8,14 @@ import inspect
 import pytest
 
 from tests.explore import mutations
-from tests.explore.mutations import HOSTILITIES, MUTATIONS, READINESS, REDIS_MUTATIONS, Mutation
+from tests.explore.mutations import (
+    HOSTILITIES,
+    LIMIT_MUTATIONS,
+    MUTATIONS,
+    READINESS,
+    REDIS_MUTATIONS,
+    Mutation,
+)
 from tests.pool import test_pathologies
 
 pytestmark = pytest.mark.once
@@ -18,7 +25,7 @@ LINES = 10
 
 by_number = pytest.mark.parametrize(
     "mutation",
-    [*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS, *READINESS],
+    [*MUTATIONS, *HOSTILITIES, *REDIS_MUTATIONS, *LIMIT_MUTATIONS, *READINESS],
     ids=lambda m: str(m.number),
 )
 
@@ -33,7 +40,7 @@ def test_each_pathology_has_one_test_and_one_mutation() -> None:
     assert [mutation.test for mutation in MUTATIONS] == tests
 
 
-@pytest.mark.parametrize("group", [HOSTILITIES, REDIS_MUTATIONS, READINESS])
+@pytest.mark.parametrize("group", [HOSTILITIES, REDIS_MUTATIONS, LIMIT_MUTATIONS, READINESS])
 def test_others_are_numbered_on(group: tuple[Mutation, ...]) -> None:
     first = group[0].number
     assert first > PATHOLOGIES

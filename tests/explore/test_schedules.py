@@ -24,12 +24,14 @@ from wspool._pool import (
     attending,
     capacity,
     errands,
+    limit,
     patience,
     repeating,
     replacing,
     retiring,
     routing,
     supply,
+    upkeep,
     waiting,
 )
 
@@ -130,6 +132,55 @@ FAULTS = [
         supply.Supply.start,
         "min(wanted, self._capacity.room)",
         "wanted",
+    ),
+    Fault(
+        10,
+        "several probes are under way at a time",
+        vars(limit.Limit)["is_due"].fget,
+        "not self.trials and",
+        "",
+    ),
+    Fault(
+        10,
+        "what is to be ready is dialled beyond what the server admits",
+        supply.Supply.refill,
+        ", self._capacity.room",
+        ", self._capacity.room + self._capacity.may_probe",
+    ),
+    Fault(
+        10,
+        "the first refusal of a full server calls off nothing",
+        supply.Supply._keep_to_limit,
+        "other.close(CloseReason.DIAL)",
+        "pass",
+    ),
+    Fault(
+        7,
+        "a probe that shows nothing is for ever on trial",
+        limit.Limit.withdrawn,
+        "self._leave(link)",
+        "pass",
+    ),
+    Fault(
+        5,
+        "a probe that is admitted raises nothing",
+        limit.Limit.admitted,
+        "self.learned + 1",
+        "self.learned",
+    ),
+    Fault(
+        5,
+        "nobody asks a full server again",
+        upkeep._look_for_room,
+        "router.route()",
+        "pass",
+    ),
+    Fault(
+        11,
+        "at a full server one that may not wait waits for a borrower",
+        vars(capacity.Capacity)["coming"].fget,
+        "self._limit.most",
+        "self._limit._limits.max_connections",
     ),
     Fault(
         14,
@@ -326,6 +377,7 @@ def test_every_schedule_keeps_the_promises(capsys: pytest.CaptureFixture[str]) -
     # The schedules are as wild as they are meant to be.
     rare = {"cancelled", "waits", "timeouts", "dial_failures", "server", "drain", "pool", "room"}
     rare |= {"quota", "check", "stale", "keepalive", "error", "expired", "repeats"}
+    rare |= {"full", "limited"}
     assert all(events[event] for event in rare), events
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from tests.conftest import MakePool, echoes, until
 from tests.support.full_life import OPTIONS, full_life
 from wspool import (
+    ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
     PoolSnapshot,
     WebsocketConnectionPool,
@@ -301,3 +302,17 @@ async def test_secrets_are_not_exported(
     exported = telemetry.reader.get_metrics_data().to_json()
     assert "status 401" in exported
     assert secret not in exported
+
+
+async def test_a_learned_limit_is_a_gauge_while_there_is_one(
+    server: Server, make_pool: MakePool, telemetry: Telemetry
+) -> None:
+    pool = make_pool(name="speech")
+    instrument(pool, telemetry.provider)
+    assert "wspool.learned_limit" not in telemetry.metrics()
+    await pool.acquire()
+    server.refuse(429)
+    with pytest.raises(ConnectionPoolExhaustedError):
+        await pool.acquire(timeout=0)
+    [point] = telemetry.metrics()["wspool.learned_limit"].data.data_points
+    assert (point.value, dict(point.attributes or {})) == (1, {POOL: "speech"})

@@ -23,6 +23,7 @@ from tests.support.full_life import OPTIONS, full_life
 from wspool import (
     CloseReason,
     ConnectionClosedError,
+    ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     ConnectionUnavailableError,
     PoolSnapshot,
@@ -78,6 +79,8 @@ def expected(picture: PoolSnapshot) -> Numbers:
 
     put_all("count", picture.counts)
     put("max", picture.max_connections)
+    if picture.learned_limit is not None:
+        numbers["wspool_learned_limit", frozenset({picture.name})] = picture.learned_limit
     put("pending_requests", picture.waiters)
     put("borrows_total", stats.borrows)
     put("waits_total", stats.waits)
@@ -378,3 +381,18 @@ def test_the_package_does_not_import_the_client() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert printed.stdout == b"[]\n"
+
+
+async def test_a_learned_limit_is_a_gauge_while_there_is_one(
+    server: Server, make_pool: MakePool, registry: CollectorRegistry
+) -> None:
+    pool = make_pool(name="speech")
+    register(pool, registry)
+    assert registry.get_sample_value("wspool_learned_limit", {"pool": "speech"}) is None
+    await pool.acquire()
+    server.refuse(429)
+    with pytest.raises(ConnectionPoolExhaustedError):
+        await pool.acquire(timeout=0)
+    assert registry.get_sample_value("wspool_learned_limit", {"pool": "speech"}) == 1
+    failures = {"pool": "speech", "kind": "status 429"}
+    assert registry.get_sample_value("wspool_connection_dial_failures_total", failures) == 1

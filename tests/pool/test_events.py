@@ -44,6 +44,7 @@ from wspool.events import (
     ConnectionDrainStarted,
     ConnectionReady,
     Event,
+    LimitLearned,
     LoanRepeated,
     PoolCleared,
     PoolClosed,
@@ -67,6 +68,7 @@ FIELDS: dict[type[Event], list[str]] = {
     ConnectionDrainStarted: ["connection_id"],
     ConnectionDrained: ["connection_id", "duration"],
     ConnectionChecked: ["connection_id", "errand", "duration"],
+    LimitLearned: ["limit", "why"],
     LoanRepeated: ["connection_id"],
 }
 """Every event, and its fields beside `pool` and `at`."""

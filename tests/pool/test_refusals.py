@@ -229,8 +229,9 @@ async def answering(answer: Callable[[int], int | None]) -> AsyncIterator[tuple[
 @pytest.mark.parametrize("status", [403, 503])
 async def test_one_refusal_costs_one_caller_that_may_not_wait(status: int) -> None:
     """Ten on a cold pool, and one handshake is refused: the oldest nine are served."""
+    options: dict[str, Any] = {"max_retries": 1, "learn_limit": False}
     async with answering(lambda n: status if n == 4 else None) as (uri, _):
-        async with WebsocketConnectionPool(uri=uri, max_retries=1) as pool:
+        async with WebsocketConnectionPool(uri=uri, **options) as pool:
             acquiring = [asyncio.create_task(pool.acquire(timeout=0)) for _ in range(10)]
             outcomes = await settle(acquiring)
             *served, last = outcomes

@@ -28,7 +28,7 @@ STORED: Final = Path(__file__).with_suffix(".txt")
 MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnectionPool: (
         "is_started is_closed "
-        "total_connections available_connections busy_connections "
+        "learned_limit total_connections available_connections busy_connections "
         "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release run "
         "expire_connections resize close_all "

@@ -244,6 +244,7 @@ def look_at_the_pool(pool: WebsocketConnectionPool) -> None:
     picture = pool.snapshot()
     assert_type(picture, PoolSnapshot)
     assert_type(pool.trouble, Trouble | None)
+    assert_type(pool.learned_limit, int | None)
     assert_type(picture.connections, tuple[ConnectionSnapshot, ...])
     assert_type(picture.waiting, tuple[WaiterSnapshot, ...])
     assert_type(picture.connections[0].borrower, BorrowerSnapshot | None)

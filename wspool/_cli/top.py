@@ -267,6 +267,8 @@ def _header(view: View) -> Any:
         parts = [name, age, (f"trying again: {view.trouble}", "red")]
     else:
         parts = [name, (view.status, colour), age, (printable(snapshot.uri), "")]
+        if snapshot.learned_limit is not None:
+            parts.insert(3, (f"the server admits {snapshot.learned_limit}", "yellow"))
     if view.hint:
         parts.insert(0, (view.hint, "dim reverse"))
     header = Text("  ").join(Text(text, style) for text, style in parts)

@@ -38,6 +38,7 @@ def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         "counts": introspection.counts(pool),
         "waiters": pool.waiters,
         "max_connections": pool.max_connections,
+        "learned_limit": pool.learned_limit,
         "connections": [row(shown) for shown in introspection.connections(pool, MAX_ROWS)],
         "gone": [row(shown) for shown in introspection.gone(pool)],
         "waiting": [as_dict(waiter) for waiter in introspection.waiting(pool)],

@@ -230,6 +230,7 @@ class BlockingWebsocketConnectionPool(Configured):
 
     is_started: bool = _same()
     is_closed: bool = _same()
+    learned_limit: int | None = _same()
     total_connections: int = _same()
     available_connections: int = _same()
     busy_connections: int = _same()

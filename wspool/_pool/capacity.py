@@ -1,28 +1,23 @@
 """Capacity: how many links there may be, and what somebody who waits may hope for.
 
-All of it is lengths of queues and one limit. This file knows neither loop nor network, and decides
-nothing else.
+All of it is lengths of queues and one limit, `max_connections` or what the server admits. This file
+knows neither loop nor network, and decides nothing else.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from wspool._connection.queues import Queues
-
-
-class Limits(Protocol):
-    """The settings that count here."""
-
-    max_connections: int
+from wspool._pool.limit import Limit
 
 
 class Capacity:
     """What one pool has room for."""
 
-    def __init__(self, queues: Queues[Any], limits: Limits) -> None:
+    def __init__(self, queues: Queues[Any], limit: Limit) -> None:
         self._queues = queues
-        self._limits = limits
+        self._limit = limit
 
     @property
     def open(self) -> int:
@@ -32,14 +27,24 @@ class Capacity:
 
     @property
     def room(self) -> int:
-        """How many more links there may be; below 0 after a `resize()`."""
-        return self._limits.max_connections - len(self._queues.all)
+        """How many more links there may be; below 0 when the limit has become lower."""
+        return self._limit.most - len(self._queues.all)
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether one more may ask the server, at its limit, if it admits that."""
+        return self._limit.is_due and self._limit.is_short and self.room == 0
+
+    @property
+    def may_dial(self) -> bool:
+        """Whether a dial may begin for somebody who waits."""
+        return self.room > 0 or self.may_probe
 
     @property
     def surplus(self) -> int:
         """How many links too many there are after a `resize()`, those being closed apart."""
         queues = self._queues
-        return len(queues.all) - len(queues.closed) - self._limits.max_connections
+        return len(queues.all) - len(queues.closed) - self._limit.most
 
     @property
     def errands(self) -> int:
@@ -60,7 +65,7 @@ class Capacity:
         one that has to be checked first, or to make room: each lets one caller wait for it.
         """
         queues = self._queues
-        unheld = self._limits.max_connections - self.held
+        unheld = self._limit.most - self.held
         return max(unheld, len(queues.connecting) + len(queues.idle))
 
     def left(self, dials: int) -> int:
@@ -69,7 +74,7 @@ class Capacity:
         From these dials, or from what is open and nobody holds.
         """
         queues = self._queues
-        unheld = max(0, self._limits.max_connections - self.held)
+        unheld = max(0, self._limit.most - self.held)
         return min(unheld, dials + len(queues.idle) + self.errands)
 
     def may_wait(self, place: int, coming: int, *, is_patient: bool) -> bool:

@@ -22,6 +22,7 @@ from wspool._pool.options import (
     DrainConditionCallback,
     Headers,
     Hook,
+    IsFull,
     Options,
     Settings,
     Uri,
@@ -71,6 +72,8 @@ class Configured(Settings):
         close_timeout: float = 5.0,
         leak_threshold: float | None = None,
         quota: Quota | None = None,
+        learn_limit: bool = True,
+        is_full: IsFull | None = None,
         **connect_options: Unpack[ConnectOptions],
     ) -> None:
         """Check the arguments; nothing is opened before the pool starts.
@@ -90,6 +93,12 @@ class Configured(Settings):
             quota: Is asked before each attempt of a dial and told when the socket is gone, so that
                 several pools keep one limit: see `LocalQuota` and `wspool.redis`; None: no other
                 limit than `max_connections`.
+            learn_limit: Learn from refusals, while others are open, how many connections the server
+                admits, and dial no more than those, but for one at a time that asks again: see
+                `learned_limit`.
+            is_full: Says of the error of a refusal whether the server is full, beside the statuses
+                429 and 503 and an early close with 1013. It gets a `ConnectionUnavailableError`,
+                with its `status`, or a `ConnectionClosedError`, with its `code`.
 
         Dialling and closing – how a connection comes about, and how it ends.
 

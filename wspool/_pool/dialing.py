@@ -10,7 +10,7 @@ import asyncio
 import errno
 import inspect
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -25,7 +25,7 @@ from wspool._connection.errors import (
     ConnectionUnavailableError,
     WebsocketError,
 )
-from wspool._connection.link import Link
+from wspool._connection.link import NEVER, Link
 from wspool._connection.loan import lend_to_hook
 from wspool._connection.scrubbing import (
     given_by,
@@ -57,17 +57,32 @@ _CHECKS: Final = {
 class Dial:
     """The owner of a link that is connecting."""
 
-    __slots__ = ("_doing", "link")
+    __slots__ = ("_doing", "asked_at", "is_at_server", "is_last_attempt", "link", "was_full")
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        # When the handshake of the last attempt began; whether its answer is still to come.
+        self.asked_at = NEVER
+        self.is_at_server = False
+        # Whether it is to fail by the present attempt, if that fails.
+        self.is_last_attempt = False
+        # Whether it has failed because the server is full.
+        self.was_full = False
         # What the present attempt is at.
         self._doing = ""
 
     async def run(
-        self, options: Options, session: aiohttp.ClientSession, gate: Gate, stats: Stats
+        self,
+        options: Options,
+        session: aiohttp.ClientSession,
+        gate: Gate,
+        stats: Stats,
+        is_full: Callable[[Link, ConnectionUnavailableError, WebsocketError], bool],
     ) -> None:
         """Open the link's WebSocket and run `on_connect`; it stays in the state connecting.
+
+        `is_full` is asked of each failure, and of what the server has said, whether the server is
+        full: then this dial is over, and the gate hears nothing of it.
 
         Raises ConnectionUnavailableError, whose cause shows no secrets. Ends silently when
         somebody else has closed the link meanwhile.
@@ -97,16 +112,22 @@ class Dial:
                     raise
                 # What is kept of it shows no secrets, not even as a local variable of this frame.
                 failure, may_go_better = self._failure(error, attempt), is_transient(error)
+                said = link.closed_error() if failure.kind == "closed" else failure
             else:
                 return
+            finally:
+                self.is_at_server = False
             await link.drop_wire(options.close_timeout)
             if link.owner is not self:
                 return
             stats.failures[failure.kind] += 1
+            if is_full(link, failure, said):
+                self.was_full = True
+                break
             gate.failed(in_round, failure)
             retry_after = failure.retry_after or 0.0
             is_final = attempt >= options.max_retries or retry_after > MAX_RETRY_AFTER_SECONDS
-            if is_final or not may_go_better:
+            if is_final or not may_go_better or self.is_last_attempt:
                 break
         # Raised out here, the error has no unscrubbed context.
         raise failure
@@ -122,7 +143,8 @@ class Dial:
             link.headers = _copied(await _fresh(options.headers))
             link.given = given_by(link.uri, options.connect_options, session)
             self._doing = "handshake"
-            called = link.clock()
+            self.is_at_server = True
+            called = self.asked_at = link.clock()
             websocket = await connect(
                 session,
                 uri,

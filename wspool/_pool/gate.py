@@ -69,6 +69,8 @@ class Gate:
         self.round = 0
         self.streak = 0
         self._failed_at = self._not_before = float("-inf")
+        # Until when the next dial is to show whether the server is full, and not all at once.
+        self._wary_until = float("-inf")
         # Why the last attempt has failed, until one succeeds; for reports, since when in Unix
         # seconds, and how many have.
         self.failure: ConnectionUnavailableError | None = None
@@ -123,6 +125,8 @@ class Gate:
         if self.streak:
             longest = self.waits[min(self.streak, len(self.waits)) - 1]
             pause = max(pause, self._failed_at + backoff.full_jitter(longest) - self._clock())
+        if self._clock() < self._wary_until and len(self._at_work) > 1:
+            pause = max(pause, backoff.full_jitter(self.waits[0]))
         if pause > 0:
             success = asyncio.get_running_loop().create_future()
             self._success_waiters.add(success)
@@ -193,12 +197,34 @@ class Gate:
         self.streak += 1
         self._failed_at = self._clock()
 
-    def lived(self, link: Link) -> None:
-        """End the wait for all, if this link has shown that the server admits dials again."""
+    def lived(self, link: Link, *, wakes_one: bool = False) -> None:
+        """End the wait for all, if this link has shown that the server admits dials again.
+
+        `wakes_one`: for one of them, since the server may be full, and would refuse the others.
+        """
         if self.streak and link.opened_at is not None and link.opened_at >= self._failed_at:
-            self.streak = 0
-            self.failure = None
-            self._not_before = float("-inf")
-            for success in self._success_waiters:
-                if not success.done():
-                    success.set_result(None)
+            self.forgive()
+            if wakes_one:
+                self.suspect()
+            self._wake(1 if wakes_one else None)
+
+    def forgive(self) -> None:
+        """Forget the failures: the server is there."""
+        self.streak = 0
+        self.failure = None
+        self._not_before = self._wary_until = float("-inf")
+
+    def suspect(self) -> None:
+        """Let those dials that begin soon come one by one: the server may be full."""
+        self._wary_until = self._clock() + self.waits[0]
+
+    def admits(self) -> None:
+        """Let all go on: the server was not full."""
+        if not self.streak:
+            self._wary_until = float("-inf")
+            self._wake(None)
+
+    def _wake(self, most: int | None) -> None:
+        asleep = (success for success in self._success_waiters if not success.done())
+        for success in list(islice(asleep, most)):
+            success.set_result(None)

@@ -108,7 +108,8 @@ class PoolSnapshot:
 
     `at` is in Unix seconds. `waiters` is how many wait, `waiting` the 100 oldest of them. `gone`
     are the last 32 connections that have left, with the reason in their history. `failure` is why
-    the last attempt of a dial has failed, None once a connection has lived.
+    the last attempt of a dial has failed, None once a connection has lived. `learned_limit` is how
+    many the server admits, None while that is not known.
     """
 
     name: str
@@ -126,6 +127,7 @@ class PoolSnapshot:
     waiting: tuple[WaiterSnapshot, ...]
     stats: Stats
     failure: str | None = None
+    learned_limit: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
@@ -182,6 +184,7 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
         waiting=tuple(waiting(pool)),
         stats=router.stats.copy(),
         failure=failure(pool),
+        learned_limit=router.limit.learned,
     )
 
 

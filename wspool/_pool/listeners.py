@@ -92,6 +92,10 @@ class Events:
                 )
             )
 
+    def limit_learned(self, limit: int | None, why: str) -> None:
+        if self.listeners:
+            self._publish(events.LimitLearned(self._pool, time(), limit, why))
+
     def check_out_started(self) -> None:
         if self.listeners:
             self._publish(events.ConnectionCheckOutStarted(self._pool, time()))

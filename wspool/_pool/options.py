@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Never, Self, TypeVar, ove
 import aiohttp
 from yarl import URL
 
+from wspool._connection.errors import WebsocketError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.wire import Control
 from wspool._pool import checks
@@ -33,6 +34,9 @@ Headers = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping
 
 Hook = Callable[[WebsocketConnection], Awaitable[object]]
 """A coroutine function that gets a connection while nobody else has it."""
+
+IsFull = Callable[[WebsocketError], object]
+"""Is asked of a refusal's error: whether that is how the server refuses when it is full."""
 
 _Drained = Callable[[WebsocketConnection, str | bytes], object]
 _Session = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
@@ -88,6 +92,8 @@ class Settings:
     min_connections: Setting[int] = Setting(count(at_least=0))
     min_idle: Setting[int] = Setting(count(at_least=0))
     quota: Setting[Quota | None] = Setting(optional(checks.quota))
+    learn_limit: Setting[bool] = Setting(flag)
+    is_full: Setting[IsFull | None] = Setting(optional(plain_callable))
 
     # Dialling and closing.
     uri: Setting[Uri] = Setting(checks.uri)

@@ -14,13 +14,18 @@ import copy
 import itertools
 from bisect import bisect_right
 
-from wspool._connection.errors import ConnectionUnavailableError, WebsocketError
+from wspool._connection.errors import (
+    ConnectionPoolExhaustedError,
+    ConnectionUnavailableError,
+    WebsocketError,
+)
 from wspool._connection.link import NEVER, Link
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._pool import telling
 from wspool._pool.capacity import Capacity
 from wspool._pool.gate import Gate
+from wspool._pool.limit import Limit
 from wspool._pool.options import Options
 from wspool._pool.stats import Stats
 from wspool._pool.waiting import Line
@@ -37,15 +42,18 @@ class Patience:
         line: Line,
         capacity: Capacity,
         gate: Gate,
+        limit: Limit,
     ) -> None:
         self._options, self._stats = options, stats
         self._queues, self._line = queues, line
-        self._capacity, self._gate = capacity, gate
+        self._capacity, self._gate, self._limit = capacity, gate, limit
 
     def __repr__(self) -> str:
         """Say what the errors of those who get nothing show of the pool."""
         counts = " ".join(f"{state}={count}" for state, count in self._queues.counts().items())
-        return f"{counts} waiting={len(self._line)} max={self._options.max_connections}"
+        learned = self._limit.learned
+        known = f" (the server admits {learned})" if learned is not None else ""
+        return f"{counts} waiting={len(self._line)} max={self._options.max_connections}{known}"
 
     # Joining.
 
@@ -58,7 +66,7 @@ class Patience:
         if waiting >= coming:  # some may have been cancelled, and are about to leave
             waiting = sum(not one._waiter.done() for one in self._line.loans)
         if not is_patient and not self._capacity.may_wait(waiting, coming, is_patient=False):
-            raise telling.exhausted(self, self._queues)
+            raise self._exhausted()
         if most is not None and waiting - coming >= most:
             raise telling.too_many_wait(self, most)
 
@@ -66,7 +74,11 @@ class Patience:
         """Raise unless a loan may wait on that was served, and could not take it."""
         coming = self._capacity.coming
         if not self._capacity.may_wait(0, coming, is_patient=loan._timeout != 0):
-            raise telling.exhausted(self, self._queues)
+            raise self._exhausted()
+
+    def _exhausted(self) -> ConnectionPoolExhaustedError:
+        refusal = self._limit.refusal if self._limit.is_short else ""
+        return telling.exhausted(self, self._queues, refusal)
 
     # What a failure means.
 
@@ -146,11 +158,11 @@ class Patience:
                 self._line.fail(loan, error)
 
     def turn_away_the_surplus(self) -> None:
-        """End the wait of those who may not wait for a borrower, and after a resize() would."""
+        """End the wait of those who may not wait for a borrower, and at a lower limit would."""
         coming = self._capacity.coming
         for place, loan in enumerate(self._line):
             if not self._capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
-                self._line.fail(loan, telling.exhausted(self, self._queues))
+                self._line.fail(loan, self._exhausted())
 
 
 def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:

@@ -67,6 +67,11 @@ class WebsocketConnectionPool(Configured):
         return self._router.is_closing
 
     @property
+    def learned_limit(self) -> int | None:
+        """How many connections the server admits, as far as it has told; None: it has not."""
+        return self._router.limit.learned
+
+    @property
     def total_connections(self) -> int:
         """The connections that are open: idle, busy and draining."""
         return self._router.capacity.open

@@ -31,6 +31,7 @@ from wspool._pool.dialing import Dial
 from wspool._pool.draining import Draining
 from wspool._pool.errands import Errand, Errands
 from wspool._pool.gate import Gate
+from wspool._pool.limit import Limit
 from wspool._pool.listeners import Events
 from wspool._pool.options import ACQUIRE_TIMEOUT, Options
 from wspool._pool.patience import Patience
@@ -58,7 +59,8 @@ class Router:
         self.line = Line()
         self.tasks = Tasks()
         self.budget = Budget()
-        self.capacity = Capacity(self.queues, options)
+        self.limit = Limit(options, events.limit_learned)
+        self.capacity = Capacity(self.queues, self.limit)
         self.retiring = Retiring(options)
         self.attending = Attending(options, self.stats, self.queues, self.capacity, self.retiring)
         then = weakly(self._returned)
@@ -72,19 +74,13 @@ class Router:
             permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
         self.gate = Gate(options.max_connecting, permits)
         self.patience = Patience(
-            options, self.stats, self.queues, self.line, self.capacity, self.gate
+            options, self.stats, self.queues, self.line, self.capacity, self.gate, self.limit
         )
         self.gate.on_wait = weakly(self.patience.turn_away_at_the_gate)
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
-            *(
-                self.tasks,
-                self.budget,
-                self.gate,
-                self.patience,
-                or_abort(weakly(self._closed)),
-                weakly(self._dialled),
-            ),
+            *(self.tasks, self.budget, self.gate, self.limit, self.patience),
+            *(or_abort(weakly(self._closed)), weakly(self._dialled)),
         )
         self.replacing = Replacing(
             *(options, self.queues, self.line, self.capacity, self.retiring, self.gate, self.supply)
@@ -100,7 +96,7 @@ class Router:
 
     def start(self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:
         self.tasks.loop = loop
-        self.clock = clock_of(loop)
+        self.clock = self.limit.clock = clock_of(loop)
         self.supply.start(session)
 
     def __repr__(self) -> str:
@@ -152,7 +148,7 @@ class Router:
             loan._gate_closed = self.gate.closed_seconds
             if loan._timeout:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
-            if self.queues.idle or self.capacity.room > 0:
+            if self.queues.idle or self.capacity.may_dial:
                 self.route()
             if self.gate.streak:
                 self.patience.turn_away_at_the_gate()
@@ -224,7 +220,7 @@ class Router:
             waiting, idle = self.line.loans, self.queues.idle
             while waiting and idle and self._serve_one():
                 pass
-            if waiting and self.capacity.room > 0:
+            if waiting and self.capacity.may_dial:
                 self.supply.serve(self.errands.promised(self.line))
         finally:
             self._is_routing = False
@@ -332,7 +328,7 @@ class Router:
         if self.is_closing:
             return CloseReason.POOL
         why = self.retiring.why_returned(link)
-        if why is None and len(self.queues.all) > self.options.max_connections:
+        if why is None and len(self.queues.all) > self.limit.most:
             return CloseReason.ROOM if self.capacity.surplus > 0 else None
         return why
 
@@ -392,12 +388,11 @@ class Router:
         """Deal with a link that has just entered the state closed."""
         self.replacing.forget(link)
         self.closing.begin(link)
-        if link.moves[-1][2] is CloseReason.SERVER:
-            self.supply.lost(link)
+        self.supply.closed(link)
         self.route()
         if link.opened_at is not None:
             self._refill()
-        if self.capacity.room < 0:  # after a resize() its place serves nobody any more
+        if self.capacity.room < 0:  # at a lower limit its place serves nobody any more
             self.patience.turn_away_the_surplus()
 
     def _gone(self) -> None:
@@ -420,6 +415,7 @@ class Router:
     def resize(self, max_connections: int) -> None:
         """Change the limit; who may wait only for what is no longer to come waits no more."""
         self.options.resize(max_connections)
+        self.limit.refresh()
         self.closing.make_room(self.capacity.surplus)
         self.route()
         self.patience.turn_away_the_surplus()

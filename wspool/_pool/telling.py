@@ -17,11 +17,15 @@ from wspool._connection.queues import Queues
 logger = logging.getLogger("wspool")
 
 
-def exhausted(pool: object, queues: Queues[Link]) -> ConnectionPoolExhaustedError:
-    """Return the error of somebody that may not wait for a borrower."""
+def exhausted(pool: object, queues: Queues[Link], refusal: str) -> ConnectionPoolExhaustedError:
+    """Return the error of somebody that may not wait for a borrower.
+
+    `refusal`: what the server has said to one more, if it is the server that admits no more.
+    """
+    quoted = f"; one more was refused: {refusal}" if refusal else ""
     return ConnectionPoolExhaustedError(
         "All connections are in use, and this call may not wait; pass timeout=… to let it, or "
-        f"make the pool with acquire_timeout=…: {pool!r}{_oldest_loan(queues)}"
+        f"make the pool with acquire_timeout=…: {pool!r}{_oldest_loan(queues)}{quoted}"
     )
 
 

@@ -117,8 +117,15 @@ def _look_after(router: Router) -> None:
     router.supply.look_for_life()
     router.supply.watch_minimum()
     router.replacing.look(router.clock())
+    _look_for_room(router)
     _keep_alive(router)
     _warn_of_leaks(router)
+
+
+def _look_for_room(router: Router) -> None:
+    """Let those who wait have the probe that is due, of whether the server admits more."""
+    if router.limit.look(is_wanted=bool(router.line.loans)):
+        router.route()
 
 
 def _keep_alive(router: Router) -> None:

@@ -323,7 +323,9 @@ function drawStats() {
 
 function drawFigures() {
   const { counts, minute, connections } = picture;
-  put($("places"), `${number.format(total(counts))} / ${number.format(picture.max_connections)}`);
+  const learned = picture.learned_limit;
+  const admitted = learned === null ? "" : ` (the server admits ${number.format(learned)})`;
+  put($("places"), `${number.format(total(counts))} / ${number.format(picture.max_connections)}${admitted}`);
   const recent = last(RECENT);
   const loans = recent.reduce((sum, sample) => sum + sample.loans, 0) / recent.length;
   put($("in-use"), decimal(mean("busy")));

@@ -23,7 +23,6 @@ async def test_a_new_line_is_empty() -> None:
     assert not line
     assert list(line) == []
     assert line.oldest() is None
-    assert line.oldest_for_used() is None
     assert line.leading_new() == 0
 
 
@@ -133,30 +132,12 @@ async def test_those_lead_who_want_a_new_one_before_all_who_take_a_used_one() ->
     assert line.leading_new() == 1
 
 
-async def test_the_oldest_for_a_used_connection_is_the_first_who_takes_one() -> None:
-    line = Line()
-    new = join(line, wants_new=True)
-    assert line.oldest_for_used() is None
-    used = join(line)
-    join(line)
-    assert line.oldest() is new
-    assert line.oldest_for_used() is used
-
-
 async def test_a_loan_that_was_cancelled_in_this_tick_is_passed_over() -> None:
     line = Line()
     first, second = join(line), join(line)
     first._waiter.cancel()
     assert line.oldest() is second
     assert first not in line
-
-
-async def test_a_cancelled_loan_behind_one_for_a_new_connection_is_passed_over() -> None:
-    line = Line()
-    join(line, wants_new=True)
-    cancelled, third = join(line), join(line)
-    cancelled._waiter.cancel()
-    assert line.oldest_for_used() is third
 
 
 async def test_a_cancelled_loan_for_a_new_connection_leaves_the_line() -> None:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import aiohttp
 
@@ -45,6 +45,9 @@ from wspool._connection.wire import (
     check_close,
     encoded,
 )
+
+NEW: Final[Any] = object()
+"""What a loan prefers for which only a connection will do that nobody has used."""
 
 
 class LoanRouter(Protocol):
@@ -84,11 +87,11 @@ class WebsocketConnection(Dialogue):
         "_horizon",
         "_is_cut_off",
         "_lender",
+        "_prefer",
         "_since",
         "_timeout",
         "_uses",
         "_waiter",
-        "_wants_new",
     )
 
     def __init__(
@@ -96,6 +99,7 @@ class WebsocketConnection(Dialogue):
         lender: Lender | None,
         timeout: float | None = None,
         wants_new: bool = False,
+        prefer: Any = None,
     ) -> None:
         self._link = None
         self._has_sent = False
@@ -103,9 +107,9 @@ class WebsocketConnection(Dialogue):
         self._outstanding = None
         # None: of the pool's own, or a view.
         self._lender = lender
-        # Seconds for which it may wait; only a connection that nobody has used will do.
+        # Seconds for which it may wait; the context that it would like best, or NEW.
         self._timeout = timeout
-        self._wants_new = wants_new
+        self._prefer = NEW if wants_new else prefer
         # Who borrows, and where in the code.
         self._callsite: Callsite | None = None
         # While it stands in the line: what wakes it up, its number and the loop's time when it
@@ -143,7 +147,9 @@ class WebsocketConnection(Dialogue):
     def context(self) -> Any:
         """Whatever you set, for as long as the connection lives: later loans have it too.
 
-        None at first. Only the present borrower, or a hook, may set it.
+        None at first. Only the present borrower, or a hook, may set it. To get a connection with a
+        certain context, pass it as `prefer` when you borrow; whoever prefers another one and gets
+        this connection finds None.
         """
         return self._served().context
 
@@ -381,6 +387,10 @@ class WebsocketConnection(Dialogue):
             if link.owner is not self:
                 raise self._refusal(doing)
         return wire
+
+    @property
+    def _wants_new(self) -> bool:
+        return self._prefer is NEW
 
     @property
     def _is_over(self) -> bool:

@@ -8,17 +8,37 @@ are kept.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
+from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
 from wspool._pool.capacity import Capacity
 from wspool._pool.draining import dispose
+from wspool._pool.errands import Errand
 from wspool._pool.options import Options
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
 from wspool._pool.tasks import Discard
+
+
+def is_same(context: Any, preferred: Any) -> bool:
+    """Return whether a context is the preferred one; those that cannot be compared are not."""
+    try:
+        return context is preferred or bool(context == preferred)
+    except ENDS_PROGRAM:
+        raise
+    except BaseException:
+        return False
+
+
+def forget_another(link: Link, loan: WebsocketConnection) -> None:
+    """Let a used link that is lent have no other context than the loan's."""
+    if link.uses > 1 and not loan._wants_new and not is_same(link.context, loan._prefer):
+        link.context = None
+
 
 MAX_GREETING_BYTES: Final = 65 * 1024
 """Kept of what a server says to a link that nobody has borrowed yet: 64 KiB of it, and what the
@@ -38,16 +58,23 @@ class Attending:
     ) -> None:
         self._options, self._stats = options, stats
         self._idle, self._capacity, self._retiring = queues.idle, capacity, retiring
+        self._busy = queues.busy
+        # What must be checked first, when next_idle() has returned None and there are idle links.
+        self.unchecked: Link
 
-    def next_idle(self) -> Link | None:
+    def next_idle(self, prefer: Any = None) -> Link | None:
         """Return the idle link to lend next: the last one in, so that a pool can shrink.
 
-        Those that turn out to be lost, or too old, are closed on the way. None, too, when that
-        one, and so all that are idle for longer, must be checked first.
+        With a context to prefer, or to spare, see `_preferred`. Those that turn out to be lost, or
+        too old, are closed on the way. None, too, when it must be checked first.
         """
         idle = self._idle
         while idle:
             link = next(reversed(idle))
+            if prefer is not None or link.context is not None:
+                link = self._preferred(prefer)
+                if link.state is not State.IDLE:
+                    continue
             wire = link.wire
             assert wire is not None
             if link.is_flooding or wire.inbox or wire.has_unread():
@@ -62,9 +89,44 @@ class Attending:
                 return link  # as nearly always
             if (why := self.why_idle(link, now)) is not None:
                 link.close(why)
+            elif not self._retiring.is_check_due(link, now):
+                return link
             else:
-                return None if self._retiring.is_check_due(link, now) else link
+                self.unchecked = link
+                return None
         return None
+
+    def _preferred(self, prefer: Any) -> Link:
+        """Return the idle link with this context; else the last one in without any.
+
+        Else, as one context has to go, that of the link that is idle for longest; but whoever
+        prefers none leaves it, and gets the last one in.
+        """
+        without: Link | None = None
+        links = list(reversed(self._idle))  # to compare contexts is to call what users wrote
+        for link in links:
+            if link.context is None:
+                without = without or link
+                if prefer is None:
+                    break
+            elif prefer is not None and is_same(link.context, prefer):
+                return link
+        return without or links[0 if prefer is None else -1]
+
+    def has_fit(self, prefer: Any) -> bool:
+        """Return whether an idle link has this context, or none that would be lost."""
+        links = list(self._idle)
+        return any(link.context is None or is_same(link.context, prefer) for link in links)
+
+    def is_checked(self, prefer: Any) -> bool:
+        """Return whether a link with this context is being checked, and about to come back."""
+        checked = [link for link in self._busy if link.loan is None and link.context is not None]
+        return any(
+            isinstance(link.owner, Errand)
+            and link.owner.why == "check"
+            and is_same(link.context, prefer)
+            for link in checked
+        )
 
     def why_idle(self, link: Link, now: float) -> CloseReason | None:
         """Return why an idle link is to be closed, if it is."""

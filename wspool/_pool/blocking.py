@@ -33,7 +33,7 @@ from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
 from wspool._pool.listeners import Listener
-from wspool._pool.options import ACQUIRE_TIMEOUT, in_time
+from wspool._pool.options import ACQUIRE_TIMEOUT, in_time, preferring
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
 from wspool._pool.repeating import Attempt
@@ -274,17 +274,17 @@ class BlockingWebsocketConnectionPool(Configured):
         """Start the pool and return when the warm-up is over, whatever came of it."""
         self._portal.wait(self.pool.start)
 
-    @shown_as(in_time)
+    @shown_as(preferring)
     def acquire(
-        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> BlockingWebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
-        The timeout and the errors are those of `WebsocketConnectionPool.acquire`.
+        The preference, the timeout and the errors are those of `WebsocketConnectionPool.acquire`.
         """
         if wrong:
             refuse_position("acquire", wrong)
-        return self._borrow(timeout, wants_new=False)
+        return self._borrow(timeout, wants_new=False, prefer=prefer)
 
     @shown_as(in_time)
     def acquire_new(
@@ -295,9 +295,9 @@ class BlockingWebsocketConnectionPool(Configured):
             refuse_position("acquire_new", wrong)
         return self._borrow(timeout, wants_new=True)
 
-    @shown_as(in_time)
+    @shown_as(preferring)
     def get_connection(
-        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> AbstractContextManager[BlockingWebsocketConnection]:
         """Return a context manager that acquires a connection and gives it back.
 
@@ -306,7 +306,7 @@ class BlockingWebsocketConnectionPool(Configured):
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return Block(self._loan(timeout, wants_new=False))
+        return Block(self._loan(timeout, wants_new=False, prefer=prefer))
 
     @shown_as(in_time)
     def get_new_connection(
@@ -393,9 +393,9 @@ class BlockingWebsocketConnectionPool(Configured):
 
     @contextmanager
     def _loan(
-        self, timeout: float | None, *, wants_new: bool
+        self, timeout: float | None, *, wants_new: bool, prefer: Any = None
     ) -> Iterator[BlockingWebsocketConnection]:
-        connection = self._borrow(timeout, wants_new=wants_new)
+        connection = self._borrow(timeout, wants_new=wants_new, prefer=prefer)
         try:
             connection._is_in_block = True
             yield connection
@@ -407,12 +407,14 @@ class BlockingWebsocketConnectionPool(Configured):
             raise
         self._end(connection)
 
-    def _borrow(self, timeout: float | None, *, wants_new: bool) -> BlockingWebsocketConnection:
+    def _borrow(
+        self, timeout: float | None, *, wants_new: bool, prefer: Any = None
+    ) -> BlockingWebsocketConnection:
         frame = in_own_code(sys._getframe(1))
         pool = self.pool
 
         async def borrow() -> BlockingWebsocketConnection:
-            loan = WebsocketConnection(pool, timeout, wants_new)
+            loan = WebsocketConnection(pool, timeout, wants_new, prefer=prefer)
             if not pool._lend_at_once(loan, frame):
                 await pool._router.wait(loan)
             return BlockingWebsocketConnection(self, loan)

@@ -57,6 +57,10 @@ ACQUIRE_TIMEOUT: Final[float] = _AcquireTimeout("-inf")
 def in_time(*, timeout: float | None = ACQUIRE_TIMEOUT) -> None: ...
 
 
+# Those of one that takes a used connection.
+def preferring(*, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT) -> None: ...
+
+
 _names = itertools.count(1)
 
 

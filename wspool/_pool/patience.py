@@ -13,6 +13,7 @@ import asyncio
 import copy
 import itertools
 from bisect import bisect_right
+from typing import Any
 
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
@@ -23,6 +24,7 @@ from wspool._connection.link import NEVER, Link
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._pool import telling
+from wspool._pool.attending import Attending, is_same
 from wspool._pool.capacity import Capacity
 from wspool._pool.gate import Gate
 from wspool._pool.limit import Limit
@@ -43,10 +45,12 @@ class Patience:
         capacity: Capacity,
         gate: Gate,
         limit: Limit,
+        attending: Attending,
     ) -> None:
         self._options, self._stats = options, stats
         self._queues, self._line = queues, line
         self._capacity, self._gate, self._limit = capacity, gate, limit
+        self._attending = attending
 
     def __repr__(self) -> str:
         """Say what the errors of those who get nothing show of the pool."""
@@ -69,6 +73,55 @@ class Patience:
             raise self._exhausted()
         if most is not None and waiting - coming >= most:
             raise telling.too_many_wait(self, most)
+
+    def holds_out(self, loan: WebsocketConnection, dials: int) -> bool:
+        """Return whether a loan leaves the idle links alone: each has a context that it would cost.
+
+        It does while one with its own context is being checked, and while one of so many dials may
+        give it another. Once dials fail, or have to wait for a quota, it takes what there is.
+        """
+        prefer, attending = loan._prefer, self._attending
+        if prefer is None or not self._queues.idle or attending.has_fit(prefer):
+            return False
+        if attending.is_checked(prefer):
+            return True
+        permits = self._gate.permits
+        return dials > 0 and not self._gate.streak and not (permits and permits.waiting)
+
+    @property
+    def dials(self) -> int:
+        """How many loans may have a dial that is under way, or for which there is room."""
+        return len(self._queues.connecting) + max(0, self._capacity.room)
+
+    def taker(self, context: Any = None) -> WebsocketConnection | None:
+        """Return the oldest loan in the line that takes what is idle.
+
+        With the context of a link: one that prefers just that, if there is one.
+        """
+        dials = self.dials
+        oldest: WebsocketConnection | None = None
+        for loan in self._line:
+            if loan._waiter.done():
+                continue
+            if loan._wants_new:
+                dials -= 1
+            elif context is not None and is_same(context, loan._prefer):
+                return loan
+            elif oldest is None and self.holds_out(loan, dials):
+                dials -= 1
+            else:
+                oldest = oldest or loan
+                if context is None:
+                    break
+        return oldest
+
+    def is_room_wanted(self) -> bool:
+        """Whether an idle one must go, at the limit, for the oldest in the line: that wants a new
+        one, and too few dials and goodbyes are under way."""
+        oldest = self._line.oldest()
+        if oldest is None or not oldest._wants_new or self._capacity.room > 0:
+            return False
+        return len(self._queues.connecting) + len(self._queues.closed) < self._line.leading_new()
 
     def check_at_the_head(self, loan: WebsocketConnection) -> None:
         """Raise unless a loan may wait on that was served, and could not take it."""

@@ -13,19 +13,19 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Self, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
-from wspool._connection.loan import WebsocketConnection, view_of
+from wspool._connection.loan import NEW, WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.checks import check_grace, check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
-from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time
+from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time, preferring
 from wspool._pool.routing import Router
 from wspool._pool.sessions import Session
 from wspool._pool.stats import Stats
@@ -189,10 +189,16 @@ class WebsocketConnectionPool(Configured):
     # Borrowing.
 
     @awaited
-    async def acquire(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketConnection:
+    async def acquire(
+        self, *, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketConnection:
         """Return a connection to be given back with `release`: an idle one, or a new one.
 
         Args:
+            prefer: Rather a connection with this `context`. If none is idle, you get one without a
+                context, else a new one where there is room, else the one that is idle for longest,
+                and its context is None from then on: nobody waits for a particular connection.
+                Whoever prefers nothing gets one without a context while there is one.
             timeout: Seconds for waiting, dialling, hooks and all, in the place of the pool's
                 `acquire_timeout`. 0: not to wait for capacity, and a dial then takes what its
                 attempts take; None: for ever.
@@ -203,7 +209,7 @@ class WebsocketConnectionPool(Configured):
             ConnectionUnavailableError: The dial failed, or waited for the `quota` until then.
             ConnectionPoolUnavailableError: The pool is closed.
         """
-        loan = WebsocketConnection(self, timeout)
+        loan = WebsocketConnection(self, timeout, prefer=prefer)
         if not self._lend_at_once(loan, sys._getframe(1)):
             await self._router.wait(loan)
         return loan
@@ -220,9 +226,9 @@ class WebsocketConnectionPool(Configured):
         await self._router.wait(loan)
         return loan
 
-    @shown_as(in_time)
+    @shown_as(preferring)
     def get_connection(
-        self, *wrong: object, timeout: float | None = ACQUIRE_TIMEOUT
+        self, *wrong: object, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> WebsocketConnection:
         """Return a connection that is acquired and given back by `async with`.
 
@@ -231,11 +237,12 @@ class WebsocketConnectionPool(Configured):
         `acquire`, and come where the block is entered.
 
         Args:
+            prefer: As that of `acquire`.
             timeout: In seconds, as that of `acquire`.
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return WebsocketConnection(self, timeout)
+        return WebsocketConnection(self, timeout, prefer=prefer)
 
     @shown_as(in_time)
     def get_new_connection(
@@ -295,7 +302,7 @@ class WebsocketConnectionPool(Configured):
         if router.events.listeners:
             router.events.check_out_started()
         loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
-        return not loan._wants_new and router.lend_idle(loan)
+        return loan._prefer is not NEW and router.lend_idle(loan)
 
     # Closing.
 

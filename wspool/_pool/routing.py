@@ -24,7 +24,7 @@ from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
 from wspool._pool import telling
-from wspool._pool.attending import Attending
+from wspool._pool.attending import Attending, forget_another
 from wspool._pool.capacity import Capacity
 from wspool._pool.closing import Closing
 from wspool._pool.dialing import Dial
@@ -74,9 +74,10 @@ class Router:
             permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
         self.gate = Gate(options.max_connecting, permits)
         self.patience = Patience(
-            options, self.stats, self.queues, self.line, self.capacity, self.gate, self.limit
+            *(options, self.stats, self.queues, self.line, self.capacity, self.gate),
+            *(self.limit, self.attending),
         )
-        self.gate.on_wait = weakly(self.patience.turn_away_at_the_gate)
+        self.gate.on_wait = weakly(self._dials_wait)
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
             *(self.tasks, self.budget, self.gate, self.limit, self.patience),
@@ -106,7 +107,9 @@ class Router:
 
     def lend_idle(self, loan: WebsocketConnection) -> bool:
         """Serve a loan at once, if an idle link can be lent at once."""
-        link = self.attending.next_idle()
+        if loan._prefer is not None and self.patience.holds_out(loan, self.patience.dials):
+            return False
+        link = self.attending.next_idle(loan._prefer)
         if link is None:
             return False
         self.lend(link, loan)
@@ -125,6 +128,8 @@ class Router:
             self.replacing.note_lent(link)
         loan._link = link
         loan._uses = link.uses
+        if loan._prefer is not None and link.context is not None:
+            forget_another(link, loan)
 
     def _count_loan(self, link: Link, waited: float) -> None:
         """Count a loan that its borrower has taken; one that was passed on is none."""
@@ -229,14 +234,14 @@ class Router:
         """Make one step for those who wait with an idle link; False if there is none."""
         queues, line = self.queues, self.line
         loan = line.oldest()
-        if loan is not None and loan._wants_new:
-            if self._is_room_wanted():
+        if loan is not None and loan._prefer is not None:  # a new one, or one with its context
+            if self.patience.is_room_wanted():
                 self.closing.make_room(1)
                 return True
-            loan = line.oldest_for_used()
+            loan = self.patience.taker()
         if loan is None:
             return False
-        link = self.attending.next_idle()
+        link = self.attending.next_idle(loan._prefer)
         if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
         if link is None:
@@ -244,7 +249,7 @@ class Router:
                 return False
             if self.errands.checks >= len(line) and not self.errands.is_suspicious:
                 return False
-            self.errands.begin(next(reversed(queues.idle)), "check")
+            self.errands.begin(self.attending.unchecked, "check")
             return True
         self._serve(loan, link)
         return True
@@ -254,14 +259,6 @@ class Router:
         self.line.serve(loan)
         if self.options.min_idle or self.replacing.outdated:
             self._refill()
-
-    def _is_room_wanted(self) -> bool:
-        """Whether an idle one must go, at the limit, for the oldest in the line: that wants a new
-        one, and too few dials and goodbyes are under way."""
-        oldest = self.line.oldest()
-        if oldest is None or not oldest._wants_new or self.capacity.room > 0:
-            return False
-        return len(self.queues.connecting) + len(self.queues.closed) < self.line.leading_new()
 
     def _hand_over(self, link: Link, loan: WebsocketConnection | None) -> None:
         """Lend this very link, which has just become idle, if that is still possible."""
@@ -357,12 +354,18 @@ class Router:
         else:
             self.errands.end(owner)
             if was_checked:
-                if not self._is_room_wanted():
-                    self._hand_over(link, self.line.oldest_for_used())
+                if not self.patience.is_room_wanted():
+                    self._hand_over(link, self.patience.taker(link.context))
             # One that is kept alive whenever the upkeep looks would live for ever.
             elif (why := self.attending.why_idle(link, link.clock())) is not None:
                 link.close(why)
         self.route()
+
+    def _dials_wait(self) -> None:
+        """Let nobody wait for a dial, that is for its gate, who need not."""
+        if self.queues.idle:
+            self.route()
+        self.patience.turn_away_at_the_gate()
 
     def _dialled(self, dial: Dial, failure: ConnectionUnavailableError | None) -> None:
         """Take over from a dial that has ended, well or badly."""

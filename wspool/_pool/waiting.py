@@ -67,13 +67,6 @@ class Line:
             self.leave(loan)
         return None
 
-    def oldest_for_used(self) -> WebsocketConnection | None:
-        """Return the oldest loan that takes a used connection."""
-        oldest = self.oldest()
-        if oldest is None or not oldest._wants_new:
-            return oldest
-        return next((one for one in self if not (one._wants_new or one._waiter.done())), None)
-
     def leading_new(self) -> int:
         """Return how many want a new connection and are before all that take a used one."""
         count = 0

@@ -4,13 +4,15 @@ The core knows only the protocol `Quota`: `acquire` waits for a lease, `release`
 socket is gone. `LocalQuota` is the one for pools of one event loop; `wspool.redis` has the one for
 a fleet of processes.
 
-An idle connection holds its lease until it is closed: `idle_timeout` says how soon a pool that
-needs less gives its share to those that need more.
+An idle connection holds its lease until somebody else waits for one: then that of any pool which
+is idle for longest is closed, as CloseReason.ROOM, and what comes back is for whoever has waited
+longest. For that a quota knows the pools by `Holder`; one of a user's own need not.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol
 from weakref import WeakSet
@@ -56,14 +58,35 @@ class Quota(Protocol):
         """
 
 
+class Holder(Protocol):
+    """A pool, as a quota knows it that may have to ask for a lease back."""
+
+    def wanted(self, leases: int) -> int:
+        """Return how many of so many leases, for which its dials wait, somebody waits for."""
+
+    @property
+    def since(self) -> float:
+        """The loop's time since when somebody waits there; infinity if nobody does."""
+
+    @property
+    def idle_since(self) -> float:
+        """The time since when its longest-idle link is idle; infinity if none is."""
+
+    def give_up(self) -> None:
+        """Close that link."""
+
+
 class Lease:
     """The right to one socket."""
 
-    __slots__ = ("__weakref__", "begins", "id", "is_lost")
+    __slots__ = ("__weakref__", "asked", "begins", "holder", "id", "is_lost")
 
     def __init__(self, id: str = "") -> None:
         self.id: str = id
-        # The loop's time before which its dial may not begin.
+        # Whose it is, if that is a pool.
+        self.holder: Holder | None = None
+        # The loop's time at which it was asked for, and that before which its dial may not begin.
+        self.asked: float = 0.0
         self.begins: float = 0.0
         self.is_lost: bool = False
 
@@ -80,14 +103,18 @@ class LeaseQueue:
         self._waiting: dict[Lease, asyncio.Future[None]] = {}
         # Leases that were given and not taken back. Those of a pool that was dropped go with it.
         self._held: WeakSet[Lease] = WeakSet()
+        # Of these, those whose sockets are being closed.
+        self._leaving: WeakSet[Lease] = WeakSet()
 
-    async def acquire(self) -> Lease:
+    async def acquire(self, holder: Holder | None = None) -> Lease:
         """Wait for a lease."""
         given = self._enter().create_future()
         lease = self._make()
+        lease.holder, lease.asked = holder, self._enter().time()
         self._waiting[lease] = given
         try:
             self._serve()
+            self.reclaim()
             await given
         except BaseException:
             self._waiting.pop(lease, None)
@@ -97,6 +124,43 @@ class LeaseQueue:
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """Take a lease back at once, and return a future that is done when that is through."""
+        raise NotImplementedError
+
+    def leave(self, lease: Lease) -> None:
+        """Hear that the socket of a lease is being closed."""
+        if lease in self._held:
+            self._leaving.add(lease)
+
+    def reclaim(self) -> None:
+        """Have as many of the longest-idle links closed as leases are missing."""
+        for _ in range(self._missing(self._wanted())):
+            holders = {lease.holder for lease in self._held if lease.holder is not None}
+            holder = min(holders, key=lambda holder: holder.idle_since, default=None)
+            if holder is None or holder.idle_since == float("inf"):
+                return
+            holder.give_up()
+
+    def is_owed(self, holder: Holder) -> bool:
+        """Return whether what this one gets back is for others, who have waited for longer."""
+        if not self._waiting:
+            return False  # as nearly always
+        return self._missing(self._wanted(before=holder)) > 0
+
+    def _wanted(self, before: Holder | None = None) -> int:
+        """Return how many leases are waited for: in all, or by those who were before another."""
+        since = before.since if before is not None else float("inf")
+        return sum(
+            holder.wanted(leases)
+            for holder, leases in self._leases_of().items()
+            if holder is not before and holder.since < since
+        )
+
+    def _leases_of(self) -> Counter[Holder]:
+        """Return for how many leases the dials of each pool wait."""
+        return Counter(lease.holder for lease in self._waiting if lease.holder is not None)
+
+    def _missing(self, wanted: int) -> int:
+        """Return how many leases must come back before so many can be given."""
         raise NotImplementedError
 
     def _enter(self) -> asyncio.AbstractEventLoop:
@@ -114,6 +178,7 @@ class LeaseQueue:
         self._loop = loop
         self._waiting.clear()
         self._held.clear()
+        self._leaving.clear()
 
     def _make(self) -> Lease:
         return Lease()
@@ -136,8 +201,8 @@ class LocalQuota(LeaseQueue):
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
 
-    Callers are served in the order of their arrival. Raises ValueError for a limit or a rate of 0
-    or less.
+    Who waits is served in order of arrival, and has idle connections closed, those of other pools
+    too, to be served. Raises ValueError for a limit or a rate of 0 or less.
     """
 
     def __init__(self, limit: int, dials_per_second: float | None = None) -> None:
@@ -158,6 +223,7 @@ class LocalQuota(LeaseQueue):
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """Take a lease back at once, and return a future that is done."""
         self._held.discard(lease)
+        self._leaving.discard(lease)
         self._serve()
         done = self._enter().create_future()
         done.set_result(None)
@@ -178,4 +244,22 @@ class LocalQuota(LeaseQueue):
                 self._alarm = loop.call_at(self._not_before, self._serve)
                 return
             self._not_before = now + self._interval
-            self._give(next(iter(self._waiting)))
+            self._give(self._next())
+
+    def _next(self) -> Lease:
+        """Return whose turn it is: a dial's for the one who has waited longest, whenever it began.
+
+        Of those for whom nobody waits it is the first one's.
+        """
+        leases_of = self._leases_of()
+
+        def since(lease: Lease) -> float:
+            holder = lease.holder
+            if holder is None:
+                return lease.asked
+            return holder.since if holder.wanted(leases_of[holder]) else float("inf")
+
+        return min(self._waiting, key=since)
+
+    def _missing(self, wanted: int) -> int:
+        return wanted - len(self._leaving) - max(0, self.limit - len(self._held))

@@ -46,7 +46,7 @@ import random
 import uuid
 from typing import TYPE_CHECKING, Final, Self
 
-from wspool.quota import Lease, LeaseQueue, interval_of
+from wspool.quota import Holder, Lease, LeaseQueue, interval_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -270,11 +270,11 @@ class RedisQuota(LeaseQueue):
             f"waiting={len(self._waiting)}{failure}>"
         )
 
-    async def acquire(self) -> Lease:
+    async def acquire(self, holder: Holder | None = None) -> Lease:
         """Wait for a lease, and then until its dial may begin."""
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; close it after its pools")
-        lease = await super().acquire()
+        lease = await super().acquire(holder)
         try:
             await asyncio.sleep(lease.begins - self._enter().time())
         except BaseException:
@@ -321,6 +321,9 @@ class RedisQuota(LeaseQueue):
         self._answered_at = loop.time()
         self._renew_at = 0.0
         self._epoch = ""
+
+    def _missing(self, wanted: int) -> int:
+        return 0
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")

@@ -37,6 +37,9 @@ class Permit(Protocol):
     def is_lost(self) -> bool:
         """Whether somebody else has its place."""
 
+    def leave(self) -> None:
+        """Tell the quota that the socket is being closed."""
+
     def release(self) -> None:
         """Tell the quota that the socket is gone."""
 

@@ -118,6 +118,8 @@ class Closing:
     def begin(self, link: Link) -> None:
         """Say goodbye to a link that has just entered the state closed."""
         self._show_rest(link)
+        if link.permit is not None:
+            link.permit.leave()
         move, now, why = link.moves[-1]
         self._stats.closes[str(why)] += 1
         if why in LOSSES:

@@ -92,7 +92,7 @@ class Dial:
         attempt = 0
         while True:
             await gate.wait(self, retry_after)
-            if gate.permits is not None:
+            if gate.permits is not None and gate.permits.shares:
                 try:
                     link.permit = await gate.permits.acquire()
                 except ConnectionUnavailableError as error:

@@ -56,7 +56,7 @@ class Gate:
 
     def __init__(self, limit: int, permits: Permits | None = None) -> None:
         self._limit = limit
-        # What each attempt needs of a quota, if there is one.
+        # What each attempt needs of quotas.
         self.permits = permits
         # How long to wait at most after one, two, … failures in a row; the last for all others.
         self.waits: Sequence[float] = WAITS_SECONDS

@@ -86,7 +86,7 @@ class Patience:
         if attending.is_checked(prefer):
             return True
         permits = self._gate.permits
-        return dials > 0 and not self._gate.streak and not (permits and permits.waiting)
+        return dials > 0 and not self._gate.streak and not (permits and permits.is_stuck)
 
     @property
     def dials(self) -> int:
@@ -183,8 +183,8 @@ class Patience:
         failure = loan._failure or self._gate.failure
         error: WebsocketError = telling.timed_out(self, self._queues, seconds, failure)
         permits = self._gate.permits
-        if permits is not None and permits.waiting:
-            error = permits.full(seconds)
+        if permits is not None and permits.full is not None:
+            error = permits.full.refusal(seconds)
         error.__cause__ = failure
         self._line.fail(loan, error)
 

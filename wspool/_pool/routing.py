@@ -69,10 +69,11 @@ class Router:
         self.closing = Closing(
             options, self.stats, events, self.queues, self.tasks, weakly(self._gone)
         )
-        permits = None
-        if options.quota is not None:
-            permits = Permits(options.quota, options.connection_timeout, options.close_timeout)
-        self.gate = Gate(options.max_connecting, permits)
+        self.permits = Permits(
+            *(options, self.line, self.queues),
+            *(weakly(self.closing.make_room), weakly(self._dials_wait)),
+        )
+        self.gate = Gate(options.max_connecting, self.permits)
         self.patience = Patience(
             *(options, self.stats, self.queues, self.line, self.capacity, self.gate),
             *(self.limit, self.attending),
@@ -155,6 +156,7 @@ class Router:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.may_dial:
                 self.route()
+            self.permits.reclaim()
             if self.gate.streak:
                 self.patience.turn_away_at_the_gate()
             await waiter
@@ -325,6 +327,8 @@ class Router:
         if self.is_closing:
             return CloseReason.POOL
         why = self.retiring.why_returned(link)
+        if why is None and self.permits.shares and self.permits.is_owed:
+            return CloseReason.ROOM
         if why is None and len(self.queues.all) > self.limit.most:
             return CloseReason.ROOM if self.capacity.surplus > 0 else None
         return why
@@ -438,7 +442,5 @@ class Router:
             logger.warning("closing with borrowers, who lose their connections: %r", self)
         for link in self.queues:
             link.close(CloseReason.POOL)
-        permits = self.gate.permits
-        releases = permits.releases if permits is not None else set()
-        while left := {*self.tasks, *releases} - {spared}:
+        while left := {*self.tasks, *self.permits.releases} - {spared}:
             await asyncio.wait(left)

@@ -111,8 +111,9 @@ async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
 
 def _look_after(router: Router) -> None:
     """Do what is due at each sweep."""
-    if router.options.quota is not None:
+    if router.permits.shares:
         router.closing.retire_unpermitted()
+        router.permits.reclaim()
     router.repeating.read(router.clock())
     router.supply.look_for_life()
     router.supply.watch_minimum()

@@ -29,6 +29,8 @@ from wspool._pool.stats import Stats
 from wspool.quota import LocalQuota, Quota
 
 if TYPE_CHECKING:
+    from wspool._group.pictures import GroupSnapshot, MemberSnapshot
+    from wspool._group.pools import WebsocketPools
     from wspool._pool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
     from wspool._pool.introspection import (
         BorrowerSnapshot,
@@ -59,11 +61,13 @@ __all__ = [
     "ConnectionUnavailableError",
     "Control",
     "DrainConditionCallback",
+    "GroupSnapshot",
     "Headers",
     "Hook",
     "IllegalTransitionError",
     "Listener",
     "LocalQuota",
+    "MemberSnapshot",
     "PendingConnection",
     "PoolSnapshot",
     "Quota",
@@ -76,6 +80,7 @@ __all__ = [
     "WebsocketConnection",
     "WebsocketConnectionPool",
     "WebsocketError",
+    "WebsocketPools",
 ]
 
 _LATER = {
@@ -83,9 +88,12 @@ _LATER = {
     "BlockingWebsocketConnectionPool": "_pool.blocking",
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
+    "GroupSnapshot": "_group.pictures",
+    "MemberSnapshot": "_group.pictures",
     "PoolSnapshot": "_pool.introspection",
     "Trouble": "_pool.introspection",
     "WaiterSnapshot": "_pool.introspection",
+    "WebsocketPools": "_group.pools",
 }
 """What is loaded when it is asked for, and from where."""
 

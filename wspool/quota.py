@@ -106,15 +106,19 @@ class LeaseQueue:
         # Of these, those whose sockets are being closed.
         self._leaving: WeakSet[Lease] = WeakSet()
 
-    async def acquire(self, holder: Holder | None = None) -> Lease:
+    async def acquire(self) -> Lease:
         """Wait for a lease."""
+        return await self._acquire(None)
+
+    async def _acquire(self, holder: Holder | None) -> Lease:
+        """Wait for a lease, for a pool that may have to give one up."""
         given = self._enter().create_future()
         lease = self._make()
         lease.holder, lease.asked = holder, self._enter().time()
         self._waiting[lease] = given
         try:
             self._serve()
-            self.reclaim()
+            self._reclaim()
             await given
         except BaseException:
             self._waiting.pop(lease, None)
@@ -126,12 +130,12 @@ class LeaseQueue:
         """Take a lease back at once, and return a future that is done when that is through."""
         raise NotImplementedError
 
-    def leave(self, lease: Lease) -> None:
+    def _leave(self, lease: Lease) -> None:
         """Hear that the socket of a lease is being closed."""
         if lease in self._held:
             self._leaving.add(lease)
 
-    def reclaim(self) -> None:
+    def _reclaim(self) -> None:
         """Have as many of the longest-idle links closed as leases are missing."""
         for _ in range(self._missing(self._wanted())):
             holders = {lease.holder for lease in self._held if lease.holder is not None}
@@ -140,7 +144,7 @@ class LeaseQueue:
                 return
             holder.give_up()
 
-    def is_owed(self, holder: Holder) -> bool:
+    def _is_owed(self, holder: Holder) -> bool:
         """Return whether what this one gets back is for others, who have waited for longer."""
         if not self._waiting:
             return False  # as nearly always

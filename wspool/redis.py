@@ -270,11 +270,14 @@ class RedisQuota(LeaseQueue):
             f"waiting={len(self._waiting)}{failure}>"
         )
 
-    async def acquire(self, holder: Holder | None = None) -> Lease:
+    async def acquire(self) -> Lease:
         """Wait for a lease, and then until its dial may begin."""
+        return await super().acquire()
+
+    async def _acquire(self, holder: Holder | None) -> Lease:
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; close it after its pools")
-        lease = await super().acquire(holder)
+        lease = await super()._acquire(holder)
         try:
             await asyncio.sleep(lease.begins - self._enter().time())
         except BaseException:

@@ -25,6 +25,8 @@ FILES = """
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
     _pool.repeating _pool.routing
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
+    _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
+    _group.pools
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
@@ -32,7 +34,9 @@ FILES = """
     _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
     _cli.tapping _cli.probe _cli.recording _cli.commands
 """
-FOLDERS = [f"wspool.{name}" for name in ("_connection", "_pool", "_testing", "_debug", "_cli")]
+FOLDERS = [
+    f"wspool.{name}" for name in ("_connection", "_pool", "_group", "_testing", "_debug", "_cli")
+]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]
 ORDER.insert(ORDER.index("wspool._cli.shared"), "wspool")
 ORDER.append("wspool.__main__")
@@ -96,7 +100,10 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["_connection.states", "_connection.queues", "_pool.limit", "_pool.capacity", "_pool.retiring"],
+    [
+        *("_connection.states", "_connection.queues", "_pool.limit", "_pool.capacity"),
+        *("_pool.retiring", "_group.health"),
+    ],
 )
 def test_what_is_pure_imports_neither_asyncio_nor_aiohttp(module: str) -> None:
     """Nor does anything of the package that it imports."""

@@ -255,7 +255,7 @@ FAULTS = [
     Fault(
         1,
         "a lease of the quota given to a dial that was cancelled in the same tick is lost",
-        quota.LeaseQueue.acquire,
+        quota.LeaseQueue._acquire,
         "self.release(lease)",
         "pass",
     ),

@@ -28,9 +28,11 @@ from wspool import (
     ConnectOptions,
     Control,
     DrainConditionCallback,
+    GroupSnapshot,
     Headers,
     Hook,
     Listener,
+    MemberSnapshot,
     PendingConnection,
     PoolSnapshot,
     State,
@@ -42,6 +44,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
     WebsocketError,
+    WebsocketPools,
     debug,
     events,
     opentelemetry,
@@ -332,6 +335,28 @@ def borrow_in_a_thread() -> None:
     pool.get_connection(5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     BlockingWebsocketConnectionPool("wss://example.com/", max_conections=3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     BlockingWebsocketConnectionPool(url="wss://example.com/")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+async def options_of(key: str) -> dict[str, Any]:
+    return {"uri": "wss://example.com/", "headers": {"Authorization": key}}
+
+
+async def use_many_pools() -> None:
+    regions = {"near": {"uri": "wss://a.example/"}, "far": {"uri": "wss://b.example/"}}
+    async with WebsocketPools(regions, max_connections=50, choose="first", heartbeat=5) as pools:
+        async with pools.get_connection(prefer="mine") as connection:
+            assert_type(connection, WebsocketConnection)
+        connection = await pools.acquire("near", timeout=1.0)
+        await pools.release(connection)
+        pools.eject("near", 60.0)
+        pools.expire_connections("far")
+        pools.remove("far")
+        assert_type(pools["near"], WebsocketConnectionPool)
+        picture = pools.snapshot()
+        assert_type(picture, GroupSnapshot)
+        assert_type(picture.members, tuple[MemberSnapshot, ...])
+    WebsocketPools(options_of, max_connections=50)
+    WebsocketPools(regions, max_connections=5, choose="best")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 async def play_the_server() -> None:

@@ -123,6 +123,8 @@ class Closing:
         move, now, why = link.moves[-1]
         self._stats.closes[str(why)] += 1
         if why in LOSSES:
+            if self._events.watch is not None and link.loan is not None:
+                self._events.watch.lost(link)
             logger.info(
                 "lost #%d: %s; it was %s for %.1f s, is %.1f s old and was lent %d times",
                 *(link.id, link.how_closed(), move.source),

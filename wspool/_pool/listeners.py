@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from importlib import import_module
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from wspool._connection.errors import ENDS_PROGRAM
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
 from wspool._connection.link import Link
 from wspool._pool.stats import check_out_failure
 
@@ -27,6 +27,19 @@ logger = logging.getLogger("wspool")
 
 Listener = Callable[[Any], object]
 """Is called with each event; what it returns does not matter."""
+
+
+class Watch(Protocol):
+    """Who watches over the health of a pool: the group that it is a member of."""
+
+    def dial_failed(self, failure: ConnectionUnavailableError) -> None:
+        """Hear that a dial has failed for good."""
+
+    def lost(self, link: Link) -> None:
+        """Hear that a link was lost in a loan."""
+
+    def ended_well(self) -> None:
+        """Hear that a loan has ended whose link is well."""
 
 
 class Events:
@@ -40,6 +53,8 @@ class Events:
         # In the order of subscription, replaced at each change: who walks over them may be
         # interrupted by one. The routing looks here before it tells of a loan.
         self.listeners: dict[object, Listener] = {}
+        # The group that the pool is a member of, if it is one.
+        self.watch: Watch | None = None
         # Those that have raised once.
         self._broken: set[object] = set()
         # Threads may subscribe at once, through a blocking pool.

@@ -100,7 +100,7 @@ class Patience:
         """
         dials = self.dials
         oldest: WebsocketConnection | None = None
-        for loan in self._line:
+        for loan in self._line.takers():
             if loan._waiter.done():
                 continue
             if loan._wants_new:

@@ -42,7 +42,7 @@ class Permit:
         """Tell the quotas that the socket is being closed."""
         for share, lease in self._leases:
             if isinstance(share.quota, LeaseQueue):
-                share.quota.leave(lease)
+                share.quota._leave(lease)
 
     def release(self) -> None:
         """Tell the quotas that the socket is gone."""
@@ -172,7 +172,7 @@ class Share:
     @property
     def since(self) -> float:
         """The loop's time since when somebody waits here; infinity if nobody does."""
-        loan = next(iter(self._line.loans), None)
+        loan = self._line.oldest()
         return loan._since if loan is not None else float("inf")
 
     @property
@@ -190,12 +190,12 @@ class Share:
     @property
     def is_owed(self) -> bool:
         """Whether a link that comes back is for somebody who waits in another pool."""
-        return isinstance(self.quota, LeaseQueue) and self.quota.is_owed(self)
+        return isinstance(self.quota, LeaseQueue) and self.quota._is_owed(self)
 
     def reclaim(self) -> None:
         """Let the quota see to it that those get leases for whom dials wait."""
         if self.waiting and isinstance(self.quota, LeaseQueue):
-            self.quota.reclaim()
+            self.quota._reclaim()
 
     async def acquire(self) -> Any:
         """Raise ConnectionUnavailableError, which names the quota, if it does not give a lease."""
@@ -205,7 +205,7 @@ class Share:
         try:
             async with asyncio.timeout(self._timeout) as timer:
                 if isinstance(self.quota, LeaseQueue):
-                    return await self.quota.acquire(self)
+                    return await self.quota._acquire(self)
                 return await self.quota.acquire()
         except ENDS_PROGRAM:
             raise

@@ -134,6 +134,8 @@ class Router:
 
     def _count_loan(self, link: Link, waited: float) -> None:
         """Count a loan that its borrower has taken; one that was passed on is none."""
+        if link.loan._lender is None:
+            return  # a probe's, which passes it on
         self.stats.borrows += 1
         if self.events.listeners:
             self.events.checked_out(link, waited)
@@ -224,9 +226,11 @@ class Router:
             return  # what a routing step sets off, the step under way takes into account
         self._is_routing = True
         try:
-            waiting, idle = self.line.loans, self.queues.idle
-            while waiting and idle and self._serve_one():
+            waiting, beyond, idle = self.line.loans, self.line.beyond, self.queues.idle
+            while (waiting or beyond) and idle and self._serve_one():
                 pass
+            if beyond and self.line.crowd is not None:
+                self.line.crowd.adopt()
             if waiting and self.capacity.may_dial:
                 self.supply.serve(self.errands.promised(self.line))
         finally:
@@ -249,7 +253,7 @@ class Router:
         if link is None:
             if not queues.idle:
                 return False
-            if self.errands.checks >= len(line) and not self.errands.is_suspicious:
+            if self.errands.checks >= len(line.takers()) and not self.errands.is_suspicious:
                 return False
             self.errands.begin(self.attending.unchecked, "check")
             return True
@@ -315,6 +319,8 @@ class Router:
         if why is not None:
             link.close(why, cause=cause)
         elif link.state is BUSY:
+            if self.events.watch is not None:
+                self.events.watch.ended_well()
             if loan._has_sent and loan._last_message is None and not self._knows_ends:
                 self._knows_ends = True
                 if not wire.is_exposed:
@@ -336,7 +342,7 @@ class Router:
     def _check_in(self, link: Link, why: str) -> None:
         states.checkin(link, why)
         link.idle_since = link.moves[-1][1]
-        if self.line.loans:
+        if self.line.loans or self.line.beyond:
             self.route()
 
     def _returned(self, link: Link, discard: Discard | None) -> None:
@@ -369,6 +375,8 @@ class Router:
         """Let nobody wait for a dial, that is for its gate, who need not."""
         if self.queues.idle:
             self.route()
+        if self.line.crowd is not None:
+            self.line.crowd.reconsider()
         self.patience.turn_away_at_the_gate()
 
     def _dialled(self, dial: Dial, failure: ConnectionUnavailableError | None) -> None:

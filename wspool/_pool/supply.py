@@ -196,7 +196,11 @@ class Supply:
         """Close the link of a dial that failed for good, and tell whom it concerns."""
         if dial.was_full:
             dial.link.close(CloseReason.DIAL, cause=failure)
+            if self._line.crowd is not None:  # another pool of the group may have room
+                self._line.crowd.reconsider()
             return
+        if self._events.watch is not None:
+            self._events.watch.dial_failed(failure)
         if not self._patience.speak(failure, dial.link):
             is_full = failure.kind == "quota"  # as a fleet's normally is
             logger.log(logging.INFO if is_full else logging.WARNING, "%s", failure)
@@ -239,6 +243,8 @@ class Supply:
             return
         gate.refused(failure)
         if gate.streak >= self._options.max_retries:
+            if self._events.watch is not None:
+                self._events.watch.dial_failed(failure)
             self._patience.speak(failure, link)
 
     # What the server admits.

@@ -1,0 +1,1 @@
+"""Many pools behind one door."""

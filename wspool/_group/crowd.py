@@ -1,0 +1,179 @@
+"""The crowd: those whom any member of a group may serve, in order of arrival.
+
+A loan stands here once, and every member that is in looks here as it looks at its own line. One of
+them, its host, has it in its line as well, and dials for it. It is one object with one future, and
+whoever serves it takes it out of both places in that step: so it is served once.
+
+When the host has nothing for it, it goes on to the next in the same step. It may stay without a
+host, as long as some member has connections that may come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from wspool._connection.errors import ConnectionPoolExhaustedError
+from wspool._connection.loan import WebsocketConnection
+from wspool._group.members import Member
+
+
+class Standing:
+    """How a loan stands in the crowd: its host, and the members that had nothing for it."""
+
+    __slots__ = ("error", "host", "tried")
+
+    def __init__(self) -> None:
+        self.host: Member | None = None
+        self.tried: set[Member] = set()
+        # Why the last host had nothing.
+        self.error: BaseException | None = None
+
+
+class Crowd:
+    """The crowd of one group. `candidates` returns the members to ask, in the order to ask them."""
+
+    def __init__(self, candidates: Callable[[], Iterable[Member]]) -> None:
+        self.loans: OrderedDict[WebsocketConnection, Standing] = OrderedDict()
+        self._candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self.loans)
+
+    def __contains__(self, loan: WebsocketConnection) -> bool:
+        return loan in self.loans
+
+    # Coming.
+
+    def join(self, loan: WebsocketConnection, *, at_the_head: bool = False) -> None:
+        """Take a loan in, and let a member serve it at once, or dial for it.
+
+        Raises why none can: ConnectionPoolExhaustedError, or what a member has said.
+        """
+        loan._waiter = asyncio.get_running_loop().create_future()
+        standing = self.loans[loan] = Standing()
+        if at_the_head:
+            self.loans.move_to_end(loan, last=False)
+        for member in self._candidates():
+            if member.router.queues.idle and member.line.beyond:
+                member.router.route()  # perhaps it has to be checked first
+            if loan._waiter.done():
+                return
+        self._settle(loan, standing)
+
+    def _settle(self, loan: WebsocketConnection, standing: Standing) -> None:
+        """Find a host for a loan, or something to wait for; otherwise it has failed."""
+        if not self._find_host(loan, standing) and not self._may_stay(loan, standing):
+            self.fail(
+                loan,
+                standing.error
+                or ConnectionPoolExhaustedError(
+                    "All connections of all members are in use, and this call may not wait (pass a "
+                    "timeout, or set acquire_timeout)"
+                ),
+            )
+
+    def _find_host(self, loan: WebsocketConnection, standing: Standing) -> bool:
+        """Let a member dial that has room; rather one whose dials do not fail at the moment."""
+        hosts = [
+            member
+            for member in self._candidates()
+            # With all out, whatever the one has that is asked, comes by its line alone.
+            if (member.spare_room > 0 or not member.line.beyond) and member not in standing.tried
+        ]
+        for member in sorted(hosts, key=lambda member: member.is_failing):
+            router = member.router
+            try:
+                router.patience.check(loan)
+            except ConnectionPoolExhaustedError as error:  # `max_waiting`
+                standing.error = standing.error or error
+                continue
+            standing.host = member
+            member.host(loan)
+            router.route()
+            router.permits.reclaim()
+            if member.is_failing and loan in member.line.loans:
+                router.patience.turn_away_at_the_gate()
+            return True
+        return False
+
+    def _may_stay(self, loan: WebsocketConnection, standing: Standing) -> bool:
+        """Return whether something may come back for a loan that has no host."""
+        for member in self._candidates():
+            capacity = member.router.capacity
+            if member in standing.tried and not capacity.open:
+                continue
+            place = max(0, len(member.line.takers()) - 1)
+            if capacity.may_wait(place, capacity.coming, is_patient=loan._timeout != 0):
+                return True
+        return False
+
+    # Going.
+
+    def leave(self, loan: WebsocketConnection) -> None:
+        """Take a loan out of the crowd, and out of its host's line."""
+        standing = self.loans.pop(loan, None)
+        if standing is not None and standing.host is not None:
+            standing.host.line.leave(loan)
+
+    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+        """End a loan's wait with an error."""
+        self.leave(loan)
+        if not loan._waiter.done():
+            loan._waiter.set_exception(error)
+
+    # What the members say.
+
+    def refuse(self, loan: WebsocketConnection, member: Member, error: BaseException) -> None:
+        """Go on to the next; without one, and with nothing that may come back, this was the end."""
+        standing = self.loans[loan]
+        standing.host, standing.error = None, error
+        standing.tried.add(member)
+        self._settle(loan, standing)
+
+    def reconsider(self, member: Member) -> None:
+        """Let others dial for those whose host's dials have begun to fail, if any can."""
+        for loan, standing in self._hosted_by(member):
+            if any(
+                other.spare_room > 0 and not other.is_failing and other not in standing.tried
+                for other in self._candidates()
+                if other is not member
+            ):
+                self._take_from(member, loan, standing)
+                self._settle(loan, standing)
+
+    def homeless(self, member: Member, most: int) -> list[WebsocketConnection]:
+        """Return at most so many without a host, whom this member hosts from now on."""
+        found = [
+            (loan, standing)
+            for loan, standing in self.loans.items()
+            if standing.host is None and member not in standing.tried and not loan._waiter.done()
+        ][: max(0, most)]
+        for _, standing in found:
+            standing.host = member
+        return [loan for loan, _ in found]
+
+    def forgive(self, member: Member) -> None:
+        """Let a member that is in again be asked again."""
+        for standing in self.loans.values():
+            standing.tried.discard(member)
+
+    def abandon(self, member: Member) -> None:
+        """Let nobody have this host any more: it is out, or gone."""
+        for loan, standing in self._hosted_by(member):
+            self._take_from(member, loan, standing)
+            self._settle(loan, standing)
+
+    def _hosted_by(self, member: Member) -> list[tuple[WebsocketConnection, Standing]]:
+        return [
+            (loan, standing)
+            for loan, standing in self.loans.items()
+            if standing.host is member and not loan._waiter.done()
+        ]
+
+    @staticmethod
+    def _take_from(member: Member, loan: WebsocketConnection, standing: Standing) -> None:
+        member.line.leave(loan)
+        standing.host = None
+        standing.tried.add(member)

@@ -1,0 +1,191 @@
+"""Doors: what a loan of a group borrows from, before it is known which pool serves it.
+
+A door is the lender of a loan until then; from then on that is the pool, as if the loan had been
+borrowed from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from types import FrameType
+from typing import Self
+
+from wspool._connection.errors import (
+    ConnectionBusyError,
+    ConnectionPoolTimeoutError,
+    ConnectionPoolUnavailableError,
+)
+from wspool._connection.loan import WebsocketConnection
+from wspool._group.members import Member
+from wspool._group.roster import Roster
+from wspool._pool.attending import is_same
+from wspool._pool.checks import check_timeout
+from wspool._pool.options import ACQUIRE_TIMEOUT
+
+
+class Door:
+    """A door of a group: what lends a loan, and routes it while it waits."""
+
+    def __init__(self, roster: Roster, acquire_timeout: float | None) -> None:
+        self._roster = roster
+        self._acquire_timeout = acquire_timeout
+
+    @property
+    def _router(self) -> Self:
+        return self
+
+    def give_back(self, loan: WebsocketConnection, *, is_failed: bool) -> None:
+        raise AssertionError("a loan that was served is given back to the pool that serves it")
+
+
+class CommonDoor(Door):
+    """For those who take a connection of any member."""
+
+    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+        roster = self._roster
+        loop = roster.enter()
+        if loan._callsite is not None:
+            raise ConnectionBusyError(
+                f"{loan!r} was borrowed once; call get_connection() for each `async with`"
+            )
+        if loan._timeout is not ACQUIRE_TIMEOUT:
+            check_timeout(loan._timeout)
+        loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task(loop)
+        roster.begin_with_the_next()
+        # Those that would lend one with a context, which may be one to find, or one to spare.
+        others: list[Member] = []
+        for member in roster.order():
+            if not (idle := member.router.queues.idle):
+                continue
+            if loan._prefer is not None or next(reversed(idle)).context is not None:
+                others.append(member)
+            elif member.router.lend_idle(loan):
+                loan._lender = member.pool
+                return True
+        others.sort(key=lambda member: not _has_fit(member, loan))
+        for member in others:
+            if member.router.lend_idle(loan):
+                loan._lender = member.pool
+                return True
+        return False
+
+    async def wait(self, loan: WebsocketConnection) -> None:
+        """Return when the loan was served."""
+        roster, crowd = self._roster, self._roster.crowd
+        if loan._timeout is ACQUIRE_TIMEOUT:
+            loan._timeout = self._acquire_timeout
+        loop = asyncio.get_running_loop()
+        loan._since = loop.time()
+        alarm: asyncio.TimerHandle | None = None
+        roster.check_total(loan)
+        try:
+            if loan._timeout:
+                alarm = loop.call_later(loan._timeout, self._time_out, loan)
+            crowd.join(loan)
+            await loan._waiter
+            while (link := loan._link) is None or link.owner is not loan:
+                # Lost in the tick in which it was served: it waits on at the head.
+                assert link is not None
+                link.loan = loan._link = None
+                if roster.is_closing:
+                    raise ConnectionPoolUnavailableError(f"The group {roster!r} was closed")
+                crowd.join(loan, at_the_head=True)
+                await loan._waiter
+        except BaseException:
+            self._leave(loan)
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        member = roster.member_of(link)
+        assert member is not None
+        loan._lender = member.pool
+        waited = loop.time() - loan._since
+        stats = member.router.stats
+        stats.waits += 1
+        stats.wait_seconds += waited
+        member.router._count_loan(link, waited)
+
+    def _leave(self, loan: WebsocketConnection) -> None:
+        """End a wait in vain, and let nobody miss what was meant for it."""
+        self._roster.crowd.leave(loan)
+        link = loan._link
+        member = self._roster.member_of(link) if link is not None else None
+        if link is not None and member is not None:  # cancelled in the tick in which it was served
+            member.router._pass_on(link)
+
+    def _time_out(self, loan: WebsocketConnection) -> None:
+        standing = self._roster.crowd.loans.get(loan)
+        if standing is None or loan._waiter.done():
+            return
+        failure = loan._failure if standing.host is not None else None
+        cause = failure or standing.error
+        last = f"; the last failure: {cause}" if cause is not None else ""
+        error = ConnectionPoolTimeoutError(
+            f"No connection within {loan._timeout} s: {self._roster!r}{last}"
+        )
+        error.__cause__ = cause
+        self._roster.crowd.fail(loan, error)
+
+
+class KeyDoor(Door):
+    """For one loan, of a connection of the pool of one key, which may have to be made first."""
+
+    def __init__(self, roster: Roster, acquire_timeout: float | None, key: Hashable) -> None:
+        super().__init__(roster, acquire_timeout)
+        self._key = key
+        # Who borrows, while there is no pool yet.
+        self._frame: FrameType | None = None
+
+    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+        self._roster.enter()
+        member = self._roster.members.get(self._key)
+        if member is None:
+            if loan._timeout is not ACQUIRE_TIMEOUT:
+                check_timeout(loan._timeout)
+            self._frame = frame
+            return False
+        return self._lend(member, loan, frame)
+
+    def _lend(self, member: Member, loan: WebsocketConnection, frame: FrameType) -> bool:
+        is_lent = member.pool._lend_at_once(loan, frame)
+        loan._lender = member.pool
+        if not is_lent:
+            if loan._timeout is ACQUIRE_TIMEOUT:
+                loan._timeout = member.pool.acquire_timeout
+            self._roster.check_total(loan, member)
+        return is_lent
+
+    async def wait(self, loan: WebsocketConnection) -> None:
+        """Make the pool first, if there is none, and return when the loan was served."""
+        lender = loan._lender
+        assert lender is not None
+        if lender is not self:
+            await lender._router.wait(loan)
+            return
+        roster, frame = self._roster, self._frame
+        seconds = self._acquire_timeout if loan._timeout is ACQUIRE_TIMEOUT else loan._timeout
+        assert frame is not None
+        began = asyncio.get_running_loop().time()
+        while (member := roster.members.get(self._key)) is None:
+            try:
+                async with asyncio.timeout(seconds or None) as timer:
+                    await roster.make(self._key)
+            except TimeoutError as error:
+                if not timer.expired():
+                    raise
+                raise ConnectionPoolTimeoutError(
+                    f"No connection within {seconds} s: options_of has not returned. {roster!r}"
+                ) from error
+        if seconds:  # of which the making has taken its part
+            waited = asyncio.get_running_loop().time() - began
+            loan._timeout = max(0.001, seconds - waited)
+        self._frame = None
+        if not self._lend(member, loan, frame):
+            await member.router.wait(loan)
+
+
+def _has_fit(member: Member, loan: WebsocketConnection) -> bool:
+    """Return whether a member has an idle link with just the context that a loan prefers."""
+    return any(is_same(link.context, loan._prefer) for link in list(member.router.queues.idle))

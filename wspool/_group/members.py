@@ -1,0 +1,129 @@
+"""The members of a group: a pool, the key that it is for, and its health.
+
+To its pool's line a member is what stands beyond it (`waiting.Beyond`), to its pool's events who
+watches (`listeners.Watch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Hashable
+from typing import Final, Protocol
+
+from wspool._connection.errors import ConnectionUnavailableError
+from wspool._connection.link import Link
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.states import CLOSED, CloseReason
+from wspool._group.health import Health
+from wspool._pool.pool import WebsocketConnectionPool
+
+LOSSES: Final = frozenset({CloseReason.SERVER, CloseReason.PROTOCOL, CloseReason.STALE})
+"""Why a connection goes by the server's doing."""
+
+
+class CommonLine(Protocol):
+    """The line of a group, as its members know it: see `crowd.py`."""
+
+    def __contains__(self, loan: WebsocketConnection, /) -> bool: ...
+
+    def leave(self, loan: WebsocketConnection) -> None:
+        """Take a loan out, if it is in."""
+
+    def refuse(self, loan: WebsocketConnection, member: Member, error: BaseException) -> None:
+        """Hear that a member has nothing for a loan that it had hosted."""
+
+    def reconsider(self, member: Member) -> None:
+        """Hear that the dials of a member have begun to fail."""
+
+    def homeless(self, member: Member, most: int) -> list[WebsocketConnection]:
+        """Return loans that this member hosts from now on."""
+
+
+class Member:
+    """One pool of a group. `put_out` is called with the member and a reason to be out."""
+
+    def __init__(
+        self,
+        key: Hashable,
+        pool: WebsocketConnectionPool,
+        crowd: CommonLine,
+        put_out: Callable[[Member, str], object],
+    ) -> None:
+        self.key = key
+        self.pool = pool
+        self.router = pool._router
+        self.line = pool._router.line
+        self.health = Health()
+        self._crowd = crowd
+        self._put_out = put_out
+        # Since when it has neither a connection nor anybody who waits, if it has not.
+        self.empty_since: float | None = None
+
+    @property
+    def spare_room(self) -> int:
+        """For how many more, beyond its own line, it may dial."""
+        router = self.router
+        return router.capacity.room - max(0, len(self.line) - len(router.queues.connecting))
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its last attempt of a dial has failed."""
+        return self.router.gate.streak > 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.router.queues.all or self.line.loans)
+
+    def host(self, loan: WebsocketConnection) -> None:
+        """Let a loan of the group's stand in this line as well, for which the pool then dials."""
+        self.line.take_in(loan)
+        loan._gate_closed = self.router.gate.closed_seconds
+
+    async def dial_for_nobody(self) -> Link:
+        """Return a fresh link, idle and never used; raise why there is none."""
+        loan = WebsocketConnection(None, None, True)
+        frame = sys._getframe()
+        loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task()
+        await self.router.wait(loan)
+        link = loan._link
+        assert link is not None
+        self.router._pass_on(link)
+        return link
+
+    # What stands beyond its line.
+
+    def __contains__(self, loan: WebsocketConnection) -> bool:
+        return loan in self._crowd
+
+    def leave(self, loan: WebsocketConnection) -> None:
+        self._crowd.leave(loan)
+
+    def refuse(self, loan: WebsocketConnection, error: BaseException) -> None:
+        self._crowd.refuse(loan, self, error)
+
+    def reconsider(self) -> None:
+        self._crowd.reconsider(self)
+
+    def adopt(self) -> None:
+        for loan in self._crowd.homeless(self, self.spare_room):
+            self.host(loan)
+
+    # What its pool tells whoever watches.
+
+    def dial_failed(self, failure: ConnectionUnavailableError) -> None:
+        if failure.kind != "quota":  # which says nothing of the server
+            self._put_out(self, str(failure))
+
+    def lost(self, link: Link) -> None:
+        if is_loss(link) and self.health.lost():
+            how = f"{self.health.losses} connections were lost in a row; the last: "
+            self._put_out(self, how + link.how_closed())
+
+    def ended_well(self) -> None:
+        self.health.losses = 0
+
+
+def is_loss(link: Link) -> bool:
+    """Return whether a link was closed by its server's doing."""
+    return link.state is CLOSED and link.moves[-1][2] in LOSSES

@@ -58,8 +58,8 @@ class Crowd:
         for member in self._candidates():
             if member.router.queues.idle and member.line.beyond:
                 member.router.route()  # perhaps it has to be checked first
-            if loan._waiter.done():
-                return
+            if loan._waiter.done() or standing.host is not None:
+                return  # served, or adopted by this one
         self._settle(loan, standing)
 
     def _settle(self, loan: WebsocketConnection, standing: Standing) -> None:

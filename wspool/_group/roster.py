@@ -92,8 +92,9 @@ class Roster:
     @property
     def waiting(self) -> int:
         """How many wait, for one member or for any."""
-        lines = sum(len(member.line) for member in self.members.values())
-        return lines + sum(standing.host is None for standing in self.crowd.loans.values())
+        lines = (loan for member in self.members.values() for loan in list(member.line.loans))
+        users = sum(loan._lender is not None for loan in lines)  # a probe has none
+        return users + sum(standing.host is None for standing in self.crowd.loans.values())
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Check that the group is open, and that the caller runs in its loop."""

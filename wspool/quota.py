@@ -137,10 +137,11 @@ class LeaseQueue:
 
     def _reclaim(self) -> None:
         """Have as many of the longest-idle links closed as leases are missing."""
-        for _ in range(self._missing(self._wanted())):
+        while self._waiting:
             holders = {lease.holder for lease in self._held if lease.holder is not None}
             holder = min(holders, key=lambda holder: holder.idle_since, default=None)
-            if holder is None or holder.idle_since == float("inf"):
+            # The question that costs most comes last: at the limit, nearly all are in use.
+            if holder is None or holder.idle_since == float("inf") or not self._is_missing():
                 return
             holder.give_up()
 
@@ -148,23 +149,28 @@ class LeaseQueue:
         """Return whether what this one gets back is for others, who have waited for longer."""
         if not self._waiting:
             return False  # as nearly always
-        return self._missing(self._wanted(before=holder)) > 0
+        return self._is_missing(before=holder)
 
-    def _wanted(self, before: Holder | None = None) -> int:
-        """Return how many leases are waited for: in all, or by those who were before another."""
+    def _is_missing(self, beside: int = 0, before: Holder | None = None) -> bool:
+        """Return whether a lease must come back before all who wait have theirs, and some beside.
+
+        `before`: those only who have waited for longer than this one's.
+        """
+        coming = self._coming() - beside
         since = before.since if before is not None else float("inf")
-        return sum(
-            holder.wanted(leases)
-            for holder, leases in self._leases_of().items()
-            if holder is not before and holder.since < since
-        )
+        for holder, leases in self._leases_of().items():
+            if coming < 0:
+                break
+            if holder is not before and holder.since < since:
+                coming -= holder.wanted(leases)
+        return coming < 0
 
     def _leases_of(self) -> Counter[Holder]:
         """Return for how many leases the dials of each pool wait."""
         return Counter(lease.holder for lease in self._waiting if lease.holder is not None)
 
-    def _missing(self, wanted: int) -> int:
-        """Return how many leases must come back before so many can be given."""
+    def _coming(self) -> int:
+        """Return how many leases there are to give, or will be without anybody's doing."""
         raise NotImplementedError
 
     def _enter(self) -> asyncio.AbstractEventLoop:
@@ -265,5 +271,5 @@ class LocalQuota(LeaseQueue):
 
         return min(self._waiting, key=since)
 
-    def _missing(self, wanted: int) -> int:
-        return wanted - len(self._leaving) - max(0, self.limit - len(self._held))
+    def _coming(self) -> int:
+        return len(self._leaving) + max(0, self.limit - len(self._held))

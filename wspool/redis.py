@@ -325,8 +325,8 @@ class RedisQuota(LeaseQueue):
         self._renew_at = 0.0
         self._epoch = ""
 
-    def _missing(self, wanted: int) -> int:
-        return 0
+    def _is_missing(self, beside: int = 0, before: Holder | None = None) -> bool:
+        return False  # what others hold is not known here
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")

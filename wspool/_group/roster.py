@@ -141,7 +141,7 @@ class Roster:
     def check_total(self, loan: WebsocketConnection, member: Member | None = None) -> None:
         """Raise, at the total, unless waiting is allowed or needless."""
         total = self.total
-        if loan._timeout != 0 or total._missing(total._wanted() + 1) <= 0:
+        if loan._timeout != 0 or not total._is_missing(beside=1):
             return
         holders = {lease.holder for lease in total._held if lease.holder is not None}
         if any(holder.idle_since < float("inf") for holder in holders):

@@ -163,10 +163,13 @@ class Share:
 
         That is, beyond those whom dials that have theirs may serve.
         """
-        later = self._shares[self._shares.index(self) + 1 :]
-        at_work = sum(link.permit is not None for link in self._connecting)
-        at_work += sum(len(share.waiting) for share in later)
-        at_work += len(self.waiting) - leases  # given in this tick
+        at_work = len(self.waiting) - leases  # given in this tick
+        for link in self._connecting:
+            if link.permit is not None:
+                at_work += 1
+        if self._shares[-1] is not self:
+            later = self._shares[self._shares.index(self) + 1 :]
+            at_work += sum(len(share.waiting) for share in later)
         return max(0, min(len(self._line) - at_work, leases))
 
     @property

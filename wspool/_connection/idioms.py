@@ -133,10 +133,10 @@ def awaited(method: Callable[P, R]) -> Callable[P, R]:
     made = cast(Any, method)
 
     @functools.wraps(method)
-    def call(pool: Any, *wrong: object, timeout: Any = made.__kwdefaults__["timeout"]) -> Any:
+    def call(pool: Any, *wrong: object, **options: Any) -> Any:
         if wrong:
             refuse_position(made.__name__, wrong)
-        return Borrowing((made(pool, timeout=timeout),))
+        return Borrowing((made(pool, **options),))
 
     # It is a coroutine function for whoever asks, such as a mock or a web framework.
     if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on

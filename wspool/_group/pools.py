@@ -10,19 +10,23 @@ import asyncio
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, Self
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple
 
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection
+from wspool._group import repeating
 from wspool._group.doors import CommonDoor, KeyDoor
 from wspool._group.pictures import GroupSnapshot, snapshot_group
 from wspool._group.roster import OptionsOf, Roster
-from wspool._pool.checks import check_timeout
+from wspool._pool.checks import check_grace, check_timeout
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
 from wspool._pool.pool import WebsocketConnectionPool
 
 logger = logging.getLogger("wspool")
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 CHOICES: Final = ("spread", "first")
 
@@ -43,6 +47,8 @@ class WebsocketPools:
     choose: which member serves whoever borrows without a key: "spread" begins with another one each
         time, "first" with the first of the mapping. A member that has an idle connection comes
         before those that would have to dial, and nobody waits while any that is in has one to lend.
+        With "first", a member that is in again takes over from those behind it, whose connections
+        close as they come back.
     acquire_timeout: seconds for which borrowing waits for capacity. 0: not at all; None: for ever.
     name: for logs; None makes one up. The pools are named after it, with a number, unless their
         options have a name: keys may be secrets.
@@ -195,6 +201,27 @@ class WebsocketPools:
         else:
             await member.pool.release(connection, force_remove=force_remove)
 
+    async def run(
+        self,
+        work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
+        *args: *Args,
+        key: Any = None,
+        prefer: Any = None,
+        timeout: float | None = ACQUIRE_TIMEOUT,
+    ) -> T:
+        """Return what `await work(connection, *args)` does, with a connection on loan.
+
+        For work that does no harm if it is done twice: it may be, as `WebsocketConnectionPool.run`
+        says. Without a key the second connection is another member's, where one has it. `key`,
+        `prefer`, `timeout` and the errors are as in `get_connection`.
+        """
+        loan = self.get_connection(key, prefer=prefer, timeout=timeout)
+        seconds = self.acquire_timeout if timeout is ACQUIRE_TIMEOUT else timeout
+        frame = sys._getframe(1)
+        return await repeating.run(
+            *(self._roster, loan, work, args, seconds, frame), is_keyed=key is not None
+        )
+
     # Steering.
 
     def eject(self, key: Any, seconds: float) -> None:
@@ -219,15 +246,17 @@ class WebsocketPools:
         self._roster.enter()
         self._roster.remove(key, None)
 
-    def expire_connections(self, key: Any = None) -> None:
-        """Replace every connection, or those of one key: idle ones now, busy ones afterwards.
+    def expire_connections(self, key: Any = None, grace: float = 0.0) -> None:
+        """Replace every connection, or those of one key, as a pool's `expire_connections` does.
 
-        Raises KeyError for a key without a pool.
+        Raises KeyError for a key without a pool, TypeError or ValueError for what is no number of
+        seconds.
         """
+        check_grace(grace)
         self._roster.enter()
         members = self._roster.members
         for member in list(members.values()) if key is None else [members[key]]:
-            member.pool.expire_connections()
+            member.pool.expire_connections(grace)
 
     # Starting and closing.
 

@@ -291,12 +291,17 @@ class Roster:
             health.go_out(asyncio.get_running_loop().time(), failure)
             self._await_probe(member)
             return
+        member.router.gate.lived(link)  # else its next dial may wait, and others are asked first
         health.come_back()
         logger.info("%s is in again", member.pool.name)
         self._in = [one for one in self.members.values() if one.health.is_in]
         member.line.beyond = self.crowd.loans
         self.crowd.forgive(member)
         member.router.route()
+        if not self._is_spreading:
+            # Else the others, which have idle ones, would serve on for as long as there is load.
+            for other in self._in[self._in.index(member) + 1 :]:
+                other.pool.expire_connections()
 
     # The end.
 

@@ -112,9 +112,9 @@ class Repeating:
         """Do the work in a loan, and perhaps in a second one."""
         attempt: Attempt | None = None
         try:
-            loan = await _lend(WebsocketConnection(lender, timeout), lender, frame)
+            loan = await lend(WebsocketConnection(lender, timeout), lender, frame)
             attempt = Attempt(loan)
-            with _given_back(loan, lender):
+            with given_back(loan, lender):
                 return await work(loan, *args)
         except ConnectionClosedError:
             if attempt is None or not self.may_repeat(attempt):
@@ -123,12 +123,12 @@ class Repeating:
             if attempt is not None:
                 attempt.end()
         # A fresh one: what has closed one connection may be about to close all that are idle.
-        loan = await _lend(WebsocketConnection(lender, timeout, True), lender, frame)
-        with _given_back(loan, lender):
+        loan = await lend(WebsocketConnection(lender, timeout, True), lender, frame)
+        with given_back(loan, lender):
             return await work(loan, *args)
 
 
-async def _lend(loan: WebsocketConnection, lender: Lender, frame: FrameType) -> WebsocketConnection:
+async def lend(loan: WebsocketConnection, lender: Lender, frame: FrameType) -> WebsocketConnection:
     """Borrow on behalf of whoever is in this frame."""
     if not lender._lend_at_once(loan, frame):
         await lender._router.wait(loan)
@@ -136,7 +136,7 @@ async def _lend(loan: WebsocketConnection, lender: Lender, frame: FrameType) -> 
 
 
 @contextmanager
-def _given_back(loan: WebsocketConnection, lender: Lender) -> Iterator[None]:
+def given_back(loan: WebsocketConnection, lender: Lender) -> Iterator[None]:
     """End a loan as its own `async with` does."""
     is_failed = True
     try:

@@ -270,10 +270,6 @@ class RedisQuota(LeaseQueue):
             f"waiting={len(self._waiting)}{failure}>"
         )
 
-    async def acquire(self) -> Lease:
-        """Wait for a lease, and then until its dial may begin."""
-        return await super().acquire()
-
     async def _acquire(self, holder: Holder | None) -> Lease:
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed; close it after its pools")

@@ -19,7 +19,7 @@ import wspool
 from tests import ROOT
 from tests.support.pages import DOCS, PAGES, README, Block, anchors, blocks, links, rows, text_of
 from tests.support.redis_server import RedisServer
-from wspool import CloseReason, WebsocketConnectionPool, WebsocketError
+from wspool import CloseReason, WebsocketConnectionPool, WebsocketError, WebsocketPools
 from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.once
@@ -96,8 +96,9 @@ async def run_in_this_loop(
             async with state["pool"].get_connection() as connection:
                 print(connection)
         names |= state
-    assert isinstance(names["pool"], WebsocketConnectionPool)
-    assert names["pool"].is_closed
+    made = names["pools"] if "pools" in names else names["pool"]
+    assert isinstance(made, WebsocketConnectionPool | WebsocketPools)
+    assert made.is_closed
     return capsys.readouterr().out
 
 

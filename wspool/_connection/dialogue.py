@@ -13,6 +13,9 @@ logger = logging.getLogger("wspool")
 GIVEN_UP: Final[Any] = object()
 """In the place of the last message: a recv that was cancelled or timed out came after it."""
 
+NEW: Final[Any] = object()
+"""What a loan prefers that wants a connection which nobody has used."""
+
 
 class Dialogue(ConnectionFacts):
     """What was sent and read in one loan, as far as it tells whether the connection is clean."""

@@ -20,12 +20,12 @@ import weakref
 from collections.abc import Awaitable, Callable
 from time import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import aiohttp
 
 from wspool._connection.callsites import Callsite, line_of
-from wspool._connection.dialogue import GIVEN_UP, Dialogue
+from wspool._connection.dialogue import GIVEN_UP, NEW, Dialogue
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -45,9 +45,6 @@ from wspool._connection.wire import (
     check_close,
     encoded,
 )
-
-NEW: Final[Any] = object()
-"""What a loan prefers for which only a connection will do that nobody has used."""
 
 
 class LoanRouter(Protocol):
@@ -147,9 +144,7 @@ class WebsocketConnection(Dialogue):
     def context(self) -> Any:
         """Whatever you set, for as long as the connection lives: later loans have it too.
 
-        None at first. Only the present borrower, or a hook, may set it. To get a connection with a
-        certain context, pass it as `prefer` when you borrow; whoever prefers another one and gets
-        this connection finds None.
+        None at first. Only the present borrower, or a hook, may set it.
         """
         return self._served().context
 

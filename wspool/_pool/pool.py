@@ -16,10 +16,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
+from wspool._connection.dialogue import NEW
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
-from wspool._connection.loan import NEW, WebsocketConnection, view_of
+from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
 from wspool._pool import upkeep
 from wspool._pool.checks import check_grace, check_timeout

@@ -70,8 +70,8 @@ class Router:
             options, self.stats, events, self.queues, self.tasks, weakly(self._gone)
         )
         self.permits = Permits(
-            *(options, self.line, self.queues),
-            *(weakly(self.closing.make_room), weakly(self._dials_wait)),
+            *(options, self.line, self.queues, weakly(self.closing.make_room)),
+            weakly(self._dials_wait),
         )
         self.gate = Gate(options.max_connecting, self.permits)
         self.patience = Patience(

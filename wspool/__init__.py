@@ -29,6 +29,7 @@ from wspool._pool.stats import Stats
 from wspool.quota import LocalQuota, Quota
 
 if TYPE_CHECKING:
+    from wspool._group.blocking import BlockingWebsocketPools
     from wspool._group.pictures import GroupSnapshot, MemberSnapshot
     from wspool._group.pools import WebsocketPools
     from wspool._pool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
@@ -48,6 +49,7 @@ __all__ = [
     "ACQUIRE_TIMEOUT",
     "BlockingWebsocketConnection",
     "BlockingWebsocketConnectionPool",
+    "BlockingWebsocketPools",
     "BorrowerSnapshot",
     "CloseReason",
     "ConnectOptions",
@@ -86,6 +88,7 @@ __all__ = [
 _LATER = {
     "BlockingWebsocketConnection": "_pool.blocking",
     "BlockingWebsocketConnectionPool": "_pool.blocking",
+    "BlockingWebsocketPools": "_group.blocking",
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
     "GroupSnapshot": "_group.pictures",

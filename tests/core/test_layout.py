@@ -26,7 +26,7 @@ FILES = """
     _pool.repeating _pool.routing
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
     _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
-    _group.repeating _group.pools
+    _group.repeating _group.pools _group.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi

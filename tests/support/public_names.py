@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import wspool
 import wspool.redis
+from wspool._pool.blocking import Lending
 from wspool._pool.options import SETTINGS, Setting, Settings
 
 STORED: Final = Path(__file__).with_suffix(".txt")
@@ -77,7 +78,10 @@ def text() -> str:
 
 def members(kind: type) -> list[str]:
     """Return the public members of a class, those that are only declared first."""
-    own = [name for name in vars(kind) if not name.startswith("_") or name == "__init__"]
+    shared = list(vars(Lending)) if issubclass(kind, Lending) else []
+    own = [
+        name for name in [*vars(kind), *shared] if not name.startswith("_") or name == "__init__"
+    ]
     named = MEMBERS.get(kind) or list(dict.fromkeys([*inspect.get_annotations(kind), *own]))
     return ["__init__", *SETTINGS, *named] if issubclass(kind, Settings) else named
 

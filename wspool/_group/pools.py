@@ -278,6 +278,9 @@ class WebsocketPools:
         the closing goes on.
         """
         check_timeout(timeout)
+        if not self._roster.is_started:
+            self._roster.is_closing = True
+            return
         if self._closing_task is None or self._closing_task.cancelled():
             self._roster.begin_closing()
             loop = asyncio.get_running_loop()

@@ -85,6 +85,11 @@ class Roster:
         )
 
     @property
+    def is_started(self) -> bool:
+        """Whether it belongs to an event loop."""
+        return self._loop is not None
+
+    @property
     def open(self) -> int:
         """The connections that are open, of all members."""
         return sum(member.router.capacity.open for member in self.members.values())

@@ -100,7 +100,7 @@ class BlockingWebsocketConnection:
     is_clean: bool = _same()
     outstanding: int | None = _same()
 
-    def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
+    def __init__(self, pool: Lending, loan: WebsocketConnection) -> None:
         self._pool = pool  # which is not dropped while it has a borrower
         self._mirrored = loan
         # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
@@ -182,7 +182,7 @@ class BlockingWebsocketConnection:
         if portal.is_foreign or loan._is_over:
             return
         is_forgotten = loan.state is State.BUSY and not self._is_in_block
-        portal.soon(partial(_end, self._pool.pool, loan, is_failed=True))
+        portal.soon(partial(_end, loan, is_failed=True))
         if is_forgotten:
             warnings.warn(
                 f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
@@ -209,16 +209,93 @@ class Block(AbstractContextManager[BlockingWebsocketConnection]):
         __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
 
 
-def _end(pool: WebsocketConnectionPool, loan: WebsocketConnection, **how: bool) -> bool:
+def _end(loan: WebsocketConnection, **how: bool) -> bool:
     """In the loop: end a loan; False if it was over."""
-    if loan._is_over:
+    lender = loan._lender
+    if loan._is_over or lender is None:
         return False
-    pool._router.give_back(loan, **how)
+    lender._router.give_back(loan, **{"is_failed": False} | how)
     return True
 
 
+class Lending:
+    """What lends connections to threads: a pool, or a group of pools, behind its portal."""
+
+    _portal: Portal
+
+    def release(
+        self, connection: BlockingWebsocketConnection, *, force_remove: bool = False
+    ) -> None:
+        """Give a connection back; with `force_remove` it is closed. Does not wait for the network.
+
+        Releasing what is not lent by this pool is a warning in the log.
+        """
+        is_ours = connection._pool is self
+        if not is_ours or self._end(connection, force_remove=force_remove) is False:
+            logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
+
+    def close(self) -> None:
+        """Close it, as `close_all()` without a timeout does: for `contextlib.closing`."""
+        self.close_all()
+
+    def close_all(self, timeout: float | None = 0.0) -> None:
+        """Close everything, and return when its thread has ended.
+
+        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
+        get ConnectionPoolUnavailableError at once. Interrupted, the closing goes on.
+        """
+        check_timeout(timeout)
+        self._portal.close(timeout)
+
+    @contextmanager
+    def _loan(
+        self, make: Callable[[], WebsocketConnection]
+    ) -> Iterator[BlockingWebsocketConnection]:
+        connection = self._borrow(make)
+        try:
+            connection._is_in_block = True
+            yield connection
+        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
+            self._portal.soon(partial(_end, connection._mirrored, is_failed=True))
+            raise
+        except BaseException:
+            self._end(connection, is_failed=True)
+            raise
+        self._end(connection)
+
+    def _borrow(self, make: Callable[[], WebsocketConnection]) -> BlockingWebsocketConnection:
+        frame = in_own_code(sys._getframe(1))
+
+        async def borrow() -> BlockingWebsocketConnection:
+            loan = make()
+            lender = loan._lender
+            assert lender is not None
+            if not lender._lend_at_once(loan, frame):
+                await lender._router.wait(loan)
+            return BlockingWebsocketConnection(self, loan)
+
+        return self._portal.wait(borrow, undo=lambda lent: _end(lent._mirrored))
+
+    def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
+        """End a loan, even if that is interrupted; False if it was over."""
+        if self._portal.is_foreign:
+            return None  # it is the parent's
+        end = partial(_end, connection._mirrored, **how)
+        try:
+            return self._portal.call(end)
+        except BaseException:
+            self._portal.soon(end)  # a second time does no harm
+            raise
+
+    def __del__(self) -> None:
+        portal = getattr(self, "_portal", None)
+        if portal is not None and portal.is_running:
+            portal.stop()
+            portal.warn("was dropped without being closed")
+
+
 @exported
-class BlockingWebsocketConnectionPool(Configured):
+class BlockingWebsocketConnectionPool(Configured, Lending):
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with
@@ -284,7 +361,7 @@ class BlockingWebsocketConnectionPool(Configured):
         """
         if wrong:
             refuse_position("acquire", wrong)
-        return self._borrow(timeout, wants_new=False, prefer=prefer)
+        return self._borrow(self._maker(timeout, False, prefer))
 
     @shown_as(in_time)
     def acquire_new(
@@ -293,7 +370,7 @@ class BlockingWebsocketConnectionPool(Configured):
         """Return a connection that nobody has used; otherwise as `acquire`."""
         if wrong:
             refuse_position("acquire_new", wrong)
-        return self._borrow(timeout, wants_new=True)
+        return self._borrow(self._maker(timeout, True))
 
     @shown_as(preferring)
     def get_connection(
@@ -306,7 +383,7 @@ class BlockingWebsocketConnectionPool(Configured):
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return Block(self._loan(timeout, wants_new=False, prefer=prefer))
+        return Block(self._loan(self._maker(timeout, False, prefer)))
 
     @shown_as(in_time)
     def get_new_connection(
@@ -315,7 +392,7 @@ class BlockingWebsocketConnectionPool(Configured):
         """Return the same as `get_connection`, around `acquire_new`."""
         if wrong:
             refuse_position("get_new_connection", wrong)
-        return Block(self._loan(timeout, wants_new=True))
+        return Block(self._loan(self._maker(timeout, True)))
 
     def run(
         self,
@@ -332,7 +409,7 @@ class BlockingWebsocketConnectionPool(Configured):
         attempt: Attempt | None = None
         repeating, call = self.pool._router.repeating, self._portal.call
         try:
-            with self._loan(timeout, wants_new=False) as connection:
+            with self._loan(self._maker(timeout, False)) as connection:
                 attempt = call(partial(Attempt, connection._mirrored))
                 return work(connection, *args)
         except ConnectionClosedError:
@@ -341,19 +418,8 @@ class BlockingWebsocketConnectionPool(Configured):
         finally:
             if attempt is not None:
                 self._portal.soon(attempt.end)
-        with self._loan(timeout, wants_new=True) as connection:
+        with self._loan(self._maker(timeout, True)) as connection:
             return work(connection, *args)
-
-    def release(
-        self, connection: BlockingWebsocketConnection, *, force_remove: bool = False
-    ) -> None:
-        """Give a connection back; with `force_remove` it is closed. Does not wait for the network.
-
-        Releasing what is not lent by this pool is a warning in the log.
-        """
-        is_ours = connection._pool is self
-        if not is_ours or self._end(connection, force_remove=force_remove) is False:
-            logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
 
     def expire_connections(self, grace: float = 0.0) -> None:
         """Replace every connection that there is: idle ones now, busy ones when they come back.
@@ -365,19 +431,6 @@ class BlockingWebsocketConnectionPool(Configured):
     def resize(self, max_connections: int) -> None:
         """Change `max_connections`. Nobody is cut off: a surplus goes when it is given back."""
         self._portal.call(lambda: self.pool.resize(max_connections))
-
-    def close(self) -> None:
-        """Close the pool, as `close_all()` without a timeout does: for `contextlib.closing`."""
-        self.close_all()
-
-    def close_all(self, timeout: float | None = 0.0) -> None:
-        """Close the pool and everything in it, and return when its thread has ended.
-
-        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
-        get ConnectionPoolUnavailableError at once. Interrupted, the closing goes on.
-        """
-        check_timeout(timeout)
-        self._portal.close(timeout)
 
     if not TYPE_CHECKING:
         __aenter__ = __aexit__ = refusing(
@@ -391,49 +444,7 @@ class BlockingWebsocketConnectionPool(Configured):
     def __exit__(self, *exc: object) -> None:
         self.close_all()
 
-    @contextmanager
-    def _loan(
-        self, timeout: float | None, *, wants_new: bool, prefer: Any = None
-    ) -> Iterator[BlockingWebsocketConnection]:
-        connection = self._borrow(timeout, wants_new=wants_new, prefer=prefer)
-        try:
-            connection._is_in_block = True
-            yield connection
-        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            self._portal.soon(partial(_end, self.pool, connection._mirrored, is_failed=True))
-            raise
-        except BaseException:
-            self._end(connection, is_failed=True)
-            raise
-        self._end(connection)
-
-    def _borrow(
-        self, timeout: float | None, *, wants_new: bool, prefer: Any = None
-    ) -> BlockingWebsocketConnection:
-        frame = in_own_code(sys._getframe(1))
-        pool = self.pool
-
-        async def borrow() -> BlockingWebsocketConnection:
-            loan = WebsocketConnection(pool, timeout, wants_new, prefer=prefer)
-            if not pool._lend_at_once(loan, frame):
-                await pool._router.wait(loan)
-            return BlockingWebsocketConnection(self, loan)
-
-        return self._portal.wait(borrow, undo=lambda lent: _end(pool, lent._mirrored))
-
-    def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
-        """End a loan, even if that is interrupted; False if it was over."""
-        if self._portal.is_foreign:
-            return None  # it is the parent's
-        end = partial(_end, self.pool, connection._mirrored, **how)
-        try:
-            return self._portal.call(end)
-        except BaseException:
-            self._portal.soon(end)  # a second time does no harm
-            raise
-
-    def __del__(self) -> None:
-        portal = getattr(self, "_portal", None)
-        if portal is not None and portal.is_running:
-            portal.stop()
-            portal.warn("was dropped without being closed")
+    def _maker(
+        self, timeout: float | None, wants_new: bool, prefer: Any = None
+    ) -> Callable[[], WebsocketConnection]:
+        return partial(WebsocketConnection, self.pool, timeout, wants_new, prefer)

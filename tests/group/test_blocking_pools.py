@@ -1,0 +1,99 @@
+"""The group without `await`: the same members, total and failover, for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from tests.group.conftest import uris
+from wspool import (
+    BlockingWebsocketPools,
+    ConnectionPoolExhaustedError,
+    ConnectionPoolUnavailableError,
+)
+from wspool.testing import Server
+
+Servers = dict[str, Server]
+
+
+def ask(pools: BlockingWebsocketPools, key: Any = None) -> str:
+    """Return to which server a question went that was answered."""
+    with pools.get_connection(key) as connection:
+        connection.send("hello")
+        assert connection.recv(timeout=10) == "hello"
+        return connection.uri
+
+
+async def test_threads_borrow_with_a_key_and_without(servers: Servers) -> None:
+    def work() -> None:
+        with BlockingWebsocketPools(
+            uris(servers, "ab"), max_connections=4, acquire_timeout=10.0, close_timeout=1.0
+        ) as pools:
+            assert ask(pools, "b") == servers["b"].uri
+            answers: list[str] = []
+            threads = [
+                threading.Thread(target=lambda: answers.extend(ask(pools) for _ in range(5)))
+                for _ in range(6)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(answers) == 30
+            assert pools.total_connections <= 4
+            connection = pools.acquire("a", prefer="x")
+            connection.context = "x"
+            pools.release(connection)
+            with pools.get_connection(prefer="x") as connection:
+                assert connection.context == "x"
+            assert [member.key for member in pools.snapshot().members] == ["a", "b"]
+
+    await asyncio.to_thread(work)
+
+
+async def test_the_errors_and_the_steering_are_those_of_the_async_one(servers: Servers) -> None:
+    def work() -> None:
+        pools = BlockingWebsocketPools(
+            uris(servers, "ab"), max_connections=1, choose="first", close_timeout=1.0
+        )
+        with pools.get_connection() as connection:
+            assert connection.uri == servers["a"].uri
+            with pytest.raises(ConnectionPoolExhaustedError):
+                pools.acquire()
+        with pytest.raises(KeyError):
+            pools.acquire("c")
+        pools.eject("a", 60)
+        assert ask(pools) == servers["b"].uri
+        pools.expire_connections()
+        pools.remove("a")
+        assert ask(pools) == servers["b"].uri
+        pools.close_all()
+        assert pools.is_closed
+        with pytest.raises(ConnectionPoolUnavailableError):
+            pools.acquire()
+
+    await asyncio.to_thread(work)
+
+
+async def test_a_callable_is_called_in_the_loops_thread(servers: Servers) -> None:
+    seen: list[str] = []
+
+    async def options_of(key: str) -> dict[str, Any]:
+        seen.append(threading.current_thread().name)
+        return {"uri": servers["a"].uri}
+
+    def work() -> None:
+        with BlockingWebsocketPools(options_of, max_connections=2, name="keys") as pools:
+            assert ask(pools, "k") == servers["a"].uri
+
+    await asyncio.to_thread(work)
+    assert seen == ["wspool keys"]
+
+
+async def test_one_that_was_never_started_closes_at_once(servers: Servers) -> None:
+    pools = BlockingWebsocketPools(uris(servers, "ab"), max_connections=1)
+    pools.close_all()
+    assert pools.is_closed

@@ -295,7 +295,7 @@ class Lending:
 
 
 @exported
-class BlockingWebsocketConnectionPool(Configured, Lending):
+class BlockingWebsocketConnectionPool(Lending, Configured):
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with

@@ -408,6 +408,7 @@ NO_POINTS = {
     "await pending.mark_completed()": "it sets a flag, and waits for nothing",
     "await wire.next_frame()": "it takes what is there, and waits for nothing",
     "# it was refused at the start": "a session without a connection closes at once",
+    "await self._acquire(None)": "it is for whoever asks a quota without a pool",
     "await handshake(": "the simulated network has a handshake of its own",
 }
 """What looks like a place to be cancelled at, and why it is none."""

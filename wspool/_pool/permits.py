@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
@@ -207,9 +207,10 @@ class Share:
         alarm = asyncio.get_running_loop().call_later(STUCK_SECONDS, self._get_stuck, task)
         try:
             async with asyncio.timeout(self._timeout) as timer:
-                if isinstance(self.quota, LeaseQueue):
-                    return await self.quota._acquire(self)
-                return await self.quota.acquire()
+                quota = self.quota
+                asked: Awaitable[Any]
+                asked = quota._acquire(self) if isinstance(quota, LeaseQueue) else quota.acquire()
+                return await asked
         except ENDS_PROGRAM:
             raise
         except BaseException as error:

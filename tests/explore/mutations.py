@@ -117,8 +117,9 @@ MUTATIONS: Final = (
         "unfair queue",
         "test_who_waits_is_not_overtaken_by_who_comes",
         "_pool/routing.py",
-        "        if self.line.loans:\n            self.route()",
-        "        if self.line.loans:\n            self.tasks.loop.call_soon(self.route)",
+        "        if self.line.loans or self.line.beyond:\n            self.route()",
+        "        if self.line.loans or self.line.beyond:\n"
+        "            self.tasks.loop.call_soon(self.route)",
     ),
     Mutation(
         7,
@@ -197,8 +198,8 @@ MUTATIONS: Final = (
         "an old timer acts on the replacement",
         "test_the_expiry_of_a_connection_spares_its_replacement",
         "_pool/routing.py",
-        "        if self.line.loans:\n            self.route()",
-        "        if self.line.loans:\n            self.route()\n"
+        "        if self.line.loans or self.line.beyond:\n            self.route()",
+        "        if self.line.loans or self.line.beyond:\n            self.route()\n"
         "        self.tasks.loop.call_later(\n"
         "            self.options.idle_timeout,\n"
         "            lambda: [link.close(CloseReason.IDLE) for link in self.queues],\n"

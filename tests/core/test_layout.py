@@ -18,7 +18,7 @@ FILES = """
     events quota
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
-    _connection.facts _connection.dialogue _connection.loan
+    _connection.facts _connection.dialogue _connection.borrow _connection.loan
     _pool.checks _pool.connect_options _pool.options _pool.sessions
     _pool.stats _pool.listeners _pool.waiting _pool.limit _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands

@@ -186,7 +186,7 @@ FAULTS = [
         14,
         "a link that was lost in the tick in which it was served is lent",
         routing.Router.wait,
-        "link.owner is not loan",
+        "not loan._owns(link)",
         "False",
     ),
     Fault(

@@ -12,10 +12,10 @@ from itertools import chain, islice
 from time import time
 from typing import Any, Final, Protocol
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.callsites import Callsite, at_work_in, line_of, task_name
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
-from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_subprotocol, shown_uri
 from wspool._connection.states import State
 from wspool._pool.options import Options
@@ -290,6 +290,6 @@ def _snapshot_borrower(callsite: Callsite) -> BorrowerSnapshot:
     return BorrowerSnapshot(task_name(callsite), line_of(callsite), at_work_in(callsite))
 
 
-def _snapshot_waiter(loan: WebsocketConnection, now: float) -> WaiterSnapshot:
+def _snapshot_waiter(loan: Borrow, now: float) -> WaiterSnapshot:
     assert loan._callsite is not None
     return WaiterSnapshot(now - loan._since, loan._wants_new, _snapshot_borrower(loan._callsite))

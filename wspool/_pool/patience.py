@@ -14,13 +14,13 @@ import copy
 import itertools
 from bisect import bisect_right
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
     WebsocketError,
 )
 from wspool._connection.link import NEVER, Link
-from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._pool import telling
 from wspool._pool.capacity import Capacity
@@ -57,7 +57,7 @@ class Patience:
 
     # Joining.
 
-    def check(self, loan: WebsocketConnection) -> None:
+    def check(self, loan: Borrow) -> None:
         """Raise unless waiting is allowed, or needless: a link is to come anyway."""
         is_patient, most = loan._timeout != 0, self._options.max_waiting
         if is_patient and most is None:
@@ -70,7 +70,7 @@ class Patience:
         if most is not None and waiting - coming >= most:
             raise telling.too_many_wait(self, most)
 
-    def check_at_the_head(self, loan: WebsocketConnection) -> None:
+    def check_at_the_head(self, loan: Borrow) -> None:
         """Raise unless a loan may wait on that was served, and could not take it."""
         coming = self._capacity.coming
         if not self._capacity.may_wait(0, coming, is_patient=loan._timeout != 0):
@@ -122,7 +122,7 @@ class Patience:
 
     # Waiting in vain.
 
-    def time_out(self, loan: WebsocketConnection) -> None:
+    def time_out(self, loan: Borrow) -> None:
         """End a wait whose time is up."""
         seconds = loan._timeout
         assert seconds is not None

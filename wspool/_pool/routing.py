@@ -14,6 +14,7 @@ from collections.abc import Callable
 import aiohttp
 
 from wspool._connection import states
+from wspool._connection.borrow import Borrow
 from wspool._connection.budget import Budget
 from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
@@ -117,7 +118,7 @@ class Router:
             self._refill()
         return True
 
-    def lend(self, link: Link, loan: WebsocketConnection) -> None:
+    def lend(self, link: Link, loan: Borrow) -> None:
         states.checkout(link, "acquire")
         link.uses += 1
         link.owner = link.loan = loan
@@ -132,7 +133,7 @@ class Router:
         if self.events.listeners:
             self.events.checked_out(link, waited)
 
-    async def wait(self, loan: WebsocketConnection) -> None:
+    async def wait(self, loan: Borrow) -> None:
         """Return when the loan was served."""
         if loan._timeout is ACQUIRE_TIMEOUT:
             loan._timeout = self.options.acquire_timeout
@@ -153,7 +154,7 @@ class Router:
             if self.gate.streak:
                 self.patience.turn_away_at_the_gate()
             await waiter
-            while (link := loan._link) is None or link.owner is not loan:
+            while (link := loan._link) is None or not loan._owns(link):
                 await self._wait_on(loan)
         except BaseException as error:
             if waiter is not None:
@@ -168,7 +169,7 @@ class Router:
                 self.stats.wait_seconds += self.clock() - began
         self._count_loan(link, self.clock() - began)
 
-    async def _wait_on(self, loan: WebsocketConnection) -> None:
+    async def _wait_on(self, loan: Borrow) -> None:
         """Wait on at the head of the line: the link was lost in the tick in which it was served."""
         link = loan._link
         assert link is not None
@@ -184,7 +185,7 @@ class Router:
             self.route()
         await loan._waiter
 
-    def _leave_line(self, loan: WebsocketConnection) -> None:
+    def _leave_line(self, loan: Borrow) -> None:
         """End a wait in vain, and let nobody miss what was meant for it."""
         if loan._link is not None:  # cancelled in the very tick in which it was served
             self._pass_on(loan._link)
@@ -204,7 +205,7 @@ class Router:
             else:
                 self._check_in(link, "cancelled waiter")
 
-    def _time_out(self, loan: WebsocketConnection) -> None:
+    def _time_out(self, loan: Borrow) -> None:
         if not loan._waiter.done():
             self.patience.time_out(loan)
             self.route()
@@ -249,7 +250,7 @@ class Router:
         self._serve(loan, link)
         return True
 
-    def _serve(self, loan: WebsocketConnection, link: Link) -> None:
+    def _serve(self, loan: Borrow, link: Link) -> None:
         self.lend(link, loan)
         self.line.serve(loan)
         if self.options.min_idle or self.replacing.outdated:
@@ -263,7 +264,7 @@ class Router:
             return False
         return len(self.queues.connecting) + len(self.queues.closed) < self.line.leading_new()
 
-    def _hand_over(self, link: Link, loan: WebsocketConnection | None) -> None:
+    def _hand_over(self, link: Link, loan: Borrow | None) -> None:
         """Lend this very link, which has just become idle, if that is still possible."""
         if loan is not None:
             self.attending.attend(link)

@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from wspool._connection.loan import WebsocketConnection
+from wspool._connection.borrow import Borrow
 
 
 class Line:
@@ -20,17 +20,17 @@ class Line:
     __slots__ = ("latest", "loans")
 
     def __init__(self) -> None:
-        self.loans: OrderedDict[WebsocketConnection, None] = OrderedDict()
+        self.loans: OrderedDict[Borrow, None] = OrderedDict()
         # The last number that was given to an arrival.
         self.latest = 0
 
     def __len__(self) -> int:
         return len(self.loans)
 
-    def __contains__(self, loan: WebsocketConnection) -> bool:
+    def __contains__(self, loan: Borrow) -> bool:
         return loan in self.loans
 
-    def __iter__(self) -> Iterator[WebsocketConnection]:
+    def __iter__(self) -> Iterator[Borrow]:
         return iter(list(self.loans))
 
     def arrive(self) -> int:
@@ -38,7 +38,7 @@ class Line:
         self.latest += 1
         return self.latest
 
-    def join(self, loan: WebsocketConnection) -> asyncio.Future[None]:
+    def join(self, loan: Borrow) -> asyncio.Future[None]:
         """Take a loan in; return what is done when it is served, or has failed."""
         loop = asyncio.get_running_loop()
         loan._waiter = loop.create_future()
@@ -48,17 +48,17 @@ class Line:
         self.loans[loan] = None
         return loan._waiter
 
-    def rejoin(self, loan: WebsocketConnection) -> None:
+    def rejoin(self, loan: Borrow) -> None:
         """Take a loan in again, at the head: it was served with what it could not take."""
         loan._waiter = asyncio.get_running_loop().create_future()
         self.loans[loan] = None
         self.loans.move_to_end(loan, last=False)
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out, if it is still in."""
         self.loans.pop(loan, None)
 
-    def oldest(self) -> WebsocketConnection | None:
+    def oldest(self) -> Borrow | None:
         """Return the oldest loan; one that was cancelled in this very tick leaves instead."""
         while self.loans:
             loan = next(iter(self.loans))
@@ -67,7 +67,7 @@ class Line:
             self.leave(loan)
         return None
 
-    def oldest_for_used(self) -> WebsocketConnection | None:
+    def oldest_for_used(self) -> Borrow | None:
         """Return the oldest loan that takes a used connection."""
         oldest = self.oldest()
         if oldest is None or not oldest._wants_new:
@@ -83,12 +83,12 @@ class Line:
             count += not loan._waiter.done()
         return count
 
-    def serve(self, loan: WebsocketConnection) -> None:
+    def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""
         self.leave(loan)
         loan._waiter.set_result(None)
 
-    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""
         self.leave(loan)
         if not loan._waiter.done():

@@ -53,7 +53,7 @@ FAULTS = [
         1,
         "a link that was served to a loan that was cancelled in the same tick is lost",
         routing.Router._leave_line,
-        "self._pass_on(loan._link)",
+        "self._pass_on(loan, loan._link)",
         "pass",
     ),
     Fault(

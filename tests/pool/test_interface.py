@@ -85,6 +85,9 @@ ADDED: dict[str, object] = {
     "quota": None,
     "learn_limit": True,
     "is_full": None,
+    "max_streams": 1,
+    "route": None,
+    "max_unread": 4 * 1024 * 1024,
 }
 
 

@@ -21,6 +21,10 @@ class LoanRouter(Protocol):
     def give_back(self, loan: Any, *, is_failed: bool) -> None:
         """End the loan."""
 
+    @property
+    def streaming(self) -> Any:
+        """Where streams end, by a `give_back` of the same kind."""
+
 
 class Lender(Protocol):
     """The pool, as a borrow knows it; it is not dropped while it has borrowers."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 from bisect import bisect_right
 
 from wspool._connection.borrow import Borrow
@@ -28,7 +27,7 @@ from wspool._pool.gate import Gate
 from wspool._pool.limit import Limit
 from wspool._pool.options import Options
 from wspool._pool.stats import Stats
-from wspool._pool.waiting import Line
+from wspool._pool.waiting import Line, Places
 
 
 class Patience:
@@ -63,11 +62,18 @@ class Patience:
         if is_patient and most is None:
             return
         waiting, coming = len(self._line), self._capacity.coming
+        place = waiting
         if waiting >= coming:  # some may have been cancelled, and are about to leave
-            waiting = sum(not one._waiter.done() for one in self._line.loans)
-        if not is_patient and not self._capacity.may_wait(waiting, coming, is_patient=False):
+            places = Places(self._line.max_streams)
+            waiting = 0
+            for one in self._line.loans:
+                if not one._waiter.done():
+                    waiting += 1
+                    places.add(one)
+            place = places.before(loan)
+        if not is_patient and not self._capacity.may_wait(place, coming, is_patient=False):
             raise self._exhausted()
-        if most is not None and waiting - coming >= most:
+        if most is not None and waiting - coming * self._line.max_streams >= most:
             raise telling.too_many_wait(self, most)
 
     def check_at_the_head(self, loan: Borrow) -> None:
@@ -83,16 +89,18 @@ class Patience:
     # What a failure means.
 
     def entitled(self) -> int:
-        """Return how many of those who wait may have a dial begun for them.
+        """Return how many dials may be begun for those who wait.
 
         While nothing is open, not those to whom a failure has spoken and whose hope is at work: a
         server that refuses everybody has seen enough.
         """
+        line = self._line
         if self._capacity.open:
-            return len(self._line)
+            return line.links_for(line.loans)
         first = min(self._begun(), default=NEVER)
-        horizons = (loan._horizon for loan in self._line.loans)
-        return sum(horizon is None or horizon < first for horizon in horizons)
+        return line.links_for(
+            loan for loan in line.loans if loan._horizon is None or loan._horizon < first
+        )
 
     def _begun(self) -> list[int]:
         """Return the numbers of the dials that have begun and not ended, in order."""
@@ -103,7 +111,7 @@ class Patience:
         line, capacity = self._line, self._capacity
         begun = [number for number in self._begun() if number != failed.number]
         is_anybody = False
-        place = 0
+        places = Places(line.max_streams)
         for loan in line:
             if loan._arrival < failed.number:
                 is_anybody = True
@@ -112,12 +120,13 @@ class Patience:
             if loan._horizon is not None and loan._failure is not None:
                 is_patient = loan._timeout != 0
                 coming = capacity.left(bisect_right(begun, loan._horizon))
+                place = places.before(loan)
                 may_wait = capacity.may_wait(place, coming, is_patient=is_patient)
                 # What a quota has not given yet, it may still give.
                 if not (may_wait or (is_patient and loan._failure.kind == "quota")):
                     line.fail(loan, _twin(loan._failure))
                     continue
-            place += 1
+            places.add(loan)
         return is_anybody
 
     # Waiting in vain.
@@ -146,7 +155,10 @@ class Patience:
             return
         most = self._gate.patience(self._options.max_retries)
         seconds = due - asyncio.get_running_loop().time()
-        for loan in itertools.islice(self._line, self._capacity.left(0), None):
+        left = self._capacity.left(0)
+        for place, loan in self._line.placed():
+            if place < left:
+                continue
             waited = self._gate.closed_seconds - loan._gate_closed
             if loan._timeout == 0 and waited + seconds > most:
                 error = _twin(failure)
@@ -160,7 +172,7 @@ class Patience:
     def turn_away_the_surplus(self) -> None:
         """End the wait of those who may not wait for a borrower, and at a lower limit would."""
         coming = self._capacity.coming
-        for place, loan in enumerate(self._line):
+        for place, loan in self._line.placed():
             if not self._capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
                 self._line.fail(loan, self._exhausted())
 

@@ -9,20 +9,48 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from wspool._connection.borrow import Borrow
+
+
+class Places:
+    """Counts the links that so many loans need, where several streams share one."""
+
+    __slots__ = ("_alone", "_max_streams", "_streams")
+
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
+        self._alone = self._streams = 0
+
+    def add(self, loan: Borrow) -> None:
+        if loan._is_stream:
+            self._streams += 1
+        else:
+            self._alone += 1
+
+    def before(self, loan: Borrow) -> int:
+        """Return how many links those that were added need, before this one needs any."""
+        if loan._is_stream:
+            return self._alone + self._streams // self._max_streams
+        return self.total
+
+    @property
+    def total(self) -> int:
+        return self._alone + -(-self._streams // self._max_streams)
 
 
 class Line:
     """The loans that wait, oldest first."""
 
-    __slots__ = ("latest", "loans")
+    __slots__ = ("latest", "loans", "max_streams")
 
     def __init__(self) -> None:
         self.loans: OrderedDict[Borrow, None] = OrderedDict()
         # The last number that was given to an arrival.
         self.latest = 0
+        # How many streams have room on one link.
+        self.max_streams = 1
 
     def __len__(self) -> int:
         return len(self.loans)
@@ -82,6 +110,25 @@ class Line:
                 break
             count += not loan._waiter.done()
         return count
+
+    @property
+    def alone(self) -> int:
+        """Return how many want a link for themselves."""
+        return sum(not (loan._is_stream or loan._waiter.done()) for loan in self.loans)
+
+    def links_for(self, loans: Iterable[Borrow]) -> int:
+        """Return how many links these loans need."""
+        places = Places(self.max_streams)
+        for loan in loans:
+            places.add(loan)
+        return places.total
+
+    def placed(self) -> Iterator[tuple[int, Borrow]]:
+        """Give each loan with the number of links that those before it need."""
+        places = Places(self.max_streams)
+        for loan in self:
+            yield places.before(loan), loan
+            places.add(loan)
 
     def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""

@@ -42,6 +42,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
     WebsocketError,
+    WebsocketStream,
 )
 from wspool._connection import budget
 from wspool._connection.link import Link
@@ -547,6 +548,17 @@ class World:
             elif about != question:
                 raise Violation(f"{question!r} was asked, and {kind} {about!r} read")
             elif kind == "last":
+                return
+
+    async def ask_on(self, stream: WebsocketStream, name: str) -> None:
+        """Ask on a stream and read the answer; a message of another's is a violation."""
+        key = stream.claim(f"{name}-{stream.claim()}")
+        await stream.send(key)
+        while True:
+            kind, about = str(await stream.recv()).split(" ", 1)
+            if about != key:
+                raise Violation(f"{key!r} was asked, and {kind} {about!r} read")
+            if kind == "last":
                 return
 
     async def loan(self, name: str) -> None:

@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiohttp
 
@@ -44,6 +44,8 @@ from wspool._connection.wire import (
     check_close,
     encoded,
 )
+
+T = TypeVar("T")
 
 
 @exported
@@ -356,15 +358,20 @@ async def lend_to_hook(
         loan._take_over(after)
     link.owner = loan
     try:
-        awaitable = hook(loan)
-        if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
-            kind = type(awaitable).__name__
-            raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
-        await awaitable
+        await called(hook, loan)
     finally:
         if link.owner is loan:
             link.owner = owner
     return loan
+
+
+def called(hook: Callable[[T], Awaitable[object]], lent: T) -> Awaitable[object]:
+    """Return what a hook of the user's returns, which is to be awaited."""
+    awaitable = hook(lent)
+    if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
+        kind = type(awaitable).__name__
+        raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
+    return awaitable
 
 
 def view_of(link: Link) -> WebsocketConnection:

@@ -17,6 +17,7 @@ from wspool._connection import states
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import ENDS_PROGRAM, ConnectionDrainTimeoutError
 from wspool._connection.link import Link
+from wspool._connection.loan import called
 from wspool._connection.queues import Queues
 from wspool._connection.routes import sorting
 from wspool._connection.sharing import Entry, Lane, Sharing, Terms
@@ -359,7 +360,7 @@ async def _run_hook(
     stream = stream_of_hook(lane, after)
     lane.owner = stream
     try:
-        await hook(stream)
+        await called(hook, stream)
     except ENDS_PROGRAM:
         raise
     except BaseException as error:

@@ -144,17 +144,18 @@ class Patience:
         error.__cause__ = failure
         self._line.fail(loan, error)
 
-    def turn_away_at_the_gate(self) -> None:
+    def turn_away_at_the_gate(self) -> bool:
         """Let nobody that may not wait stand at the gate for longer than its own retries take.
 
-        That is, nobody to whom only a dial can come.
+        That is, nobody to whom only a dial can come. Return whether there was anybody.
         """
         due = self._gate.next_attempt
         failure = self._gate.failure
         if due is None or failure is None:
-            return
+            return False
         most = self._gate.patience(self._options.max_retries)
         seconds = due - asyncio.get_running_loop().time()
+        is_anybody = False
         left = self._capacity.left(0)
         for place, loan in self._line.placed():
             if place < left:
@@ -168,13 +169,21 @@ class Patience:
                 )
                 error.args = (error.message,)
                 self._line.fail(loan, error)
+                is_anybody = True
+        return is_anybody
 
-    def turn_away_the_surplus(self) -> None:
-        """End the wait of those who may not wait for a borrower, and at a lower limit would."""
+    def turn_away_the_surplus(self) -> bool:
+        """End the wait of those who may not wait for a borrower, and at a lower limit would.
+
+        Return whether there was anybody.
+        """
+        is_anybody = False
         coming = self._capacity.coming
         for place, loan in self._line.placed():
             if not self._capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
                 self._line.fail(loan, self._exhausted())
+                is_anybody = True
+        return is_anybody
 
 
 def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:

@@ -78,7 +78,7 @@ class Router:
         self.patience = Patience(
             options, self.stats, self.queues, self.line, self.capacity, self.gate, self.limit
         )
-        self.gate.on_wait = weakly(self.patience.turn_away_at_the_gate)
+        self.gate.on_wait = weakly(self._turn_away_at_the_gate)
         self.supply = Supply(
             *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
             *(self.tasks, self.budget, self.gate, self.limit, self.patience),
@@ -163,7 +163,7 @@ class Router:
             if self.queues.idle or self.capacity.may_dial:
                 self.route()
             if self.gate.streak:
-                self.patience.turn_away_at_the_gate()
+                self._turn_away_at_the_gate()
             await waiter
             while (link := loan._link) is None or not loan._owns(link):
                 await self._wait_on(loan)
@@ -204,6 +204,8 @@ class Router:
         if loan in self.line:  # perhaps an idle one was kept for it
             self.line.leave(loan)
             self.route()
+        elif self.line.loans and self.streaming.has_route:  # which it may have kept from filling
+            self.route()
 
     def _pass_on(self, loan: Borrow, link: Link) -> None:
         """Take back what a loan was served and could not take: it has not been used."""
@@ -220,6 +222,10 @@ class Router:
             else:
                 self._check_in(link, "cancelled waiter")
 
+    def _turn_away_at_the_gate(self) -> None:
+        if self.patience.turn_away_at_the_gate() and self.streaming.has_route:
+            self.route()  # whoever went may have kept a link from becoming fuller
+
     def _time_out(self, loan: Borrow) -> None:
         if not loan._waiter.done():
             self.patience.time_out(loan)
@@ -234,10 +240,16 @@ class Router:
         self._is_routing = True
         try:
             waiting, idle = self.line.loans, self.queues.idle
-            while waiting and (idle or self.streaming.has_route) and self._serve_one():
-                pass
-            if waiting and self.capacity.may_dial:
-                self.supply.serve(self.errands.promised(self.line))
+            has_route = self.streaming.has_route
+            while True:
+                while waiting and (idle or has_route) and self._serve_one():
+                    pass
+                if waiting and self.capacity.may_dial:
+                    self.supply.serve(self.errands.promised(self.line))
+                # A shared link that is soon too old has had fewer slots than were hoped for; and
+                # whoever goes may have kept one from becoming fuller.
+                if not (waiting and has_route and self.patience.turn_away_the_surplus()):
+                    break
         finally:
             self._is_routing = False
 

@@ -124,11 +124,12 @@ class Line:
         return places.total
 
     def placed(self) -> Iterator[tuple[int, Borrow]]:
-        """Give each loan with the number of links that those before it need."""
+        """Give each loan that waits with the number of links that those before it need."""
         places = Places(self.max_streams)
         for loan in self:
-            yield places.before(loan), loan
-            places.add(loan)
+            if not loan._waiter.done():
+                yield places.before(loan), loan
+                places.add(loan)
 
     def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""

@@ -275,8 +275,12 @@ class Sharing:
 
     # Sorting.
 
-    def sort(self, message: str | bytes) -> Lane | None:
-        """Let a message be read by whoever has claimed its key; return that one's lane."""
+    def sort(self, message: str | bytes, reader: Lane | None = None) -> Lane | None:
+        """Let a message be read by whoever has claimed its key; return that one's lane.
+
+        One that is in recv, as the reader or as one that waits, is not too slow, however much comes
+        in the tick before its turn.
+        """
         terms = self._terms
         key: Any = None
         lane: Lane | None = None
@@ -297,6 +301,8 @@ class Sharing:
                 self._keep(key, (message, value))
         elif lane.is_overflowed or (
             lane.entries
+            and lane.waiter is None
+            and lane is not reader
             and lane.unread_bytes + len(message) + MESSAGE_OVERHEAD_BYTES > terms.max_unread
         ):
             self._drop(lane, message)
@@ -406,23 +412,37 @@ class Sharing:
             self.hand_over()
 
     async def _read(self, lane: Lane | None, until: Ping | None) -> None:
-        """Read for all, until there is something for this lane, or one frame was waited for."""
+        """Read for all, until there is something for this lane, or one frame was waited for.
+
+        Then whatever else has come is sorted in the same tick, so that all whose it is are woken
+        at once: to let each of them read its own would take a tick of the loop apiece.
+        """
         wire, link = self._wire, self.link
+        budget = link.budget
         taken = 0
+        is_served = False
         while link.owner is self and not wire.is_reading:
             if taken >= MIN_FRAMES or wire.is_flooded:
-                await link.budget.breathe()
-                if wire.is_reading or link.owner is not self:
+                if is_served and budget.is_spent:
                     return
+                if not is_served:
+                    await budget.breathe()
+                    if wire.is_reading or link.owner is not self:
+                        return
             message = wire.at_hand()
-            is_waited_for = message is None
-            if message is None and (message := await wire.read()) is None:
-                self._wake_pingers()
-                return
+            if message is None:
+                if taken:
+                    return
+                is_served = True
+                if (message := await wire.read()) is None:
+                    self._wake_pingers()
+                    return
             taken += 1
-            self.sort(message)
-            if is_waited_for or (lane is not None and (lane.entries or lane.is_overflowed)):
-                return
+            own = self.sort(message, lane)
+            if lane is not None and own is lane:
+                if is_served and len(lane.entries) > 1:
+                    return  # to read ahead for itself alone would only delay what stops the server
+                is_served = True
 
     def attend(self) -> None:
         """Read while nobody does, as long as no lane has much that is unread."""

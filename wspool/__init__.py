@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         BorrowerSnapshot,
         ConnectionSnapshot,
         PoolSnapshot,
+        StreamSnapshot,
         Trouble,
         WaiterSnapshot,
     )
@@ -74,6 +75,7 @@ __all__ = [
     "State",
     "Stats",
     "StreamOverflowError",
+    "StreamSnapshot",
     "Transition",
     "Trouble",
     "Uri",
@@ -91,6 +93,7 @@ _LATER = {
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
     "PoolSnapshot": "_pool.introspection",
+    "StreamSnapshot": "_pool.introspection",
     "Trouble": "_pool.introspection",
     "WaiterSnapshot": "_pool.introspection",
 }

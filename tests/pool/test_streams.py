@@ -846,6 +846,36 @@ async def test_a_stream_that_is_forgotten_is_named(
     await pool.release_stream(stream)
 
 
+async def test_a_picture_has_the_streams_of_each_connection(make: Make) -> None:
+    pool = make(leak_threshold=0.01, drain_until=is_final)
+    async with pool.get_stream() as a, pool.get_stream() as b:
+        b.claim()
+        async with pool.get_stream() as c:
+            await c.send_json({"id": c.claim(), "method": "mute"})
+        await asyncio.sleep(0.02)
+        picture = pool.snapshot()
+        [connection] = picture.connections
+        assert picture.max_streams == 3
+        assert connection.borrower is None
+        assert connection.is_overdue
+        assert [(s.slot, s.number, s.state, s.keys) for s in connection.streams] == [
+            (1, a.number, "busy", 0),
+            (2, b.number, "busy", 1),
+            (3, c.number, "draining", 1),
+        ]
+        assert [stream.is_overdue for stream in connection.streams] == [True, True, False]
+        first, _, last = connection.streams
+        assert first.borrower is not None
+        assert "test_streams.py" in first.borrower.borrowed_at
+        assert last.borrower is None
+        json.dumps(picture.to_dict())
+        with pytest.raises(ConnectionPoolExhaustedError, match="is lent for longest"):
+            [await pool.acquire() for _ in range(3)]
+        for link in list(queues_of(pool).busy):
+            if not link.is_shared:
+                await pool.release(link.loan)
+
+
 # Bad input.
 
 

@@ -426,7 +426,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     assert set(picture) == {
         "name", "at", "uri", "is_started", "is_closed", "counts", "waiters", "max_connections",
         "min_connections", "max_connecting", "connections", "gone", "waiting", "stats", "failure",
-            "learned_limit",
+        "learned_limit", "max_streams",
     }  # fmt: skip
     assert picture["name"] == "speech"
     assert picture["uri"] == f"ws://127.0.0.1:{server.port}/?…"

@@ -757,6 +757,21 @@ async def test_expired_connections_end_with_their_last_stream(make: Make) -> Non
     assert why_closed(connection) is CloseReason.EXPIRED
 
 
+async def test_within_the_grace_an_expired_connection_still_takes_streams(make: Make) -> None:
+    pool = make(max_connections=1)
+    async with pool.get_stream() as old:
+        pool.expire_connections(grace=0.3)
+        async with pool.get_stream() as other:
+            assert other.connection.id == 1
+            assert await ask(other, 1) == 1
+        connection = old.connection
+        await asyncio.sleep(0.35)
+        with pytest.raises(ConnectionPoolExhaustedError):
+            await pool.acquire_stream()
+        assert await ask(old, 1) == 1
+    assert why_closed(connection) is CloseReason.EXPIRED
+
+
 async def test_max_lifetime_ends_a_connection_with_its_last_stream(make: Make) -> None:
     pool = make(max_lifetime=0.05)
     async with pool.get_stream() as old:

@@ -446,7 +446,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
             "id", "state", "seconds_in_state", "age", "uses", "idle_seconds", "rtt",
             "sent_messages", "sent_bytes", "received_messages", "received_bytes",
             "drained_messages", "subprotocol", "close_code", "close_reason", "borrower",
-            "is_overdue", "history",
+            "is_overdue", "history", "streams",
         }  # fmt: skip
         for line in shown["history"]:
             assert set(line) == {"trigger", "source", "dest", "at", "why"}

@@ -14,11 +14,13 @@ from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     IllegalTransitionError,
+    StreamOverflowError,
     WebsocketError,
 )
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CloseReason, State
+from wspool._connection.stream import WebsocketStream
 from wspool._connection.wire import Control
 from wspool._pool.connect_options import ConnectOptions
 from wspool._pool.draining import PendingConnection
@@ -30,10 +32,12 @@ from wspool.quota import LocalQuota, Quota
 
 if TYPE_CHECKING:
     from wspool._pool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+    from wspool._pool.blocking_stream import BlockingWebsocketStream
     from wspool._pool.introspection import (
         BorrowerSnapshot,
         ConnectionSnapshot,
         PoolSnapshot,
+        StreamSnapshot,
         Trouble,
         WaiterSnapshot,
     )
@@ -46,6 +50,7 @@ __all__ = [
     "ACQUIRE_TIMEOUT",
     "BlockingWebsocketConnection",
     "BlockingWebsocketConnectionPool",
+    "BlockingWebsocketStream",
     "BorrowerSnapshot",
     "CloseReason",
     "ConnectOptions",
@@ -69,6 +74,8 @@ __all__ = [
     "Quota",
     "State",
     "Stats",
+    "StreamOverflowError",
+    "StreamSnapshot",
     "Transition",
     "Trouble",
     "Uri",
@@ -76,14 +83,17 @@ __all__ = [
     "WebsocketConnection",
     "WebsocketConnectionPool",
     "WebsocketError",
+    "WebsocketStream",
 ]
 
 _LATER = {
     "BlockingWebsocketConnection": "_pool.blocking",
     "BlockingWebsocketConnectionPool": "_pool.blocking",
+    "BlockingWebsocketStream": "_pool.blocking_stream",
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
     "PoolSnapshot": "_pool.introspection",
+    "StreamSnapshot": "_pool.introspection",
     "Trouble": "_pool.introspection",
     "WaiterSnapshot": "_pool.introspection",
 }

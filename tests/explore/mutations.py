@@ -72,7 +72,7 @@ MUTATIONS: Final = (
         "waiter cancelled at the hand-over: owned by nobody",
         "test_a_waiter_cancelled_at_the_hand_over_loses_no_connection",
         "_pool/routing.py",
-        "self._pass_on(loan._link)",
+        "self._pass_on(loan, loan._link)",
         "pass",
     ),
     Mutation(

@@ -31,8 +31,12 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "learned_limit total_connections available_connections busy_connections "
         "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release run "
-        "expire_connections resize close_all "
+        "get_stream acquire_stream release_stream expire_connections resize close_all "
         "stats connections snapshot subscribe state_diagram"
+    ).split(),
+    wspool.WebsocketStream: (  # made by pools alone
+        "claim send recv ping send_json recv_json connection state number slot keys "
+        "reused borrowed_at is_clean outstanding"
     ).split(),
     wspool.WebsocketConnection: (  # made by pools alone
         "send recv ping close retire send_json recv_json websocket "

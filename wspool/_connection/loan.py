@@ -13,26 +13,25 @@ same class, and never an owner.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiohttp
 
-from wspool._connection.callsites import Callsite, line_of
-from wspool._connection.dialogue import GIVEN_UP, Dialogue
+from wspool._connection.borrow import Borrow, Lender
+from wspool._connection.callsites import line_of
+from wspool._connection.dialogue import GIVEN_UP
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
-    ConnectionUnavailableError,
     WebsocketError,
 )
 from wspool._connection.exporting import exported
+from wspool._connection.facts import ConnectionFacts
 from wspool._connection.idioms import refusing
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
@@ -46,29 +45,11 @@ from wspool._connection.wire import (
     encoded,
 )
 
-
-class LoanRouter(Protocol):
-    """What a loan needs of the routing."""
-
-    async def wait(self, loan: WebsocketConnection) -> None:
-        """Return when the loan was served."""
-
-    def give_back(self, loan: WebsocketConnection, *, is_failed: bool) -> None:
-        """End the loan."""
-
-
-class Lender(Protocol):
-    """The pool, as a loan knows it; it is not dropped while it has borrowers."""
-
-    @property
-    def _router(self) -> LoanRouter: ...
-
-    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
-        """Check who borrows, and serve the loan if that needs no wait."""
+T = TypeVar("T")
 
 
 @exported
-class WebsocketConnection(Dialogue):
+class WebsocketConnection(Borrow, ConnectionFacts):
     """One loan of a WebSocket to the server.
 
     Its properties may be read at any time, also when the loan is over. Only the borrower may send,
@@ -76,20 +57,7 @@ class WebsocketConnection(Dialogue):
     ConnectionBusyError, or ConnectionClosedError if the connection was lost before.
     """
 
-    __slots__ = (
-        "_arrival",
-        "_callsite",
-        "_failure",
-        "_gate_closed",
-        "_horizon",
-        "_is_cut_off",
-        "_lender",
-        "_since",
-        "_timeout",
-        "_uses",
-        "_waiter",
-        "_wants_new",
-    )
+    __slots__ = ("_is_cut_off",)
 
     def __init__(
         self,
@@ -101,26 +69,12 @@ class WebsocketConnection(Dialogue):
         self._has_sent = False
         self._last_message = None
         self._outstanding = None
-        # None: of the pool's own, or a view.
         self._lender = lender
-        # Seconds for which it may wait; only a connection that nobody has used will do.
         self._timeout = timeout
         self._wants_new = wants_new
-        # Who borrows, and where in the code.
-        self._callsite: Callsite | None = None
-        # While it stands in the line: what wakes it up, its number and the loop's time when it
-        # arrived, and for how long the gate had been closed by then; the last failure of a dial
-        # that spoke to it, and the number of the last dial that had begun at the first of these.
-        self._waiter: asyncio.Future[None]
-        self._arrival: int
-        self._since: float
-        self._gate_closed: float
-        self._failure: ConnectionUnavailableError | None
-        self._horizon: int | None
+        self._callsite = None
         # Whether the link was closed by the time that the loan was over; unset where it was not.
         self._is_cut_off: bool
-        # Once it is served: which use of the link it is.
-        self._uses: int
 
     # What there is to see.
 
@@ -150,33 +104,6 @@ class WebsocketConnection(Dialogue):
     @context.setter
     def context(self, context: Any) -> None:
         self._link_of_mine("set the context").context = context
-
-    @property
-    def outstanding(self) -> int | None:
-        """How many last messages are still to come: set it, if you have asked several questions.
-
-        Each message that `drain_until` calls the last counts down, be it read by you or by the
-        drain, and at 0 the connection is clean. None: not more than one. Raises TypeError or
-        ValueError for what is no count, and for one above 0 in a pool without `drain_until`.
-        """
-        return self._outstanding
-
-    @outstanding.setter
-    def outstanding(self, outstanding: int | None) -> None:
-        link = self._link_of_mine("set outstanding")
-        if outstanding is not None:
-            if isinstance(outstanding, bool) or not isinstance(outstanding, int):
-                raise TypeError(
-                    f"outstanding is {outstanding!r}; it must be a whole number or None"
-                )
-            if outstanding < 0:
-                raise ValueError(f"outstanding is {outstanding!r}; it must be at least 0")
-            if outstanding and link.is_last is None:
-                raise ValueError(
-                    f"outstanding is {outstanding!r}, but the pool has no drain_until to tell "
-                    "which messages are last"
-                )
-        self._outstanding = outstanding
 
     @property
     def websocket(self) -> aiohttp.ClientWebSocketResponse:
@@ -360,8 +287,10 @@ class WebsocketConnection(Dialogue):
 
     # The right to the wire.
 
+    def _owns(self, link: Link) -> bool:
+        return link.owner is self
+
     def _link_of_mine(self, doing: str) -> Link:
-        """Return the link, if it is this loan's, or was when it was lost."""
         link = self._served()
         if link.owner is not self and link.loan is not self:
             raise self._refusal(doing)
@@ -429,15 +358,20 @@ async def lend_to_hook(
         loan._take_over(after)
     link.owner = loan
     try:
-        awaitable = hook(loan)
-        if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
-            kind = type(awaitable).__name__
-            raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
-        await awaitable
+        await called(hook, loan)
     finally:
         if link.owner is loan:
             link.owner = owner
     return loan
+
+
+def called(hook: Callable[[T], Awaitable[object]], lent: T) -> Awaitable[object]:
+    """Return what a hook of the user's returns, which is to be awaited."""
+    awaitable = hook(lent)
+    if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
+        kind = type(awaitable).__name__
+        raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
+    return awaitable
 
 
 def view_of(link: Link) -> WebsocketConnection:

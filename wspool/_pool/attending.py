@@ -39,8 +39,10 @@ class Attending:
         self._options, self._stats = options, stats
         self._idle, self._capacity, self._retiring = queues.idle, capacity, retiring
 
-    def next_idle(self) -> Link | None:
+    def next_idle(self, *, for_stream: bool = False) -> Link | None:
         """Return the idle link to lend next: the last one in, so that a pool can shrink.
+
+        Not to somebody alone where the answer to a stream may still come, which would read it.
 
         Those that turn out to be lost, or too old, are closed on the way. None, too, when that
         one, and so all that are idle for longer, must be checked first.
@@ -57,6 +59,9 @@ class Attending:
                     link.close(CloseReason.DRAIN)
                 if link.state is not State.IDLE:
                     continue
+            if link.sharing is not None and link.sharing.is_unclean and not for_stream:
+                link.close(CloseReason.DRAIN)
+                continue
             now = link.clock()
             if now < link.retire_at and now - link.idle_since < self._retiring.young_seconds:
                 return link  # as nearly always
@@ -85,7 +90,7 @@ class Attending:
                 return False
             self.dispose(link)
         elif link.state is not State.CLOSED and link.wire is not None:
-            link.wire.attend()
+            (link.sharing if link.is_shared else link.wire).attend()
         return link.state is State.IDLE
 
     def _keep_greeting(self, link: Link) -> bool:

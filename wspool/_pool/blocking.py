@@ -29,6 +29,7 @@ from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
+from wspool._pool.blocking_stream import BlockingWebsocketStream, end_stream
 from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
@@ -355,6 +356,50 @@ class BlockingWebsocketConnectionPool(Configured):
         if not is_ours or self._end(connection, force_remove=force_remove) is False:
             logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
 
+    def acquire_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> BlockingWebsocketStream:
+        """Return a stream, a share of a connection, to be given back with `release_stream`.
+
+        The timeout and the errors are those of `WebsocketConnectionPool.acquire_stream`.
+        """
+        frame = in_own_code(sys._getframe(1))
+        pool = self.pool
+
+        async def borrow() -> BlockingWebsocketStream:
+            stream = pool.get_stream(timeout=timeout)
+            if not pool._lend_at_once(stream, frame):
+                await pool._router.wait(stream)
+            return BlockingWebsocketStream(self, stream)
+
+        return self._portal.wait(borrow, undo=lambda lent: end_stream(pool, lent._mirrored))
+
+    @contextmanager
+    def get_stream(
+        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> Iterator[BlockingWebsocketStream]:
+        """Return a context manager that acquires a stream and gives it back."""
+        stream = self.acquire_stream(timeout=timeout)
+        try:
+            stream._is_in_block = True
+            yield stream
+        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
+            self._portal.soon(partial(end_stream, self.pool, stream._mirrored, is_failed=True))
+            raise
+        except BaseException:
+            self._end(stream, is_failed=True)
+            raise
+        self._end(stream)
+
+    def release_stream(
+        self, stream: BlockingWebsocketStream, *, force_remove: bool = False
+    ) -> None:
+        """Give a stream back; with `force_remove` its connection closes when its neighbours go.
+
+        Releasing what is over is a warning in the log.
+        """
+        is_ours = stream._pool is self
+        if not is_ours or self._end(stream, force_remove=force_remove) is False:
+            logger.warning("%r is not lent by this pool; releasing it does nothing", stream)
+
     def expire_connections(self, grace: float = 0.0) -> None:
         """Replace every connection that there is: idle ones now, busy ones when they come back.
 
@@ -419,11 +464,17 @@ class BlockingWebsocketConnectionPool(Configured):
 
         return self._portal.wait(borrow, undo=lambda lent: _end(pool, lent._mirrored))
 
-    def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
+    def _end(
+        self, lent: BlockingWebsocketConnection | BlockingWebsocketStream, **how: bool
+    ) -> bool | None:
         """End a loan, even if that is interrupted; False if it was over."""
         if self._portal.is_foreign:
             return None  # it is the parent's
-        end = partial(_end, self.pool, connection._mirrored, **how)
+        end = (
+            partial(end_stream, self.pool, lent._mirrored, **how)
+            if isinstance(lent, BlockingWebsocketStream)
+            else partial(_end, self.pool, lent._mirrored, **how)
+        )
         try:
             return self._portal.call(end)
         except BaseException:

@@ -79,7 +79,7 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
     is a heartbeat.
     """
     try:
-        _show(link, message, options, stats)
+        show(link, message, options, stats)
         condition = options.drain_condition
         if condition is not None:
             is_fine = bool(condition(message))
@@ -98,14 +98,15 @@ def dispose_of_rest(link: Link, options: Options, stats: Stats) -> None:
     """Deal with what a link that is closed had received by then."""
     for message in link.unread():
         try:
-            _show(link, message, options, stats)
+            show(link, message, options, stats)
         except ENDS_PROGRAM:
             raise
         except BaseException:
             logger.exception("on_drained raised, of closed #%d", link.id)
 
 
-def _show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
+def show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
+    """Count a message that no borrower will read, and tell `on_drained`."""
     link.drained_messages += 1
     stats.drained_messages += 1
     if options.on_drained is not None:
@@ -141,7 +142,7 @@ class Draining:
         `is_failed`: the loan was left by an exception, or its answer was given up.
         """
         options = self._options
-        if options.on_release is None:
+        if options.on_loan_release is None:
             if not _is_needed(loan, options, is_failed=is_failed):
                 return False
             if is_failed and not (loan.is_clean or options.drain_until):
@@ -183,8 +184,8 @@ async def drain(
     was_clean = loan.is_clean
     try:
         async with asyncio.timeout_at(end) as timer:
-            if options.on_release is not None:
-                loan = await run_hook(link, options.on_release, "on_release", after=loan)
+            if options.on_loan_release is not None:
+                loan = await run_hook(link, options.on_loan_release, "on_release", after=loan)
                 is_failed = loan._has_given_up or (is_failed and not loan.is_clean)
             if is_failed and not (loan.is_clean or options.drain_until):
                 # Neither silence nor a pong proves that a server has finished thinking.
@@ -195,7 +196,7 @@ async def drain(
     except TimeoutError:
         if timer.when() != end:
             return  # quiet
-        if was_clean and options.on_release is not None:
+        if was_clean and options.on_loan_release is not None:
             logger.warning(
                 "on_release has sent something on #%d, whose answer was complete, and no end of "
                 "another came within drain_timeout: let it look at connection.is_clean first",

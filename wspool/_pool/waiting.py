@@ -9,28 +9,56 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from wspool._connection.loan import WebsocketConnection
+from wspool._connection.borrow import Borrow
+
+
+class Places:
+    """Counts the links that so many loans need, where several streams share one."""
+
+    __slots__ = ("_alone", "_max_streams", "_streams")
+
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
+        self._alone = self._streams = 0
+
+    def add(self, loan: Borrow) -> None:
+        if loan._is_stream:
+            self._streams += 1
+        else:
+            self._alone += 1
+
+    def before(self, loan: Borrow) -> int:
+        """Return how many links those that were added need, before this one needs any."""
+        if loan._is_stream:
+            return self._alone + self._streams // self._max_streams
+        return self.total
+
+    @property
+    def total(self) -> int:
+        return self._alone + -(-self._streams // self._max_streams)
 
 
 class Line:
     """The loans that wait, oldest first."""
 
-    __slots__ = ("latest", "loans")
+    __slots__ = ("latest", "loans", "max_streams")
 
     def __init__(self) -> None:
-        self.loans: OrderedDict[WebsocketConnection, None] = OrderedDict()
+        self.loans: OrderedDict[Borrow, None] = OrderedDict()
         # The last number that was given to an arrival.
         self.latest = 0
+        # How many streams have room on one link.
+        self.max_streams = 1
 
     def __len__(self) -> int:
         return len(self.loans)
 
-    def __contains__(self, loan: WebsocketConnection) -> bool:
+    def __contains__(self, loan: Borrow) -> bool:
         return loan in self.loans
 
-    def __iter__(self) -> Iterator[WebsocketConnection]:
+    def __iter__(self) -> Iterator[Borrow]:
         return iter(list(self.loans))
 
     def arrive(self) -> int:
@@ -38,7 +66,7 @@ class Line:
         self.latest += 1
         return self.latest
 
-    def join(self, loan: WebsocketConnection) -> asyncio.Future[None]:
+    def join(self, loan: Borrow) -> asyncio.Future[None]:
         """Take a loan in; return what is done when it is served, or has failed."""
         loop = asyncio.get_running_loop()
         loan._waiter = loop.create_future()
@@ -48,17 +76,17 @@ class Line:
         self.loans[loan] = None
         return loan._waiter
 
-    def rejoin(self, loan: WebsocketConnection) -> None:
+    def rejoin(self, loan: Borrow) -> None:
         """Take a loan in again, at the head: it was served with what it could not take."""
         loan._waiter = asyncio.get_running_loop().create_future()
         self.loans[loan] = None
         self.loans.move_to_end(loan, last=False)
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out, if it is still in."""
         self.loans.pop(loan, None)
 
-    def oldest(self) -> WebsocketConnection | None:
+    def oldest(self) -> Borrow | None:
         """Return the oldest loan; one that was cancelled in this very tick leaves instead."""
         while self.loans:
             loan = next(iter(self.loans))
@@ -67,7 +95,7 @@ class Line:
             self.leave(loan)
         return None
 
-    def oldest_for_used(self) -> WebsocketConnection | None:
+    def oldest_for_used(self) -> Borrow | None:
         """Return the oldest loan that takes a used connection."""
         oldest = self.oldest()
         if oldest is None or not oldest._wants_new:
@@ -83,12 +111,32 @@ class Line:
             count += not loan._waiter.done()
         return count
 
-    def serve(self, loan: WebsocketConnection) -> None:
+    @property
+    def alone(self) -> int:
+        """Return how many want a link for themselves."""
+        return sum(not (loan._is_stream or loan._waiter.done()) for loan in self.loans)
+
+    def links_for(self, loans: Iterable[Borrow]) -> int:
+        """Return how many links these loans need."""
+        places = Places(self.max_streams)
+        for loan in loans:
+            places.add(loan)
+        return places.total
+
+    def placed(self) -> Iterator[tuple[int, Borrow]]:
+        """Give each loan that waits with the number of links that those before it need."""
+        places = Places(self.max_streams)
+        for loan in self:
+            if not loan._waiter.done():
+                yield places.before(loan), loan
+                places.add(loan)
+
+    def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""
         self.leave(loan)
         loan._waiter.set_result(None)
 
-    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""
         self.leave(loan)
         if not loan._waiter.done():

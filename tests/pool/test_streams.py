@@ -215,7 +215,7 @@ async def test_unknown_keys_are_kept_within_bounds(make: Make) -> None:
         pushes = [{"params": {"subscription": n}, "x": "x" * 100_000} for n in range(100, 110)]
         await ask(stream, pushes, "push")
         sharing = link_of(stream.connection).sharing
-        assert 400_000 < sharing.unknown_bytes <= 512 * 1024
+        assert 400_000 < sharing.unclaimed.bytes <= 512 * 1024
         assert len(drained) == 5
         stream.claim(109)
         assert (await stream.recv_json())["params"] == {"subscription": 109}

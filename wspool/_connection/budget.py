@@ -17,6 +17,10 @@ Not where more is unread than aiohttp's queue holds: there, taking one may infla
 """
 
 
+MESSAGE_OVERHEAD_BYTES: Final = 128
+"""That a message which is kept counts beside its length, so that tiny ones are bounded too."""
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return `loop.time`, or what it tells: that takes 0.06 µs less, several times for each loan.
 

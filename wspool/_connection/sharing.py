@@ -16,33 +16,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
-from wspool._connection.budget import MIN_FRAMES
+from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES
 from wspool._connection.callsites import Callsite
 from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
 from wspool._connection.routes import UNPARSED, Sort
 from wspool._connection.states import CloseReason, State
-from wspool._connection.wire import MAX_INBOX_BYTES, MESSAGE_OVERHEAD_BYTES, Ping, Wire
+from wspool._connection.unclaimed import Entry, Unclaimed
+from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
 
 logger = logging.getLogger("wspool")
-
-UNKNOWN_SECONDS: Final = 1.0
-"""For which a message with an unknown key is kept: a push may come before its reader knows the
-id that the server has chosen."""
-
-MAX_UNKNOWN_BYTES: Final = 512 * 1024
-"""Of messages with unknown keys on one connection; the oldest go first."""
-
-MAX_FORMER_KEYS: Final = 1024
-"""Keys of streams that are over, and whose last message nobody has seen. Late messages of these are
-disposed of; of even older ones they are taken for unknown."""
-
-Entry = tuple[str | bytes, Any]
-"""A message and its JSON, or UNPARSED."""
 
 
 class Terms:
@@ -155,18 +143,15 @@ class Sharing:
     """The shares of one link, and what has come for none of them."""
 
     __slots__ = (
-        "_former",
         "_is_unclean",
         "_number",
-        "_order",
         "_pingers",
         "_terms",
-        "_unknown",
         "_waiting",
         "keys",
         "lanes",
         "link",
-        "unknown_bytes",
+        "unclaimed",
     )
 
     def __init__(self, link: Link, terms: Terms) -> None:
@@ -181,13 +166,7 @@ class Sharing:
         # Who waits while another reads, in order; those among them that wait for a pong.
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._pingers: list[asyncio.Future[None]] = []
-        # Keys that may still have late messages, the oldest first.
-        self._former: OrderedDict[Hashable, None] = OrderedDict()
-        # Messages with keys that nobody has claimed, with the time of their arrival; and all of
-        # these times with the key, in order, those that were claimed meanwhile included.
-        self._unknown: dict[Hashable, deque[tuple[float, Entry]]] = {}
-        self._order: deque[tuple[float, Hashable]] = deque()
-        self.unknown_bytes = 0
+        self.unclaimed = Unclaimed(partial(terms.on_nobody, link))
 
     # The lanes.
 
@@ -246,11 +225,9 @@ class Sharing:
                 f"The key {key!r} is claimed by {whose} of connection #{self.link.id}{how}; claim "
                 "another one, or none for a new number"
             )
-        self._former.pop(key, None)
         self.keys[key] = lane
         lane.keys[key] = None
-        for _, entry in self._unknown.pop(key, ()):
-            self.unknown_bytes -= len(entry[0]) + MESSAGE_OVERHEAD_BYTES
+        for entry in self.unclaimed.claim(key):
             lane.put(entry)
 
     def end(self, lane: Lane, *, is_clean: bool, is_given_up: bool = False) -> list[Entry]:
@@ -262,10 +239,8 @@ class Sharing:
         self._is_unclean = self._is_unclean or is_given_up
         for key in lane.keys:
             del self.keys[key]
-            if not is_clean:
-                self._former[key] = None
-        while len(self._former) > MAX_FORMER_KEYS:
-            self._former.popitem(last=False)
+        if not is_clean:
+            self.unclaimed.leave(lane.keys)
         lane.owner = None
         lane.is_lent = lane.is_draining = False
         lane.wake()
@@ -295,10 +270,10 @@ class Sharing:
             key = None
             terms.complain(error)
         if lane is None:
-            if key is None or key in self._former:
+            if key is None:
                 terms.on_nobody(self.link, message)
             else:
-                self._keep(key, (message, value))
+                self.unclaimed.take(key, (message, value), self.link.clock())
         elif lane.is_overflowed or (
             lane.entries
             and lane.waiter is None
@@ -323,36 +298,6 @@ class Sharing:
             raise
         except BaseException:
             logger.exception("drain_until raised; the message does not count as the last")
-        self._terms.on_nobody(self.link, message)
-
-    def _keep(self, key: Hashable, entry: Entry) -> None:
-        """Keep a message for whoever may claim its key in a moment."""
-        now = self.link.clock()
-        self._unknown.setdefault(key, deque()).append((now, entry))
-        self._order.append((now, key))
-        self.unknown_bytes += len(entry[0]) + MESSAGE_OVERHEAD_BYTES
-        while self.unknown_bytes > MAX_UNKNOWN_BYTES:
-            self._forget_oldest()
-
-    def sweep(self, now: float) -> None:
-        """Dispose of what nobody has claimed in time."""
-        while self._order and now - self._order[0][0] >= UNKNOWN_SECONDS:
-            self._forget_oldest()
-
-    def forget_unknown(self) -> None:
-        """Dispose of all that nobody has claimed: there are no streams any more."""
-        while self._order:
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
-        at, key = self._order.popleft()
-        kept = self._unknown.get(key)
-        if not kept or kept[0][0] != at:
-            return  # it was claimed
-        _, (message, _) = kept.popleft()
-        if not kept:
-            del self._unknown[key]
-        self.unknown_bytes -= len(message) + MESSAGE_OVERHEAD_BYTES
         self._terms.on_nobody(self.link, message)
 
     # Reading.

@@ -27,8 +27,9 @@ from wspool._connection.exporting import exported
 from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.routes import UNPARSED
-from wspool._connection.sharing import Entry, Lane
+from wspool._connection.sharing import Lane
 from wspool._connection.states import CLOSED, CloseReason, State
+from wspool._connection.unclaimed import Entry
 from wspool._connection.wire import CLOSE_FRAME, Wire, encoded
 
 

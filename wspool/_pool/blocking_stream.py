@@ -11,9 +11,9 @@ from typing import Any, Protocol, Self, TypeVar
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.routes import UNPARSED
-from wspool._connection.sharing import Entry
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
+from wspool._connection.unclaimed import Entry
 from wspool._pool.checks import check_timeout
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal

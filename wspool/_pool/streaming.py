@@ -20,7 +20,7 @@ from wspool._connection.link import Link
 from wspool._connection.loan import called
 from wspool._connection.queues import Queues
 from wspool._connection.routes import sorting
-from wspool._connection.sharing import Entry, Lane, Sharing, Terms
+from wspool._connection.sharing import Lane, Sharing, Terms
 from wspool._connection.states import CloseReason, State
 from wspool._connection.stream import WebsocketStream, stream_of_hook
 from wspool._pool.attending import Attending
@@ -215,7 +215,7 @@ class Streaming:
         for message, _ in sharing.end(lane, is_clean=is_clean, is_given_up=is_given_up):
             self._terms.on_nobody(link, message)
         if not sharing.lanes:
-            sharing.forget_unknown()
+            sharing.unclaimed.forget()
             if link.state is State.CLOSED:
                 link.loan = None
             elif link.owner is sharing:
@@ -288,7 +288,7 @@ class Streaming:
     def sweep(self, now: float) -> None:
         """Dispose of what came with keys that nobody has claimed in time."""
         for link in self.shared():
-            link.sharing.sweep(now)
+            link.sharing.unclaimed.sweep(now)
 
 
 def lanes_of(link: Link) -> Iterator[Lane]:
@@ -399,7 +399,7 @@ async def _read(
     if awaits and options.drain_fence and not (is_failed and options.drain_until is not None):
         fence = await link.wire.send_ping()
     while lane.entries or (awaits and ends):
-        entry: Entry | None = await sharing.next_entry(lane, drain, until=fence)
+        entry = await sharing.next_entry(lane, drain, until=fence)
         if entry is None:
             if lane.is_overflowed:
                 raise Discard(CloseReason.DRAIN)

@@ -141,8 +141,8 @@ MUTATIONS: Final = (
         "too many dials for the demand",
         "test_there_are_no_more_dials_than_are_needed",
         "_pool/supply.py",
-        "len(self._line) - promised - len(self._queues.connecting)",
-        "len(self._line)",
+        "line.links_for(line.loans) - promised - len(self._queues.connecting)",
+        "line.links_for(line.loans)",
     ),
     Mutation(
         10,

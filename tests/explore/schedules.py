@@ -967,7 +967,6 @@ def explore_streams(seed: int) -> Outcome:
         drain_fence=loop.chance(0.3),
         on_release=loop.choose((None, None, say_bye)),
         check_after_idle=loop.choose((None, None, 0.0)),
-        learn_limit=False,  # `explore` has that
     )
 
     async def main() -> None:

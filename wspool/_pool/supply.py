@@ -292,6 +292,7 @@ class Supply:
                 self._limit.begin(other)
             else:
                 other.close(CloseReason.DIAL)
+        self._patience.turn_away_the_surplus()
 
     def _watch_evictions(self, lost: Link) -> None:
         """Learn from a lost link whether the server closes an older one for each new one."""

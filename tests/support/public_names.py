@@ -28,11 +28,11 @@ STORED: Final = Path(__file__).with_suffix(".txt")
 MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnectionPool: (
         "is_started is_closed "
-        "learned_limit total_connections available_connections busy_connections "
+        "learned_limit trouble total_connections available_connections busy_connections "
         "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release run "
         "get_stream acquire_stream release_stream expire_connections resize close_all "
-        "stats connections snapshot subscribe state_diagram"
+        "aclose stats connections snapshot subscribe state_diagram"
     ).split(),
     wspool.WebsocketStream: (  # made by pools alone
         "claim send recv ping send_json recv_json connection state number slot keys "

@@ -1,15 +1,24 @@
-"""One borrow, of whatever kind: what stands in the line of a pool, and what its lender is to it."""
+"""One borrow, of whatever kind: what stands in the line of a pool, and what its lender is to it.
+
+What loans and streams do alike is here; what each has a right to is its own affair.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from types import FrameType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
+
+import aiohttp
 
 from wspool._connection.callsites import Callsite
 from wspool._connection.dialogue import Dialogue
-from wspool._connection.errors import ConnectionUnavailableError
+from wspool._connection.errors import ConnectionClosedError, ConnectionUnavailableError
 from wspool._connection.link import Link
+from wspool._connection.states import CLOSED, CloseReason
+from wspool._connection.wire import Wire, encoded
 
 
 class LoanRouter(Protocol):
@@ -75,6 +84,46 @@ class Borrow(Dialogue):
     # Once it is served: which use of the link it is.
     _uses: int
 
+    async def __aenter__(self) -> Self:
+        lender = self._lender
+        assert lender is not None
+        if not lender._lend_at_once(self, sys._getframe(1)):
+            await lender._router.wait(self)
+        return self
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a text or a binary message, as it is.
+
+        Raises ConnectionClosedError when the connection is lost (the message may or may not have
+        arrived), StreamOverflowError when messages of a stream are, ConnectionBusyError when it is
+        not the caller's, TypeError for anything else than str and bytes, UnicodeEncodeError for a
+        str that is no text.
+        """
+        wire = self._wire("send")
+        payload, kind = encoded(message)
+        self._note_send()
+        try:
+            await wire.send(payload, kind)
+        except (OSError, aiohttp.ClientError) as error:
+            raise self._served().closed_error() from error
+
+    async def send_json(self, value: Any) -> None:
+        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
+        await self.send(json.dumps(value))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def _is_end(self, error: ConnectionClosedError) -> bool:
+        """Whether the server has closed normally, so that an iteration ends without an error."""
+        link = self._served()
+        is_by_server = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
+        return is_by_server and error.code in (1000, 1001)
+
     def _owns(self, link: Link) -> bool:
         """Whether this link, which it was served, is its own to use."""
+        raise NotImplementedError
+
+    def _wire(self, doing: str) -> Wire:
+        """Return the wire, if it is this borrow's to use, and works."""
         raise NotImplementedError

@@ -14,11 +14,10 @@ same class, and never an owner.
 from __future__ import annotations
 
 import json
-import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
@@ -42,7 +41,6 @@ from wspool._connection.wire import (
     TEXT,
     Wire,
     check_close,
-    encoded,
 )
 
 T = TypeVar("T")
@@ -134,34 +132,12 @@ class WebsocketConnection(Borrow, ConnectionFacts):
 
     # What a borrower does.
 
-    async def __aenter__(self) -> Self:
-        lender = self._lender
-        assert lender is not None
-        if not lender._lend_at_once(self, sys._getframe(1)):
-            await lender._router.wait(self)
-        return self
-
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         link, lender = self._link, self._lender
         assert link is not None
         assert lender is not None
         if link.loan is self:  # else it was ended inside the block
             lender._router.give_back(self, is_failed=kind is not None)
-
-    async def send(self, message: str | bytes) -> None:
-        """Send a text or a binary message.
-
-        Raises ConnectionClosedError when the connection is lost (the message may or may not have
-        arrived), ConnectionBusyError when it is not the caller's, TypeError for anything else
-        than str and bytes, UnicodeEncodeError for a str that is no text.
-        """
-        wire = self._wire("send")
-        payload, kind = encoded(message)
-        self._note_send()
-        try:
-            await wire.send(payload, kind)
-        except (OSError, aiohttp.ClientError) as error:
-            raise self._served().closed_error() from error
 
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.
@@ -260,10 +236,6 @@ class WebsocketConnection(Borrow, ConnectionFacts):
             raise self._refusal("retire")
         link.retire()
 
-    async def send_json(self, value: Any) -> None:
-        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
-        await self.send(json.dumps(value))
-
     async def recv_json(self) -> Any:
         """Return the next message, parsed as JSON.
 
@@ -271,17 +243,12 @@ class WebsocketConnection(Borrow, ConnectionFacts):
         """
         return json.loads(await self.recv())
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> str | bytes:
         """Return the next message, until the server closes normally (1000 or 1001)."""
         try:
             return await self.recv()
         except ConnectionClosedError as error:
-            link = self._served()
-            is_by_server = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
-            if is_by_server and error.code in (1000, 1001):
+            if self._is_end(error):
                 raise StopAsyncIteration from None
             raise
 
@@ -297,7 +264,6 @@ class WebsocketConnection(Borrow, ConnectionFacts):
         return link
 
     def _wire(self, doing: str) -> Wire:
-        """Return the wire, if it is this loan's to use, and works."""
         link = self._link
         if link is None or link.owner is not self:
             raise self._refusal(doing)

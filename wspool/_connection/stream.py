@@ -7,12 +7,9 @@ it is over it has none any more. See `sharing.py`, which reads for all.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Hashable
 from time import time
-from typing import Any, Self
-
-import aiohttp
+from typing import Any
 
 from wspool._connection.borrow import Borrow, Lender
 from wspool._connection.callsites import line_of
@@ -28,9 +25,9 @@ from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.routes import UNPARSED
 from wspool._connection.sharing import Lane
-from wspool._connection.states import CLOSED, CloseReason, State
+from wspool._connection.states import State
 from wspool._connection.unclaimed import Entry
-from wspool._connection.wire import CLOSE_FRAME, Wire, encoded
+from wspool._connection.wire import CLOSE_FRAME, Wire
 
 
 @exported
@@ -109,13 +106,6 @@ class WebsocketStream(Borrow):
 
     # What a borrower does.
 
-    async def __aenter__(self) -> Self:
-        lender = self._lender
-        assert lender is not None
-        if not lender._lend_at_once(self, sys._getframe(1)):
-            await lender._router.wait(self)
-        return self
-
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         lane, lender = self._lane, self._lender
         assert lender is not None
@@ -139,22 +129,6 @@ class WebsocketStream(Borrow):
         sharing.claim(lane, key)
         return key
 
-    async def send(self, message: str | bytes) -> None:
-        """Send a text or a binary message, as it is: what it has to carry is yours to put in.
-
-        Raises ConnectionClosedError when the connection is lost (the message may or may not have
-        arrived), StreamOverflowError when messages of this stream are, ConnectionBusyError when it
-        is not the caller's, TypeError for anything else than str and bytes, UnicodeEncodeError
-        for a str that is no text.
-        """
-        wire = self._wire("send")
-        payload, kind = encoded(message)
-        self._note_send()
-        try:
-            await wire.send(payload, kind)
-        except (OSError, aiohttp.ClientError) as error:
-            raise self._served().closed_error() from error
-
     async def recv(self) -> str | bytes:
         """Return the next message of this stream, in the order of arrival.
 
@@ -164,10 +138,6 @@ class WebsocketStream(Borrow):
         """
         message, _ = await self._next()
         return message
-
-    async def send_json(self, value: Any) -> None:
-        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
-        await self.send(json.dumps(value))
 
     async def recv_json(self) -> Any:
         """Return the next message, parsed as JSON: by the `route` already, if that is a path.
@@ -190,9 +160,6 @@ class WebsocketStream(Borrow):
             raise self._refusal("ping")
         return seconds
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> str | bytes:
         """Return the next message, until the server closes normally (1000 or 1001)."""
         return (await self._next_or_end())[0]
@@ -201,9 +168,7 @@ class WebsocketStream(Borrow):
         try:
             return await self._next()
         except ConnectionClosedError as error:
-            link = self._served()
-            is_by_server = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
-            if is_by_server and error.code in (1000, 1001):
+            if self._is_end(error):
                 raise StopAsyncIteration from None
             raise
 
@@ -258,7 +223,6 @@ class WebsocketStream(Borrow):
         return self._lane_of_mine(doing).sharing.link
 
     def _wire(self, doing: str) -> Wire:
-        """Return the wire, if it is this stream's to use, and works."""
         lane = self._lane_of_mine(doing)
         sharing = lane.sharing
         wire = sharing.link.wire

@@ -26,7 +26,7 @@ FILES = """
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
     _pool.repeating _pool.streaming _pool.routing
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal
-    _pool.blocking_stream _pool.blocking
+    _pool.blocking_borrow _pool.blocking_stream _pool.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi

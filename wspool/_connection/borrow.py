@@ -124,6 +124,11 @@ class Borrow(Dialogue):
         """Whether this link, which it was served, is its own to use."""
         raise NotImplementedError
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether it was given back."""
+        raise NotImplementedError
+
     def _wire(self, doing: str) -> Wire:
         """Return the wire, if it is this borrow's to use, and works."""
         raise NotImplementedError

@@ -279,7 +279,6 @@ class WebsocketConnection(Borrow, ConnectionFacts):
 
     @property
     def _is_over(self) -> bool:
-        """Whether it was given back."""
         return self._served().loan is not self
 
     def _put_back(self, message: str | bytes) -> None:

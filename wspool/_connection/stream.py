@@ -234,7 +234,6 @@ class WebsocketStream(Borrow):
 
     @property
     def _is_over(self) -> bool:
-        """Whether it was given back."""
         return self._share.owner is not self
 
     def _last_read(self) -> str | bytes | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
@@ -29,7 +28,8 @@ from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
-from wspool._pool.blocking_stream import BlockingWebsocketStream, end_stream
+from wspool._pool.blocking_borrow import BlockingBorrow, L, end
+from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.checks import check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
@@ -43,6 +43,7 @@ from wspool._pool.stats import Stats
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
+B = TypeVar("B", bound=BlockingBorrow[Any])
 Args = TypeVarTuple("Args")
 
 
@@ -69,14 +70,16 @@ _same: Final[Callable[[], Any]] = _Same
 
 
 @exported
-class BlockingWebsocketConnection:
+class BlockingWebsocketConnection(BlockingBorrow[WebsocketConnection]):
     """One loan of a WebSocket to the server: a `WebsocketConnection` without `await`.
 
     Threads may share it, but only one may be in `recv`. All times are in seconds, and a `timeout`
     of None means for ever; what has run into one raises TimeoutError.
     """
 
-    __slots__ = ("__weakref__", "_is_in_block", "_mirrored", "_pool")
+    __slots__ = ()
+
+    _what, _block = "connection", "get_connection"
 
     uri: str = _same()
     headers: dict[str, str] = _same()
@@ -102,14 +105,7 @@ class BlockingWebsocketConnection:
     outstanding: int | None = _same()
 
     def __init__(self, pool: BlockingWebsocketConnectionPool, loan: WebsocketConnection) -> None:
-        self._pool = pool  # which is not dropped while it has a borrower
-        self._mirrored = loan
-        # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
-        # collector may finalise the connection first: that is nobody's mistake.
-        self._is_in_block = False
-
-    def __repr__(self) -> str:
-        return f"<Blocking{repr(self._mirrored)[1:]}"
+        super().__init__(pool, loan)
 
     def send(self, message: str | bytes, *, timeout: float | None = None) -> None:
         """Send a text or a binary message. If the time is up, it may be sent nevertheless."""
@@ -139,9 +135,6 @@ class BlockingWebsocketConnection:
         """Return the next message, parsed as JSON."""
         return json.loads(self.recv(timeout))
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> str | bytes:
         """Return the next message, until the server closes normally (1000 or 1001)."""
         try:
@@ -162,36 +155,11 @@ class BlockingWebsocketConnection:
 
         __exit__ = __enter__
 
-    def _wait(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None = None,
-        late: str = "",
-        undo: Callable[[T], object] | None = None,
-    ) -> T:
-        check_timeout(timeout)
-        try:
-            return self._pool._portal.wait(work, timeout, undo)
-        except TimeoutError:
-            raise TimeoutError(f"Connection #{self.id} {late} within {timeout} s") from None
+    def _named(self) -> str:
+        return f"Connection #{self.id}"
 
     def _put_back(self, message: str | bytes) -> None:
         self._mirrored._put_back(message)
-
-    def __del__(self) -> None:
-        loan, portal = self._mirrored, self._pool._portal
-        if portal.is_foreign or loan._is_over:
-            return
-        is_forgotten = loan.state is State.BUSY and not self._is_in_block
-        portal.soon(partial(_end, self._pool.pool, loan, is_failed=True))
-        if is_forgotten:
-            warnings.warn(
-                f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
-                "being given back: release it, or use `with pool.get_connection()`",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
 
 
 class Block(AbstractContextManager[BlockingWebsocketConnection]):
@@ -208,14 +176,6 @@ class Block(AbstractContextManager[BlockingWebsocketConnection]):
 
     if not TYPE_CHECKING:
         __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
-
-
-def _end(pool: WebsocketConnectionPool, loan: WebsocketConnection, **how: bool) -> bool:
-    """In the loop: end a loan; False if it was over."""
-    if loan._is_over:
-        return False
-    pool._router.give_back(loan, **how)
-    return True
 
 
 @exported
@@ -361,33 +321,15 @@ class BlockingWebsocketConnectionPool(Configured):
 
         The timeout and the errors are those of `WebsocketConnectionPool.acquire_stream`.
         """
-        frame = in_own_code(sys._getframe(1))
-        pool = self.pool
-
-        async def borrow() -> BlockingWebsocketStream:
-            stream = pool.get_stream(timeout=timeout)
-            if not pool._lend_at_once(stream, frame):
-                await pool._router.wait(stream)
-            return BlockingWebsocketStream(self, stream)
-
-        return self._portal.wait(borrow, undo=lambda lent: end_stream(pool, lent._mirrored))
+        return self._lend(partial(self.pool.get_stream, timeout=timeout), BlockingWebsocketStream)
 
     @contextmanager
     def get_stream(
         self, *, timeout: float | None = ACQUIRE_TIMEOUT
     ) -> Iterator[BlockingWebsocketStream]:
         """Return a context manager that acquires a stream and gives it back."""
-        stream = self.acquire_stream(timeout=timeout)
-        try:
-            stream._is_in_block = True
+        with self._lent(partial(self.acquire_stream, timeout=timeout)) as stream:
             yield stream
-        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            self._portal.soon(partial(end_stream, self.pool, stream._mirrored, is_failed=True))
-            raise
-        except BaseException:
-            self._end(stream, is_failed=True)
-            raise
-        self._end(stream)
 
     def release_stream(
         self, stream: BlockingWebsocketStream, *, force_remove: bool = False
@@ -436,49 +378,52 @@ class BlockingWebsocketConnectionPool(Configured):
     def __exit__(self, *exc: object) -> None:
         self.close_all()
 
-    @contextmanager
     def _loan(
         self, timeout: float | None, *, wants_new: bool
-    ) -> Iterator[BlockingWebsocketConnection]:
-        connection = self._borrow(timeout, wants_new=wants_new)
+    ) -> AbstractContextManager[BlockingWebsocketConnection]:
+        return self._lent(partial(self._borrow, timeout, wants_new=wants_new))
+
+    @contextmanager
+    def _lent(self, borrow: Callable[[], B]) -> Iterator[B]:
+        """Borrow, and give back."""
+        lent = borrow()
         try:
-            connection._is_in_block = True
-            yield connection
+            lent._is_in_block = True
+            yield lent
         except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            self._portal.soon(partial(_end, self.pool, connection._mirrored, is_failed=True))
+            self._portal.soon(partial(end, self.pool, lent._mirrored, is_failed=True))
             raise
         except BaseException:
-            self._end(connection, is_failed=True)
+            self._end(lent, is_failed=True)
             raise
-        self._end(connection)
+        self._end(lent)
 
     def _borrow(self, timeout: float | None, *, wants_new: bool) -> BlockingWebsocketConnection:
+        make = partial(WebsocketConnection, self.pool, timeout, wants_new)
+        return self._lend(make, BlockingWebsocketConnection)
+
+    def _lend(self, make: Callable[[], L], hand: Callable[[Self, L], B]) -> B:
+        """Make a borrow in the loop, wait for it, and put it into a thread's hand."""
         frame = in_own_code(sys._getframe(1))
         pool = self.pool
 
-        async def borrow() -> BlockingWebsocketConnection:
-            loan = WebsocketConnection(pool, timeout, wants_new)
-            if not pool._lend_at_once(loan, frame):
-                await pool._router.wait(loan)
-            return BlockingWebsocketConnection(self, loan)
+        async def borrow() -> B:
+            made = make()
+            if not pool._lend_at_once(made, frame):
+                await pool._router.wait(made)
+            return hand(self, made)
 
-        return self._portal.wait(borrow, undo=lambda lent: _end(pool, lent._mirrored))
+        return self._portal.wait(borrow, undo=lambda lent: end(pool, lent._mirrored))
 
-    def _end(
-        self, lent: BlockingWebsocketConnection | BlockingWebsocketStream, **how: bool
-    ) -> bool | None:
-        """End a loan, even if that is interrupted; False if it was over."""
+    def _end(self, lent: BlockingBorrow[Any], **how: bool) -> bool | None:
+        """End a borrow, even if that is interrupted; False if it was over."""
         if self._portal.is_foreign:
             return None  # it is the parent's
-        end = (
-            partial(end_stream, self.pool, lent._mirrored, **how)
-            if isinstance(lent, BlockingWebsocketStream)
-            else partial(_end, self.pool, lent._mirrored, **how)
-        )
+        ending = partial(end, self.pool, lent._mirrored, **how)
         try:
-            return self._portal.call(end)
+            return self._portal.call(ending)
         except BaseException:
-            self._portal.soon(end)  # a second time does no harm
+            self._portal.soon(ending)  # a second time does no harm
             raise
 
     def __del__(self) -> None:

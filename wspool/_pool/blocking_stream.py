@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Coroutine, Hashable
-from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Hashable
+from typing import Any
 
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection
@@ -14,38 +12,23 @@ from wspool._connection.routes import UNPARSED
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
 from wspool._connection.unclaimed import Entry
-from wspool._pool.checks import check_timeout
-from wspool._pool.pool import WebsocketConnectionPool
-from wspool._pool.portal import Portal
-
-T = TypeVar("T")
-
-
-class BlockingPool(Protocol):
-    """What a stream needs of its pool, which is not dropped while it has a borrower."""
-
-    pool: WebsocketConnectionPool
-    _portal: Portal
+from wspool._pool.blocking_borrow import BlockingBorrow, BlockingPool
 
 
 @exported
-class BlockingWebsocketStream:
+class BlockingWebsocketStream(BlockingBorrow[WebsocketStream]):
     """One share of a WebSocket: a `WebsocketStream` without `await`.
 
     Threads may share it, but only one may be in `recv`. All times are in seconds, and a `timeout`
     of None means for ever; what has run into one raises TimeoutError.
     """
 
-    __slots__ = ("__weakref__", "_is_in_block", "_mirrored", "_pool")
+    __slots__ = ()
+
+    _what, _block = "a stream of connection", "get_stream"
 
     def __init__(self, pool: BlockingPool, stream: WebsocketStream) -> None:
-        self._pool = pool
-        self._mirrored = stream
-        # Whether a `with` gives it back.
-        self._is_in_block = False
-
-    def __repr__(self) -> str:
-        return f"<Blocking{repr(self._mirrored)[1:]}"
+        super().__init__(pool, stream)
 
     @property
     def connection(self) -> WebsocketConnection:
@@ -121,9 +104,6 @@ class BlockingWebsocketStream:
         """Send a ping, wait for its pong and return the round trip."""
         return self._wait(self._mirrored.ping, timeout, "had no pong")
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> str | bytes:
         """Return the next message, until the server closes normally (1000 or 1001)."""
         try:
@@ -135,39 +115,5 @@ class BlockingWebsocketStream:
         mirrored = self._mirrored
         return self._wait(mirrored._next, timeout, "had no message", mirrored._put_back)
 
-    def _wait(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None = None,
-        late: str = "",
-        undo: Callable[[T], object] | None = None,
-    ) -> T:
-        check_timeout(timeout)
-        try:
-            return self._pool._portal.wait(work, timeout, undo)
-        except TimeoutError:
-            which = f"The stream in slot {self.slot} of connection #{self.connection.id}"
-            raise TimeoutError(f"{which} {late} within {timeout} s") from None
-
-    def __del__(self) -> None:
-        stream, portal = self._mirrored, self._pool._portal
-        if portal.is_foreign or stream._is_over:
-            return
-        is_forgotten = stream.state is State.BUSY and not self._is_in_block
-        portal.soon(partial(end_stream, self._pool.pool, stream, is_failed=True))
-        if is_forgotten:
-            warnings.warn(
-                f"a stream of connection #{stream._served().id}, borrowed at {stream.borrowed_at}, "
-                "was dropped without being given back: release it, or use `with pool.get_stream()`",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-
-
-def end_stream(pool: WebsocketConnectionPool, stream: WebsocketStream, **how: bool) -> bool:
-    """In the loop: end a stream; False if it was over."""
-    if stream._is_over:
-        return False
-    pool._router.streaming.give_back(stream, **how)
-    return True
+    def _named(self) -> str:
+        return f"The stream in slot {self.slot} of connection #{self.connection.id}"

@@ -302,9 +302,10 @@ MUTATIONS: Final = (
         "a user's hook raises",
         "test_a_hook_that_raises_costs_the_connection_and_no_slot",
         "_pool/draining.py",
-        'logger.exception("%s raised; closing #%d", name, link.id)\n'
-        "        raise Discard(CloseReason.ERROR) from error",
-        'logger.exception("%s raised; closing #%d", name, link.id)\n        return view_of(link)',
+        'with discarding(link, f"{name} raised; closing #{link.id}"):\n'
+        "        loan = await lend_to_hook(link, hook, after)",
+        "try:\n        loan = await lend_to_hook(link, hook, after)\n"
+        "    except Exception:\n        loan = view_of(link)",
     ),
     Mutation(
         29,

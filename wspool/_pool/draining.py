@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import time
 
@@ -97,12 +99,19 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
 def dispose_of_rest(link: Link, options: Options, stats: Stats) -> None:
     """Deal with what a link that is closed had received by then."""
     for message in link.unread():
-        try:
-            show(link, message, options, stats)
-        except ENDS_PROGRAM:
-            raise
-        except BaseException:
-            logger.exception("on_drained raised, of closed #%d", link.id)
+        show_safely(link, message, options, stats, of="closed")
+
+
+def show_safely(
+    link: Link, message: str | bytes, options: Options, stats: Stats, *, of: str = "a message on"
+) -> None:
+    """Show a message that nobody reads; whatever that raises costs nobody anything."""
+    try:
+        show(link, message, options, stats)
+    except ENDS_PROGRAM:
+        raise
+    except BaseException:
+        logger.exception("on_drained raised, of %s #%d", of, link.id)
 
 
 def show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
@@ -214,20 +223,27 @@ async def run_hook(
     link: Link, hook: Hook, name: str, after: WebsocketConnection | None = None
 ) -> WebsocketConnection:
     """Run a hook of the user's on a link that the pool owns; an error costs the link."""
-    try:
+    with discarding(link, f"{name} raised; closing #{link.id}"):
         loan = await lend_to_hook(link, hook, after)
+    if link.state is not State.CLOSED and link.wire is not None and link.wire.is_in_use:
+        logger.error("%s left a task in recv or ping; closing #%d", name, link.id)
+        raise Discard(CloseReason.ERROR)
+    return loan
+
+
+@contextmanager
+def discarding(link: Link, complaint: str) -> Iterator[None]:
+    """Let what a hook of the user's raises cost the link, and be in the log."""
+    try:
+        yield
     except ENDS_PROGRAM:
         raise
     except BaseException as error:
         if is_cancelled(error):
             raise
         if link.state is not State.CLOSED:  # else that is why
-            logger.exception("%s raised; closing #%d", name, link.id)
+            logger.exception("%s", complaint)
         raise Discard(CloseReason.ERROR) from error
-    if link.state is not State.CLOSED and link.wire is not None and link.wire.is_in_use:
-        logger.error("%s left a task in recv or ping; closing #%d", name, link.id)
-        raise Discard(CloseReason.ERROR)
-    return loan
 
 
 async def _read(

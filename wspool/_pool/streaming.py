@@ -15,7 +15,7 @@ from typing import Final
 
 from wspool._connection import states
 from wspool._connection.borrow import Borrow
-from wspool._connection.errors import ENDS_PROGRAM, ConnectionDrainTimeoutError
+from wspool._connection.errors import ConnectionDrainTimeoutError
 from wspool._connection.link import Link
 from wspool._connection.loan import called
 from wspool._connection.queues import Queues
@@ -25,13 +25,13 @@ from wspool._connection.states import CloseReason, State
 from wspool._connection.stream import WebsocketStream, stream_of_hook
 from wspool._pool.attending import Attending
 from wspool._pool.capacity import Capacity
-from wspool._pool.draining import dispose, is_last, show
+from wspool._pool.draining import discarding, dispose, is_last, show_safely
 from wspool._pool.listeners import Events
 from wspool._pool.options import Options
 from wspool._pool.replacing import Replacing
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats
-from wspool._pool.tasks import Discard, Tasks, close_if_still, is_cancelled, weakly, work
+from wspool._pool.tasks import Discard, Tasks, close_if_still, weakly, work
 from wspool._pool.waiting import Line
 
 logger = logging.getLogger("wspool")
@@ -301,16 +301,6 @@ def lanes_of(link: Link) -> Iterator[Lane]:
                 yield lane
 
 
-def show_safely(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
-    """Show a message that no stream reads; whatever that raises costs nobody anything."""
-    try:
-        show(link, message, options, stats)
-    except ENDS_PROGRAM:
-        raise
-    except BaseException:
-        logger.exception("on_drained raised, of a message on #%d", link.id)
-
-
 def _retire(link: Link, why: CloseReason) -> None:
     """Let nobody else come, and close it when its streams are over."""
     link.retire_at, link.retire_why = float("-inf"), why
@@ -360,17 +350,9 @@ async def _run_hook(
     stream = stream_of_hook(lane, after)
     lane.owner = stream
     try:
-        await called(hook, stream)
-    except ENDS_PROGRAM:
-        raise
-    except BaseException as error:
-        if is_cancelled(error):
-            raise
-        if link.state is not State.CLOSED:  # else that is why
-            logger.exception(
-                "on_release raised, of the stream in slot %d of #%d", lane.slot, link.id
-            )
-        raise Discard(CloseReason.ERROR) from error
+        which = f"the stream in slot {lane.slot} of #{link.id}"
+        with discarding(link, f"on_release raised, of {which}"):
+            await called(hook, stream)
     finally:
         if lane.owner is stream:
             lane.owner = drain

@@ -14,11 +14,13 @@ from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     IllegalTransitionError,
+    StreamOverflowError,
     WebsocketError,
 )
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CloseReason, State
+from wspool._connection.stream import WebsocketStream
 from wspool._connection.wire import Control
 from wspool._pool.connect_options import ConnectOptions
 from wspool._pool.draining import PendingConnection
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
     from wspool._group.blocking import BlockingWebsocketPools
     from wspool._group.pictures import GroupSnapshot, MemberSnapshot
     from wspool._group.pools import WebsocketPools
-    from wspool._pool.blocking import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+    from wspool._pool.blocking import BlockingWebsocketConnectionPool
+    from wspool._pool.blocking_connection import BlockingWebsocketConnection
+    from wspool._pool.blocking_stream import BlockingWebsocketStream
     from wspool._pool.introspection import (
         BorrowerSnapshot,
         ConnectionSnapshot,
         PoolSnapshot,
+        StreamSnapshot,
         Trouble,
         WaiterSnapshot,
     )
@@ -50,6 +55,7 @@ __all__ = [
     "BlockingWebsocketConnection",
     "BlockingWebsocketConnectionPool",
     "BlockingWebsocketPools",
+    "BlockingWebsocketStream",
     "BorrowerSnapshot",
     "CloseReason",
     "ConnectOptions",
@@ -75,6 +81,8 @@ __all__ = [
     "Quota",
     "State",
     "Stats",
+    "StreamOverflowError",
+    "StreamSnapshot",
     "Transition",
     "Trouble",
     "Uri",
@@ -83,17 +91,20 @@ __all__ = [
     "WebsocketConnectionPool",
     "WebsocketError",
     "WebsocketPools",
+    "WebsocketStream",
 ]
 
 _LATER = {
-    "BlockingWebsocketConnection": "_pool.blocking",
+    "BlockingWebsocketConnection": "_pool.blocking_connection",
     "BlockingWebsocketConnectionPool": "_pool.blocking",
     "BlockingWebsocketPools": "_group.blocking",
+    "BlockingWebsocketStream": "_pool.blocking_stream",
     "BorrowerSnapshot": "_pool.introspection",
     "ConnectionSnapshot": "_pool.introspection",
     "GroupSnapshot": "_group.pictures",
     "MemberSnapshot": "_group.pictures",
     "PoolSnapshot": "_pool.introspection",
+    "StreamSnapshot": "_pool.introspection",
     "Trouble": "_pool.introspection",
     "WaiterSnapshot": "_pool.introspection",
     "WebsocketPools": "_group.pools",

@@ -29,6 +29,10 @@ __all__ = [
     "PoolCleared",
     "PoolClosed",
     "PoolReady",
+    "StreamCheckedIn",
+    "StreamCheckedOut",
+    "StreamDrained",
+    "StreamOverflowed",
 ]
 
 T = TypeVar("T")
@@ -175,6 +179,46 @@ class LoanRepeated(Event):
     """`run` does its work once more, since this reused connection was lost without an answer."""
 
     connection_id: int
+
+
+@_event
+class StreamCheckedOut(Event):
+    """A stream was lent. `duration`: seconds that the borrower waited for it."""
+
+    connection_id: int
+    slot: int
+    number: int
+    duration: float
+
+
+@_event
+class StreamCheckedIn(Event):
+    """A stream was given back. `duration`: seconds for which it was lent."""
+
+    connection_id: int
+    slot: int
+    number: int
+    duration: float
+
+
+@_event
+class StreamDrained(Event):
+    """The drain of a stream ended well, and its slot is free. `duration`: its seconds."""
+
+    connection_id: int
+    slot: int
+    number: int
+    duration: float
+
+
+@_event
+class StreamOverflowed(Event):
+    """A stream that did not read, while others did, has lost messages; so many bytes waited."""
+
+    connection_id: int
+    slot: int
+    number: int
+    unread_bytes: int
 
 
 class CheckOutFailure(StrEnum):

@@ -19,6 +19,7 @@ from tests.benchmarks import (  # noqa: F401 (they register)
     checkouts,
     echoes,
     importing,
+    streams,
     threads,
     upkeep,
 )

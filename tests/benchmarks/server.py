@@ -1,6 +1,7 @@
 """The server that benchmarks talk to: a process of its own, so that its work is not measured.
 
 /        each message comes back
+/late    each comes back after LATE_SECONDS
 /stream  to a number, so many small messages come back, which were encoded beforehand
 """
 
@@ -22,6 +23,9 @@ from tests import ROOT
 
 MOST = 15_000
 """Connections at a time."""
+
+LATE_SECONDS = 0.05
+"""Of a message's way there and back, as from a server that is far away."""
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: with fewer, a burst of them loses a second."""
@@ -70,7 +74,7 @@ async def serve(delay: float, certificate: Path | None) -> None:
             await asyncio.sleep(delay)
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
-        await (stream if request.path == "/stream" else echo)(request, websocket)
+        await {"/stream": stream, "/late": late}.get(request.path, echo)(request, websocket)
         return websocket
 
     with suppress(OSError):  # the client says so, where it needs them
@@ -96,6 +100,19 @@ async def echo(_: web.Request, websocket: web.WebSocketResponse) -> None:
             await websocket.send_str(message.data)
         elif message.type is WSMsgType.BINARY:
             await websocket.send_bytes(message.data)
+
+
+async def late(_: web.Request, websocket: web.WebSocketResponse) -> None:
+    loop = asyncio.get_running_loop()
+    sends = set[asyncio.Task[None]]()
+
+    def answer(message: str) -> None:
+        task = loop.create_task(websocket.send_str(message))
+        sends.add(task)
+        task.add_done_callback(sends.discard)
+
+    async for message in websocket:
+        loop.call_later(LATE_SECONDS, answer, message.data)
 
 
 async def stream(request: web.Request, websocket: web.WebSocketResponse) -> None:

@@ -819,7 +819,7 @@ async def test_a_server_that_refuses_the_fourth_has_room_for_three(
 
 def is_full_of(out: str) -> Callable[[object], bool]:
     """Return the callable that a probe has printed for is_full."""
-    [found] = re.findall(r"^# is_full=(lambda error: .* == \d+): so the server ", out, re.MULTILINE)
+    [found] = re.findall(r"^    is_full=(lambda error: .* == \d+),  # so the server ", out, re.M)
     made: Callable[[object], bool] = eval(found)
     return made
 

@@ -22,6 +22,7 @@ from wspool import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
     IllegalTransitionError,
+    StreamOverflowError,
     WebsocketError,
 )
 from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
@@ -37,6 +38,7 @@ ERRORS: list[type[WebsocketError]] = [
     ConnectionClosedError,
     ConnectionBusyError,
     ConnectionDrainTimeoutError,
+    StreamOverflowError,
     IllegalTransitionError,
 ]
 

@@ -18,13 +18,16 @@ FILES = """
     events quota
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
-    _connection.facts _connection.dialogue _connection.loan
+    _connection.facts _connection.dialogue _connection.borrow _connection.loan
+    _connection.routes _connection.unclaimed _connection.sharing _connection.stream
     _pool.checks _pool.connect_options _pool.options _pool.sessions
     _pool.stats _pool.listeners _pool.waiting _pool.limit _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
-    _pool.repeating _pool.routing
-    _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal _pool.blocking
+    _pool.repeating _pool.streaming _pool.routing
+    _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal
+    _pool.blocking_borrow _pool.blocking_connection _pool.blocking_stream _pool.blocking_lender
+    _pool.blocking
     _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
     _group.repeating _group.pools _group.blocking
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
@@ -101,8 +104,8 @@ def imports(node: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        *("_connection.states", "_connection.queues", "_pool.limit", "_pool.capacity"),
-        *("_pool.retiring", "_group.health"),
+        *("_connection.states", "_connection.queues", "_connection.routes"),
+        *("_pool.limit", "_pool.capacity", "_pool.retiring", "_group.health"),
     ],
 )
 def test_what_is_pure_imports_neither_asyncio_nor_aiohttp(module: str) -> None:

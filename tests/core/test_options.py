@@ -26,6 +26,8 @@ SECRET = "hunter2"
 
 
 def make(**options: Any) -> WebsocketConnectionPool:
+    if "max_streams" in options:
+        options.setdefault("route", "id")
     if "keepalive" in options:
         options.setdefault("keepalive_interval", 1.0)
     return WebsocketConnectionPool(**{"uri": "ws://localhost/"} | options)
@@ -48,7 +50,7 @@ OPTIONAL_ABOVE_ZERO = ["max_lifetime", "keepalive_interval", "leak_threshold"]
 OPTIONAL_FROM_ZERO = ["acquire_timeout", "check_after_idle"]
 SECONDS = [*ABOVE_ZERO, *FROM_ZERO, *OPTIONAL_ABOVE_ZERO, *OPTIONAL_FROM_ZERO]
 
-COUNTS_FROM_ONE = ["max_connections", "max_retries", "max_connecting"]
+COUNTS_FROM_ONE = ["max_connections", "max_retries", "max_connecting", "max_streams", "max_unread"]
 COUNTS_FROM_ZERO = ["warmup_connections", "min_connections", "min_idle"]
 OPTIONAL_COUNTS_FROM_ONE = ["max_uses"]
 OPTIONAL_COUNTS_FROM_ZERO = ["max_waiting"]
@@ -78,6 +80,7 @@ HOOKS = ["on_connect", "on_release", "on_close", "keepalive"]
         *cases(["quota"], [5, "redis://localhost", True, {"limit": 5}]),
         *cases(["headers"], [5, "a: b", [("a", "b")], True]),
         *cases(["uri"], [None, 5, b"ws://localhost/", True, ["ws://localhost/"]]),
+        *cases(["route"], [5, b"id", ["id", 5], {"id": 1}]),
     ],
 )
 def test_a_wrong_type_is_a_type_error_that_names_the_argument(name: str, value: Any) -> None:
@@ -94,6 +97,7 @@ def test_a_wrong_type_is_a_type_error_that_names_the_argument(name: str, value: 
         *cases(COUNTS, [-1, -(10**400)]),
         *cases([*COUNTS_FROM_ONE, *OPTIONAL_COUNTS_FROM_ONE], [0]),
         *cases(["name"], ["a\ud800", "\udcff", "a\nb", "\x00", "a\x1b[2J", "\x85", "a\u2028b"]),
+        *cases(["route"], ["", ".", "a..b", (), ["id", ""]]),
         *cases(["name"], ["a\u202eb", "a\u200bb", "\t", "\ufeffa", "\ud83d"]),
     ],
 )
@@ -120,6 +124,7 @@ def test_a_wrong_value_is_a_value_error_that_names_the_argument(name: str, value
         *cases(["name", "session"], [None]),
         *cases(["name"], ["", "a b", 'quotes " and \\', "Börse", "行情", "\N{WAVING HAND SIGN}"]),
         *cases(["quota"], [None, LocalQuota(1)]),
+        *cases(["route"], [None, "id", "a.b", ("a", "b.c"), ["a"], len]),
     ],
 )
 def test_what_is_allowed_is_taken(name: str, value: Any) -> None:
@@ -128,7 +133,7 @@ def test_what_is_allowed_is_taken(name: str, value: Any) -> None:
 
 def test_every_argument_is_in_a_case_of_this_file() -> None:
     tested = {*SECONDS, *COUNTS, *BOOLEANS, *PLAIN_CALLABLES, *HOOKS}
-    tested |= {"name", "session", "quota", "headers", "uri", "connect_options"}
+    tested |= {"name", "session", "quota", "headers", "uri", "route", "connect_options"}
     assert set(inspect.signature(WebsocketConnectionPool).parameters) == tested
 
 

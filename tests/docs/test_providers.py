@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.conftest import MakePool, echoes, until
 from tests.support.pages import DOCS, code, python, rows
-from wspool import WebsocketConnectionPool
+from wspool import State, WebsocketConnectionPool
 from wspool.testing import Peer, Server, echo
 
 NAMES: dict[str, Any] = {}
@@ -30,6 +31,38 @@ def settings(cells: list[str]) -> dict[str, Any]:
 def provider(name: str) -> list[str]:
     [cells] = [param.values[0] for param in PROVIDERS if name in str(param.id)]
     return list(cells)  # type: ignore[arg-type]
+
+
+SHARED = [pytest.param(cells, id=cells[0]) for cells in rows("providers.md", "ends a stream")]
+
+
+@pytest.mark.parametrize("cells", SHARED)
+async def test_streams_of_a_provider_share_a_connection_and_drain(
+    cells: list[str], make_pool: MakePool
+) -> None:
+    """Each ends by the message in the last column, or by the fence."""
+    last = json.loads(code(cells[-1])) if cells[-1] else None
+    options = settings(cells)
+    fields = ("contextId", "context_id", "stream_id", "id")
+    field = next(field for field in last or {"id": ""} if field in fields)
+
+    async def serve(peer: Peer) -> None:
+        async for message in peer:
+            key = json.loads(message).get("key")
+            if key is not None:
+                await peer.send_json({field: key, "part": 1})
+                await peer.send_json((last or {}) | {field: key})
+
+    async with Server(serve, protocols=options.pop("protocols", [])) as server:
+        pool = make_pool(uri=server.uri, **options)
+        async with pool.get_stream() as other:
+            for _ in range(3):
+                async with pool.get_stream() as stream:
+                    await stream.send_json({"key": stream.claim(str(stream.number))})
+                    assert (await stream.recv_json())["part"] == 1
+                await until(lambda stream=stream: stream.state is State.CLOSED, "it has drained")
+            assert other.connection.is_connected
+        assert pool.stats.dials == 1
 
 
 def a_message(text: str) -> str | bytes:

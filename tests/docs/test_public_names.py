@@ -14,6 +14,7 @@ import wspool
 from tests import ROOT
 from tests.support import public_names
 from tests.support.pages import PAGES
+from wspool._connection.idioms import ELSEWHERE
 
 pytestmark = pytest.mark.once
 
@@ -89,7 +90,22 @@ def test_the_reference_has_every_public_name() -> None:
     assert documented == wanted
 
 
-@pytest.mark.parametrize("kind", [wspool.WebsocketConnectionPool, wspool.WebsocketConnection])
+BORROWED: list[type] = [
+    wspool.WebsocketConnectionPool,
+    wspool.WebsocketConnection,
+    wspool.WebsocketStream,
+]
+
+
+@pytest.mark.parametrize("kind", BORROWED)
+def test_no_member_is_forgotten(kind: type) -> None:
+    there = {name for name in dir(kind) if not name.startswith("_")}
+    if kind is wspool.WebsocketConnectionPool:
+        there -= {*public_names.SETTINGS, *ELSEWHERE}
+    assert set(public_names.MEMBERS[kind]) == there
+
+
+@pytest.mark.parametrize("kind", BORROWED[:2])
 def test_the_reference_has_the_members_that_are_public_and_no_others(kind: type) -> None:
     reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     found = re.search(rf":: wspool\.{kind.__name__}\b.*\n +:members: ([\w,\s]+?)\n\n", reference)

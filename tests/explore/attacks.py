@@ -136,6 +136,8 @@ def make_pool(uri: str, **options: Any) -> WebsocketConnectionPool:
             "drain_fence": True,
             "acquire_timeout": 1.0,
             "compress": 15,
+            # One that has refused would be asked for more only after a while.
+            "learn_limit": False,
         }
         | options
     )

@@ -72,7 +72,7 @@ MUTATIONS: Final = (
         "waiter cancelled at the hand-over: owned by nobody",
         "test_a_waiter_cancelled_at_the_hand_over_loses_no_connection",
         "_pool/routing.py",
-        "self._pass_on(loan._link)",
+        "self._pass_on(loan, loan._link)",
         "pass",
     ),
     Mutation(
@@ -142,8 +142,8 @@ MUTATIONS: Final = (
         "too many dials for the demand",
         "test_there_are_no_more_dials_than_are_needed",
         "_pool/supply.py",
-        "len(self._line) - promised - len(self._queues.connecting)",
-        "len(self._line)",
+        "line.links_for(line.loans) - promised - len(self._queues.connecting)",
+        "line.links_for(line.loans)",
     ),
     Mutation(
         10,
@@ -303,9 +303,10 @@ MUTATIONS: Final = (
         "a user's hook raises",
         "test_a_hook_that_raises_costs_the_connection_and_no_slot",
         "_pool/draining.py",
-        'logger.exception("%s raised; closing #%d", name, link.id)\n'
-        "        raise Discard(CloseReason.ERROR) from error",
-        'logger.exception("%s raised; closing #%d", name, link.id)\n        return view_of(link)',
+        'with discarding(link, f"{name} raised; closing #{link.id}"):\n'
+        "        loan = await lend_to_hook(link, hook, after)",
+        "try:\n        loan = await lend_to_hook(link, hook, after)\n"
+        "    except Exception:\n        loan = view_of(link)",
     ),
     Mutation(
         29,

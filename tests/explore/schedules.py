@@ -42,9 +42,12 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
     WebsocketError,
+    WebsocketStream,
 )
 from wspool._connection import budget
+from wspool._connection.borrow import Borrow
 from wspool._connection.link import Link
+from wspool._pool.waiting import Places
 
 T = TypeVar("T")
 Task = asyncio.Task[Any]
@@ -282,6 +285,8 @@ class World:
                     self._check_replacements()
             if link.loan is None and (link.task is None or is_over(link.task)):
                 raise Violation(f"{link!r} belongs to nobody")
+            if link.is_shared:
+                self._check_shares(link)
         if self._has_errands:
             self._watch_errands()
         if self._deadlines:
@@ -336,6 +341,31 @@ class World:
             raise Violation(f"{dialled} dials are not called off: {self.pool!r}")
         if len(self._probes) > 1:
             raise Violation(f"{len(self._probes)} probes: {self.pool!r}")
+
+    def _check_shares(self, link: Link) -> None:
+        """A shared link has streams, no two of them a slot or a key, and none that nobody owns."""
+        sharing, most = link.sharing, self.pool.max_streams
+        if link.owner is not sharing or not 1 <= len(sharing.lanes) <= most:
+            raise Violation(f"{link!r} has {len(sharing.lanes)} streams")
+        for slot, lane in sharing.lanes.items():
+            if lane.owner is None or lane.slot != slot or lane.is_lent is lane.is_draining:
+                raise Violation(f"slot {slot} of {link!r} belongs to {lane.owner!r}")
+            if lane.entries and lane.waiter is not None and not lane.waiter.done():
+                raise Violation(f"slot {slot} of {link!r} waits beside its messages")
+            if lane.is_draining and (lane.task is None or is_over(lane.task)):
+                raise Violation(f"nobody drains slot {slot} of {link!r}")
+        keys = [(key, lane) for lane in sharing.lanes.values() for key in lane.keys]
+        if dict(keys) != sharing.keys or len(keys) != len(sharing.keys):
+            raise Violation(f"the keys of {link!r} are not those of its streams")
+        is_read = link.wire is not None and link.wire.is_reading
+        waiting = list(sharing._waiting)
+        if waiting and not is_read and not any(waiter.done() for waiter in waiting):
+            if not self._is_breathing(link):
+                raise Violation(f"all wait for another to read {link!r}")
+
+    def _is_breathing(self, link: Link) -> bool:
+        """Whether whoever reads lets the loop go on before the next message."""
+        return bool(link.budget._waiting)
 
     def _check_spares(self) -> None:
         """After a checkout `min_idle` are ready or on their way, as far as there is room."""
@@ -408,6 +438,7 @@ class World:
         router = self.pool._router
         queues, limit = router.queues, self._limit
         waiting = [loan for loan in router.line if not loan._waiter.done()]
+        self._check_free_slots(waiting)
         for_used = sum(not loan._wants_new for loan in waiting)
         checks = list(self._errands.values()).count("check")
         if for_used and queues.idle:
@@ -416,19 +447,37 @@ class World:
         hopes = 0 if self._is_suspicious else min(checks, for_used)
         # While nothing is open, no dial begins for a loan whose hope is at work.
         begun = [link.number for link in queues.connecting if link.number]
+        wanted = router.line.links_for(waiting)
         if not router.capacity.open:
-            hopes += sum(
-                loan._horizon is not None and loan._horizon >= min(begun, default=math.inf)
+            wanted = router.line.links_for(
+                loan
                 for loan in waiting
+                if loan._horizon is None or loan._horizon < min(begun, default=math.inf)
             )
-        if len(queues) < limit and len(waiting) > len(queues.connecting) + hopes:
+        if len(queues) < limit and wanted > len(queues.connecting) + hopes:
             raise Violation(f"somebody waits beside room for a dial: {self.pool!r}")
         # What neither a borrower nor a drain holds comes by itself.
         lent = sum(link.loan is not None for link in queues.busy)
         own = limit - lent - len(queues.draining)
-        for loan in waiting[max(0, own, len(queues.connecting) + len(queues.idle)) :]:
-            if loan._timeout == 0:
+        coming = max(0, own, len(queues.connecting) + len(queues.idle))
+        places = Places(router.line.max_streams)
+        for loan in waiting:
+            place = places.before(loan)
+            places.add(loan)
+            if place >= coming and loan._timeout == 0:
                 raise Violation(f"timeout=0 waits for a borrower: {self.pool!r}")
+
+    def _check_free_slots(self, waiting: list[Borrow]) -> None:
+        """No stream that is first waits beside a free slot of a link that is good."""
+        router = self.pool._router
+        if not (waiting and waiting[0]._is_stream) or router.capacity.surplus > 0:
+            return
+        if len(waiting) < len(router.line):
+            return  # until one that was cancelled has left, it may have kept the place
+        for link in router.queues.busy:
+            if link.is_shared and not link.sharing.is_full and link.is_connected:
+                if router.retiring.why_returned(link) is None:
+                    raise Violation(f"a stream waits beside a free slot: {self.pool!r}")
 
     def _left(self, loan: WebsocketConnection, failed: Link | None = None) -> int:
         """Return how many of the dials that were a loan's hope may still serve somebody."""
@@ -448,8 +497,9 @@ class World:
                 self._hopes.setdefault(loan, begun)
         is_anybody = speak(failure, failed)
         unheld = max(0, self._limit - capacity.held)
-        place = 0
+        places = Places(router.line.max_streams)
         for loan in line:
+            place = places.before(loan)
             is_waiting = loan in router.line
             if loan not in self._hopes and not is_waiting:
                 self._judged.append(
@@ -465,7 +515,8 @@ class World:
                 assert loan._failure is not None
                 if is_waiting and not (may_wait or (is_patient and loan._failure.kind == "quota")):
                     self._judged.append(f"a loan waits on, and for nothing: {self.pool!r}")
-            place += is_waiting
+            if is_waiting:
+                places.add(loan)
         return is_anybody
 
     def _judge_dials(self, serve: Callable[[int], None], promised: int) -> None:
@@ -475,7 +526,7 @@ class World:
         entitled = [loan for loan in router.line if not self._left(loan)]
         serve(promised)
         begun = len(router.queues.connecting) - before
-        if begun > len(entitled) and not router.capacity.open:
+        if begun > router.line.links_for(entitled) and not router.capacity.open:
             self._judged.append(f"a server that refuses is dialled for no need: {self.pool!r}")
 
     def _watch_errands(self) -> None:
@@ -549,6 +600,49 @@ class World:
             elif kind == "last":
                 return
 
+    async def ask_on(self, stream: WebsocketStream, name: str) -> None:
+        """Ask on a stream and read the answer; a message of another's is a violation."""
+        key = stream.claim(f"{name}-{stream.claim()}")
+        await stream.send(key)
+        while True:
+            kind, about = str(await stream.recv()).split(" ", 1)
+            if about != key:
+                raise Violation(f"{key!r} was asked, and {kind} {about!r} read")
+            if kind == "last":
+                return
+
+    async def stream(self, name: str) -> None:
+        """Borrow a stream in one way or another, ask, think, and give it back."""
+        loop, pool = self.loop, self.pool
+        timeout, patience = loop.choose((0, 0.2, 3.0, None)), loop.choose((0.02, 0.5, 5.0))
+        try:
+            if loop.chance(0.7):
+                async with pool.get_stream(timeout=timeout) as stream, asyncio.timeout(patience):
+                    self._check_slot(stream)
+                    for n in range(loop.choose((1, 2))):
+                        await self.ask_on(stream, f"{name}.{n}")
+                    await asyncio.sleep(self.network.delay())
+                if loop.chance(0.3):
+                    self.guests.append(loop.create_task(self.outlive(stream)))
+                return
+            stream = await pool.acquire_stream(timeout=timeout)
+            self._check_slot(stream)
+            is_dropped = True
+            try:
+                async with asyncio.timeout(patience):
+                    await self.ask_on(stream, name)
+                    await stream.ping()
+                    is_dropped = loop.chance(0.1)
+            finally:
+                await pool.release_stream(stream, force_remove=is_dropped)
+        except (WebsocketError, TimeoutError):
+            pass  # told what went wrong, as promised
+
+    def _check_slot(self, stream: WebsocketStream) -> None:
+        lane = stream._lane
+        if lane is None or lane.owner is not stream or not lane.sharing.link.is_shared:
+            raise Violation(f"{stream!r} is lent, and lost already")
+
     async def loan(self, name: str) -> None:
         """Borrow in one way or another, ask, think, and give back; the server may spoil it."""
         loop, pool = self.loop, self.pool
@@ -620,7 +714,7 @@ class World:
         if link_of(connection).owner is not connection:
             raise Violation(f"{connection!r} is lent, and lost already")
 
-    async def outlive(self, connection: WebsocketConnection) -> None:
+    async def outlive(self, connection: WebsocketConnection | WebsocketStream) -> None:
         """As a task that was left behind by a loan, go on speaking and reading."""
         await asyncio.sleep(self.loop.choose((0.0, 0.01, 0.3)))
         try:
@@ -687,6 +781,11 @@ class World:
     async def borrow(self, name: str) -> None:
         for n in range(2):
             await self.suffer(self.loan(f"{name}{n}"))
+
+    async def share(self, name: str) -> None:
+        for n in range(3):
+            borrow = self.loan if self.loop.chance(0.2) else self.stream
+            await self.suffer(borrow(f"{name}{n}"))
 
     def judge(self, task: Task) -> None:
         """A task ends cancelled if it was cancelled, and else not; errors are not lost."""
@@ -835,6 +934,61 @@ def explore(seed: int, task_factory: Any = None) -> Outcome:
     events += world.errands
     events["full"] = stats.failures["status 429"]
     events["limited"] = world.limited
+    return Outcome(digest, loop.steps, loop.decisions, events)
+
+
+def key_of(message: str | bytes) -> str:
+    """Return whose a message is: what the server is asked, it repeats."""
+    return str(message).split(" ")[-1]
+
+
+def explore_streams(seed: int) -> Outcome:
+    """Run the schedule of this seed: 5 borrowers of streams, and now and then of a connection."""
+    loop = Loop(seed)
+
+    async def say_bye(stream: WebsocketStream) -> None:
+        if not stream.is_clean:
+            await stream.send(NO_REPLY.decode())
+            await stream.ping()
+
+    world = World(
+        loop,
+        WILD,
+        max_streams=loop.choose((1, 2, 3)),
+        route=key_of,
+        max_unread=loop.choose((1, 4 * 2**20)),
+        max_connecting=loop.choose((1, 2)),
+        min_connections=loop.choose((0, 0, 1)),
+        max_uses=loop.choose((None, None, None, 2, 5)),
+        max_lifetime=loop.choose((None, None, None, 0.3)),
+        idle_timeout=loop.choose((60.0, 0.3)),
+        cleanup_interval=loop.choose((5.0, 0.25)),
+        drain_until=loop.choose((None, is_last)),
+        drain_fence=loop.chance(0.3),
+        on_release=loop.choose((None, None, say_bye)),
+        check_after_idle=loop.choose((None, None, 0.0)),
+    )
+
+    async def main() -> None:
+        borrowers = [loop.create_task(world.share(name)) for name in "abcde"]
+        if loop.chance(0.3):
+            borrowers.append(loop.create_task(world.resize()))
+        if loop.chance(0.3):
+            await asyncio.sleep(loop.choose((0.0, 0.02, 0.1, 0.5)))
+            await world.suffer(world.pool.close_all(loop.choose((0.0, 0.1, None))))
+        await asyncio.gather(*borrowers)
+        await world.finish()
+        for link in world.pool._router.queues.gone:
+            if link.sharing is not None and link.sharing.lanes:
+                raise Violation(f"streams are left on {link!r}")
+
+    with mock.patch.object(budget, "TURN_SECONDS", -1.0 if loop.chance(0.3) else math.inf):
+        world.run(main())
+    digest = hashlib.blake2b(repr(world.trace).encode(), digest_size=8).hexdigest()
+    stats = world.pool.stats
+    names = ("borrows", "waits", "timeouts", "dials", "dial_failures", "drained_messages")
+    events = stats.closes + Counter({name: getattr(stats, name) for name in names})
+    events["cancelled"] = len(world.cancelled)
     return Outcome(digest, loop.steps, loop.decisions, events)
 
 

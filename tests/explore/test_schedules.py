@@ -53,7 +53,7 @@ FAULTS = [
         1,
         "a link that was served to a loan that was cancelled in the same tick is lost",
         routing.Router._leave_line,
-        "self._pass_on(loan._link)",
+        "self._pass_on(loan, loan._link)",
         "pass",
     ),
     Fault(
@@ -102,22 +102,22 @@ FAULTS = [
         20,
         "a server that refuses everybody is dialled for those whose hope is at work",
         patience.Patience.entitled,
-        "horizon is None or horizon < first",
+        "loan._horizon is None or loan._horizon < first",
         "True",
     ),
     Fault(
         19,
         "a checkout leaves nothing ready for the next one",
         routing.Router.lend_idle,
-        "if self.options.min_idle:",
-        "if False:",
+        "if self.options.min_idle or self.replacing.outdated:",
+        "if self.replacing.outdated:",
     ),
     Fault(
         19,
         "a checkout that was waited for leaves nothing ready for the next one",
         routing.Router._serve,
-        "if self.options.min_idle:",
-        "if False:",
+        "if self.options.min_idle or self.replacing.outdated:",
+        "if self.replacing.outdated:",
     ),
     Fault(
         10,
@@ -186,7 +186,7 @@ FAULTS = [
         14,
         "a link that was lost in the tick in which it was served is lent",
         routing.Router.wait,
-        "link.owner is not loan",
+        "not loan._owns(link)",
         "False",
     ),
     Fault(
@@ -399,7 +399,7 @@ def test_a_fault_put_back_is_found(
     fault: Fault, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fault that other pools had is found within 2,000 schedules."""
-    monkeypatch.setattr(fault.function, "__code__", _compiled(fault).__code__)
+    monkeypatch.setattr(fault.function, "__code__", compiled(fault).__code__)
     for seed in range(2000):
         try:
             explore(seed)
@@ -410,7 +410,7 @@ def test_a_fault_put_back_is_found(
     pytest.fail(f"nobody notices that {fault.story}")
 
 
-def _compiled(fault: Fault) -> Callable[..., Any]:
+def compiled(fault: Fault) -> Callable[..., Any]:
     source = textwrap.dedent(inspect.getsource(fault.function))
     assert fault.right in source
     flags = __future__.annotations.compiler_flag

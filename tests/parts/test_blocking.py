@@ -873,7 +873,7 @@ async def test_a_pool_is_not_dropped_while_it_has_a_borrower(server: Server) -> 
         connection = BlockingWebsocketConnectionPool(uri=server.uri).acquire()
         gc.collect()
         assert echoes(connection)
-        connection._pool.close_all()
+        connection._lender.close_all()
 
     await to_thread(story)
 

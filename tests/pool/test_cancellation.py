@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import cache
@@ -25,6 +26,7 @@ from wspool import (
     LocalQuota,
     WebsocketConnection,
     WebsocketError,
+    WebsocketStream,
 )
 from wspool._connection import budget
 
@@ -51,6 +53,18 @@ async def all_idle(world: World) -> None:
 
 async def one_used(world: World) -> None:
     await world.ask(await world.pool.acquire(), "before")
+
+
+def key_of(message: str | bytes) -> str:
+    """Return whose a message is: what the server is asked, it repeats."""
+    return str(message).split(" ")[-1]
+
+
+async def all_streams_lent(world: World) -> None:
+    """All slots of all connections are taken, and one stream will come back."""
+    streams = [await world.pool.acquire_stream() for _ in range(2)]
+    world.loop.call_later(0.05, world.pool._router.streaming.give_back, streams[0])
+    world.loop.call_later(2.0, world.pool._router.streaming.give_back, streams[1])
 
 
 async def all_lent(world: World) -> None:
@@ -258,6 +272,72 @@ async def quietly(coroutine: Coroutine[Any, Any, object]) -> None:
         pass
 
 
+SHARED: dict[str, Any] = {"max_streams": 2, "route": key_of, "max_connections": 1}
+MARKED: dict[str, Any] = {"drain_until": is_last, **SHARED}
+
+
+async def share(world: World) -> None:
+    """Ask on two streams of one connection at once, one of which reads for both."""
+    async with world.pool.get_stream(timeout=3.0) as a, world.pool.get_stream(timeout=3.0) as b:
+        other = asyncio.ensure_future(world.ask_on(a, "a"))
+        try:
+            await asyncio.sleep(0)
+            await world.ask_on(b, "b")
+        finally:
+            await asyncio.wait([other])
+
+
+async def acquire_stream(world: World) -> None:
+    world.pool._router.streaming.give_back(await world.pool.acquire_stream(timeout=3.0))
+
+
+async def iterate_over_stream(world: World) -> None:
+    async with world.pool.get_stream(timeout=3.0) as stream:
+        stream.claim('"x"')
+        await stream.send_json("x")
+        async for message in stream:
+            if is_last(message):
+                return
+
+
+async def read_a_stream_as_json(world: World) -> None:
+    async with world.pool.get_stream(timeout=3.0) as stream:
+        stream.claim("x")
+        world.network.open[-1].say(WSMsgType.TEXT, "1 x")
+        with contextlib.suppress(ValueError):
+            await stream.recv_json()
+
+
+async def ping_beside_streams(world: World) -> None:
+    async with world.pool.get_stream(timeout=3.0) as a, world.pool.get_stream(timeout=3.0) as b:
+        reading = asyncio.ensure_future(a.recv())
+        try:
+            await asyncio.sleep(0.01)
+            await b.ping()
+            reading.cancel()
+            await asyncio.wait([reading])
+            await b.ping()
+        finally:
+            reading.cancel()
+
+
+async def stream_in_a_flood(world: World) -> None:
+    async with world.pool.get_stream(timeout=3.0) as stream:
+        stream.claim("x")
+        world.network.open[-1].say(WSMsgType.TEXT, "part x")
+        world.network.open[-1].pause_reading()
+        await stream.recv()
+
+
+async def release_stream(world: World) -> None:
+    stream = await world.pool.acquire_stream(timeout=3.0)
+    try:
+        await stream.send(stream.claim("x"))
+    finally:
+        await world.pool.release_stream(stream)
+    await asyncio.sleep(0.3)
+
+
 async def leave_by_exception(world: World) -> None:
     async with world.pool.get_connection() as connection:
         await connection.send("question")
@@ -289,6 +369,12 @@ async def log_in(connection: WebsocketConnection) -> None:
 async def say_bye(connection: WebsocketConnection) -> None:
     await connection.send("bye")
     while not is_last(await connection.recv()):
+        pass
+
+
+async def say_bye_on(stream: WebsocketStream) -> None:
+    await stream.send(f"{stream.keys[0]}")
+    while not is_last(await stream.recv()):
         pass
 
 
@@ -368,6 +454,28 @@ CASES = [
     Case("get_connection: left by an exception", leave_by_exception),
     Case("run: a dial is needed", run_work),
     Case("run: a lost one is made up for", run_work, one_idle),
+    Case("get_stream: two at once", share, **SHARED),
+    Case("get_stream: two at once, congested", share, temper=CONGESTED, **SHARED),
+    Case("get_stream: one comes back", acquire_stream, all_streams_lent, **SHARED),
+    Case("get_stream: iterated over", iterate_over_stream, **SHARED),
+    Case("get_stream: as JSON", read_a_stream_as_json, **SHARED),
+    Case("get_stream: as JSON, congested", iterate_over_stream, temper=CONGESTED, **SHARED),
+    Case("get_stream: in a flood", stream_in_a_flood, **SHARED),
+    Case("get_stream: ping beside recv", ping_beside_streams, **SHARED),
+    Case(
+        "get_stream: ping beside recv, congested", ping_beside_streams, temper=CONGESTED, **SHARED
+    ),
+    Case("release_stream: last message", release_stream, **MARKED),
+    Case("release_stream: fence", release_stream, drain_fence=True, **SHARED),
+    Case(
+        "release_stream: fence, congested",
+        release_stream,
+        temper=CONGESTED,
+        drain_fence=True,
+        **SHARED,
+    ),
+    Case("release_stream: hook", release_stream, on_release=say_bye_on, **MARKED),
+    Case("release_stream: mute peer", release_stream, temper=MUTE, drain_timeout=0.2, **MARKED),
     Case("start: warm-up", start, warmup_connections=2),
     Case("start: async with", enter_and_leave, warmup_connections=2),
     Case("drain: quiet", release, one_used, **CHECK),

@@ -221,7 +221,7 @@ async def test_wait_queue_timeout_of_one_serves_the_next(make_pool: MakePool) ->
     pool = make_pool(max_connections=1)
     connection = await pool.acquire()
     hasty = asyncio.create_task(pool.acquire(timeout=0.02))
-    await until(lambda: pool.stats.waits == 1, "the first waits, or has waited")
+    await until(lambda: pool.stats.waits == 2, "the first waits, or has waited")
     patient = asyncio.create_task(pool.acquire(timeout=None))
     with pytest.raises(ConnectionPoolTimeoutError):
         await hasty

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType
 from tests import IS_WHOLE
 from tests.conftest import MakePool, until
 from tests.support.inside import ids_of
-from wspool import State, WebsocketConnection, WebsocketConnectionPool
+from wspool import CloseReason, State, WebsocketConnection, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
 TASKS = 10_000 if IS_WHOLE else 1000
@@ -268,9 +268,11 @@ async def test_a_failed_task_costs_its_connection_and_no_other(
     unlucky = [clients.connections[task_id] for task_id in failing]
     await until(lambda: all(c.state is State.CLOSED for c in unlucky), "they are closed")
     lost = ids_of(unlucky)
-    assert len(lost) == len(failing) == pool.stats.closes.total()
+    # A dial that nobody waits for any more, after a failure, is given up.
+    given_up = pool.stats.closes[CloseReason.DIAL]
+    assert len(lost) == len(failing) == pool.stats.closes.total() - given_up
     assert clients.finished == set(tasks) - set(failing)
     assert clients.foreign == []
     assert speech.mistakes == []
     await until(lambda: len(server.open) == pool.total_connections, "their sockets are gone")
-    assert len(server.requests) == len(lost) + pool.total_connections
+    assert 0 <= len(server.requests) - len(lost) - pool.total_connections <= given_up

@@ -85,6 +85,9 @@ ADDED: dict[str, object] = {
     "quota": None,
     "learn_limit": True,
     "is_full": None,
+    "max_streams": 1,
+    "route": None,
+    "max_unread": 4 * 1024 * 1024,
 }
 
 
@@ -423,7 +426,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     assert set(picture) == {
         "name", "at", "uri", "is_started", "is_closed", "counts", "waiters", "max_connections",
         "min_connections", "max_connecting", "connections", "gone", "waiting", "stats", "failure",
-            "learned_limit",
+        "learned_limit", "max_streams",
     }  # fmt: skip
     assert picture["name"] == "speech"
     assert picture["uri"] == f"ws://127.0.0.1:{server.port}/?…"
@@ -443,7 +446,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
             "id", "state", "seconds_in_state", "age", "uses", "idle_seconds", "rtt",
             "sent_messages", "sent_bytes", "received_messages", "received_bytes",
             "drained_messages", "subprotocol", "close_code", "close_reason", "borrower",
-            "is_overdue", "history",
+            "is_overdue", "history", "streams",
         }  # fmt: skip
         for line in shown["history"]:
             assert set(line) == {"trigger", "source", "dest", "at", "why"}

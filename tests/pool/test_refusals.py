@@ -140,7 +140,11 @@ async def test_a_minimum_that_cannot_be_kept_is_no_storm_and_one_warning(
     caplog.set_level(logging.INFO, "wspool")
     async with Picky(0, REFUSALS[refusal]) as server:
         pool = WebsocketConnectionPool(
-            uri=server.uri, min_connections=20, cleanup_interval=0.1, close_timeout=1.0
+            uri=server.uri,
+            min_connections=20,
+            learn_limit=False,  # nobody waits, so that nothing would ask whether there are more
+            cleanup_interval=0.1,
+            close_timeout=1.0,
         )
         router_of(pool).gate.waits = (0.3, 0.6, 2.0)
         async with pool:

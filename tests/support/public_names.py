@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import wspool
 import wspool.redis
-from wspool._pool.blocking import Lending
+from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.options import SETTINGS, Setting, Settings
 
 STORED: Final = Path(__file__).with_suffix(".txt")
@@ -29,11 +29,15 @@ STORED: Final = Path(__file__).with_suffix(".txt")
 MEMBERS: Final[dict[type, list[str]]] = {
     wspool.WebsocketConnectionPool: (
         "is_started is_closed "
-        "learned_limit total_connections available_connections busy_connections "
+        "learned_limit trouble total_connections available_connections busy_connections "
         "pending_connections waiters "
         "start acquire acquire_new get_connection get_new_connection release run "
-        "expire_connections resize close_all "
-        "stats connections snapshot subscribe state_diagram"
+        "get_stream acquire_stream release_stream expire_connections resize close_all "
+        "aclose stats connections snapshot subscribe state_diagram"
+    ).split(),
+    wspool.WebsocketStream: (  # made by pools alone
+        "claim send recv ping send_json recv_json connection state number slot keys "
+        "reused borrowed_at is_clean outstanding"
     ).split(),
     wspool.WebsocketConnection: (  # made by pools alone
         "send recv ping close retire send_json recv_json websocket "
@@ -78,7 +82,7 @@ def text() -> str:
 
 def members(kind: type) -> list[str]:
     """Return the public members of a class, those that are only declared first."""
-    shared = list(vars(Lending)) if issubclass(kind, Lending) else []
+    shared = list(vars(BlockingLender)) if issubclass(kind, BlockingLender) else []
     own = [
         name for name in [*vars(kind), *shared] if not name.startswith("_") or name == "__init__"
     ]

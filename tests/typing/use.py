@@ -6,7 +6,7 @@ has to refuse: it warns of one that is not needed.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, assert_type
 
@@ -19,6 +19,7 @@ from wspool import (
     ACQUIRE_TIMEOUT,
     BlockingWebsocketConnection,
     BlockingWebsocketConnectionPool,
+    BlockingWebsocketStream,
     BorrowerSnapshot,
     CloseReason,
     ConnectionClosedError,
@@ -37,6 +38,7 @@ from wspool import (
     PoolSnapshot,
     State,
     Stats,
+    StreamOverflowError,
     Transition,
     Trouble,
     Uri,
@@ -45,6 +47,7 @@ from wspool import (
     WebsocketConnectionPool,
     WebsocketError,
     WebsocketPools,
+    WebsocketStream,
     debug,
     events,
     opentelemetry,
@@ -181,6 +184,41 @@ async def talk(connection: WebsocketConnection) -> None:
     connection.context = {"conversation": 1}
     connection.rtt = 0.1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
     assert_type(await connection.close(1000, "bye"), None)
+
+
+async def share(pool: WebsocketConnectionPool) -> None:
+    async with pool.get_stream(timeout=1.0) as stream:
+        assert_type(stream, WebsocketStream)
+        stream.claim("ctx-1")
+        assert_type(await stream.send_json({"id": stream.claim()}), None)
+        assert_type(await stream.send("text"), None)
+        assert_type(await stream.recv(), str | bytes)
+        assert_type(await stream.recv_json(), Any)
+        assert_type(await stream.ping(), float)
+        async for message in stream:
+            assert_type(message, str | bytes)
+        assert_type(stream.connection, WebsocketConnection)
+        assert_type(stream.state, State)
+        assert_type(stream.number, int)
+        assert_type(stream.slot, int)
+        assert_type(stream.keys, tuple[Hashable, ...])
+        stream.outstanding = 2
+        stream.slot = 1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+    assert_type(await pool.release_stream(await pool.acquire_stream(), force_remove=True), None)
+    try:
+        stream.claim()
+    except StreamOverflowError as error:
+        assert_type(error.message, str)
+
+
+def share_in_threads(pool: BlockingWebsocketConnectionPool) -> None:
+    with pool.get_stream(timeout=1.0) as stream:
+        assert_type(stream, BlockingWebsocketStream)
+        stream.send_json({"id": stream.claim()}, timeout=1.0)
+        assert_type(stream.recv(timeout=1.0), str | bytes)
+        for message in stream:
+            assert_type(message, str | bytes)
+    pool.release_stream(pool.acquire_stream())
 
 
 def look(connection: WebsocketConnection) -> None:

@@ -26,15 +26,12 @@ from wspool._cli.answers import (
 )
 from wspool._cli.observations import Capacity, Observation, Target
 from wspool._cli.shared import Argument, literal, percentile, span
+from wspool._pool.limit import FULL_STATUSES, TRY_AGAIN_LATER
 
 IDLE_TIMEOUT: Final = 60.0
 CONNECTION_TIMEOUT: Final = 10.0
 CHECK_AFTER_IDLE: Final = 5.0
 """The pool's defaults of the first two options, and the usual value of the third."""
-
-FULL: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-TRY_AGAIN_LATER: Final = 1013
-"""What a pool takes for a server that is full without being told."""
 
 NO_REFUSALS: Final = (HTTPStatus.SWITCHING_PROTOCOLS, 1000, 1001, 1005, 1006)
 """What says nothing of a limit: a handshake that is broken, closes as they come at any time."""
@@ -82,6 +79,7 @@ def advise(seen: Observation, target: Target) -> Advice:
     if seen.capacity is not None and seen.capacity.refusal and seen.capacity.taken:
         why = f"more were refused: {seen.capacity.refusal}"
         arguments.append(Argument("max_connections", str(seen.capacity.taken), why))
+        arguments += _is_full(seen.capacity)
     mark, values = last_mark(seen.answers), [argument.value for argument in arguments]
     if mark is not None and ("is_last" in values or any("is_last(" in d for d in definitions)):
         definitions.insert(0, definition_of_last(mark, seen.answers))
@@ -229,22 +227,36 @@ def _notes(seen: Observation, target: Target) -> Iterator[str]:
         does = "the server greets, and closes if nothing is sent"
         yield f"{does}: --send TEXT --idle 10 tries an answer"
     if seen.capacity is not None and seen.capacity.refusal and seen.capacity.taken:
-        yield _refusal(seen.capacity)
+        if not _is_full(seen.capacity):
+            yield _no_is_full(seen.capacity)
     if seen.pushes and seen.times("fresh"):
         yield "replies may not be replies: the server also sends unasked"
 
 
-def _refusal(capacity: Capacity) -> str:
-    """Say what is_full must be for a server that refuses in this way."""
-    status, code, taken = capacity.status, capacity.code, capacity.taken
-    while_open = f"while {taken} {'was' if taken == 1 else 'were'} open"
-    if status in FULL or code == TRY_AGAIN_LATER:
-        return f"no is_full: the pool knows what {status or code} means {while_open}"
-    for name, value in (("status", status), ("code", code)):
-        if value is not None and value not in NO_REFUSALS:
-            test = f'lambda error: getattr(error, "{name}", None) == {value}'
-            return f"is_full={test}: so the server refuses {while_open}"
-    return f"no is_full: nothing tells this refusal, {while_open}, from other failures"
+def _is_full(capacity: Capacity) -> list[Argument]:
+    """Return what is_full must be for a server that refuses in this way, if it must be anything."""
+    if not _is_known(capacity):
+        for name, value in (("status", capacity.status), ("code", capacity.code)):
+            if value is not None and value not in NO_REFUSALS:
+                test = f'lambda error: getattr(error, "{name}", None) == {value}'
+                return [Argument("is_full", test, f"so the server refuses {_while(capacity)}")]
+    return []
+
+
+def _no_is_full(capacity: Capacity) -> str:
+    """Say why there is none."""
+    if _is_known(capacity):
+        what = capacity.status or capacity.code
+        return f"no is_full: the pool knows what {what} means {_while(capacity)}"
+    return f"no is_full: nothing tells this refusal, {_while(capacity)}, from other failures"
+
+
+def _is_known(capacity: Capacity) -> bool:
+    return capacity.status in FULL_STATUSES or capacity.code == TRY_AGAIN_LATER
+
+
+def _while(capacity: Capacity) -> str:
+    return f"while {capacity.taken} {'was' if capacity.taken == 1 else 'were'} open"
 
 
 # In words.

@@ -282,7 +282,7 @@ def _connections(snapshot: PoolSnapshot, room: int) -> Iterator[Any]:
     found = sorted(snapshot.connections, key=lambda c: (order.get(c.state, len(order)), c.id))
     shown = found if len(found) <= room else found[: max(0, room - 1)]
     columns = ["id", "state", "for", "age", "uses", "rtt", "sent", "received", "borrower"]
-    rows = [[*_numbers(c), _lent(c)] for c in shown]
+    rows = [[*_numbers(c), _lent(c, snapshot.max_streams)] for c in shown]
     yield _plain_table(columns, rows, left={"state", "borrower"})
     if more := len(found) - len(shown):
         from rich.text import Text
@@ -304,7 +304,9 @@ def _numbers(connection: ConnectionSnapshot) -> list[str]:
     ]
 
 
-def _lent(connection: ConnectionSnapshot) -> str:
+def _lent(connection: ConnectionSnapshot, max_streams: int) -> str:
+    if connection.streams:
+        return f"{len(connection.streams)}/{max_streams} streams"
     if connection.borrower is None:
         return ""
     return f"{'overdue: ' if connection.is_overdue else ''}{_who(connection.borrower)}"

@@ -1,9 +1,10 @@
-"""The budget: how long the pool reads in one turn of the event loop, whatever it reads for."""
+"""The budget: how long the pool reads in one turn of the event loop; the clock of that."""
 
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
+from collections.abc import Callable
+from time import monotonic, perf_counter
 from typing import Final
 
 TURN_SECONDS: Final = 0.002
@@ -14,6 +15,21 @@ MIN_FRAMES: Final = 10
 
 Not where more is unread than aiohttp's queue holds: there, taking one may inflate the next.
 """
+
+
+MESSAGE_OVERHEAD_BYTES: Final = 128
+"""That a message which is kept counts beside its length, so that tiny ones are bounded too."""
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return `loop.time`, or what it tells: that takes 0.06 µs less, several times for each loan.
+
+    uvloop's own clock is the same, but stands still within a turn and has milliseconds only.
+    """
+    kind = type(loop)
+    if kind.time is asyncio.BaseEventLoop.time or kind.__module__.partition(".")[0] == "uvloop":
+        return monotonic
+    return loop.time
 
 
 class Budget:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Final, Self
 
-from wspool._connection.errors import ENDS_PROGRAM
-from wspool._connection.facts import ConnectionFacts
+from wspool._connection.errors import ENDS_PROGRAM, ConnectionBusyError
+from wspool._connection.link import Link
 
 logger = logging.getLogger("wspool")
 
@@ -17,11 +17,13 @@ NEW: Final[Any] = object()
 """What a loan prefers that wants a connection which nobody has used."""
 
 
-class Dialogue(ConnectionFacts):
+class Dialogue:
     """What was sent and read in one loan, as far as it tells whether the connection is clean."""
 
-    __slots__ = ("_has_sent", "_last_message", "_outstanding")
+    __slots__ = ("__weakref__", "_has_sent", "_last_message", "_link", "_outstanding")
 
+    # None until it is served.
+    _link: Link | None
     # Whether something was sent in this loan, so that a reply may be under way.
     _has_sent: bool
     # What recv returned last, unless something was sent after it; whether it is an answer that
@@ -30,11 +32,50 @@ class Dialogue(ConnectionFacts):
     # How many last messages are still to come, if the borrower has said so.
     _outstanding: int | None
 
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_") or name[:2] == "__"]
+
+    def _served(self) -> Link:
+        if self._link is None:
+            raise ConnectionBusyError("This loan has no connection yet: use `async with`")
+        return self._link
+
+    def _link_of_mine(self, doing: str) -> Link:
+        """Return the link, if it is this loan's to use, or was when it was lost."""
+        raise NotImplementedError
+
     def _note_send(self) -> None:
         """From now on a reply may be under way; one that was given up still is."""
         self._has_sent = True
         if self._last_message is not GIVEN_UP:
             self._last_message = None
+
+    @property
+    def outstanding(self) -> int | None:
+        """How many last messages are still to come: set it, if you have asked several questions.
+
+        Each message that `drain_until` calls the last counts down, be it read by you or by the
+        drain, and at 0 the connection is clean. None: not more than one. Raises TypeError or
+        ValueError for what is no count, and for one above 0 in a pool without `drain_until`.
+        """
+        return self._outstanding
+
+    @outstanding.setter
+    def outstanding(self, outstanding: int | None) -> None:
+        link = self._link_of_mine("set outstanding")
+        if outstanding is not None:
+            if isinstance(outstanding, bool) or not isinstance(outstanding, int):
+                raise TypeError(
+                    f"outstanding is {outstanding!r}; it must be a whole number or None"
+                )
+            if outstanding < 0:
+                raise ValueError(f"outstanding is {outstanding!r}; it must be at least 0")
+            if outstanding and link.is_last is None:
+                raise ValueError(
+                    f"outstanding is {outstanding!r}, but the pool has no drain_until to tell "
+                    "which messages are last"
+                )
+        self._outstanding = outstanding
 
     @property
     def is_clean(self) -> bool:

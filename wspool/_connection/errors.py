@@ -115,6 +115,16 @@ class ConnectionBusyError(WebsocketError):
 
 
 @exported
+class StreamOverflowError(WebsocketError):
+    """More than `max_unread` bytes came for a stream that did not read, while others did.
+
+    What had come by then could be read; the rest is lost. Its neighbours have lost nothing.
+    """
+
+    default_message = "The stream was read too slowly, and something is missing"
+
+
+@exported
 class ConnectionDrainTimeoutError(WebsocketError):
     """A drain did not end within `drain_timeout`; kept as the `cause` of the connection's close."""
 

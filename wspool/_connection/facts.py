@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from wspool._connection.errors import ConnectionBusyError
 from wspool._connection.link import Link, Transition
 from wspool._connection.states import State
 
@@ -10,13 +9,11 @@ from wspool._connection.states import State
 class ConnectionFacts:
     """What may be read at any time, also when the loan is over."""
 
-    __slots__ = ("__weakref__", "_link")
+    __slots__ = ()
 
-    # None until it is served.
-    _link: Link | None
-
-    def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if not name.startswith("_") or name[:2] == "__"]
+    def _served(self) -> Link:
+        """Return the link, or raise that there is none yet."""
+        raise NotImplementedError
 
     @property
     def id(self) -> int:
@@ -103,8 +100,3 @@ class ConnectionFacts:
     def cause(self) -> BaseException | None:
         """The error that closed it, if one did."""
         return self._served().cause
-
-    def _served(self) -> Link:
-        if self._link is None:
-            raise ConnectionBusyError("This loan has no connection yet: use `async with`")
-        return self._link

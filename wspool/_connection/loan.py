@@ -13,26 +13,24 @@ same class, and never an owner.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
-from wspool._connection.callsites import Callsite, line_of
-from wspool._connection.dialogue import GIVEN_UP, NEW, Dialogue
+from wspool._connection.borrow import Borrow, Lender
+from wspool._connection.callsites import line_of
+from wspool._connection.dialogue import GIVEN_UP, NEW
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
-    ConnectionUnavailableError,
     WebsocketError,
 )
 from wspool._connection.exporting import exported
+from wspool._connection.facts import ConnectionFacts
 from wspool._connection.idioms import refusing
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
@@ -43,32 +41,13 @@ from wspool._connection.wire import (
     TEXT,
     Wire,
     check_close,
-    encoded,
 )
 
-
-class LoanRouter(Protocol):
-    """What a loan needs of the routing."""
-
-    async def wait(self, loan: WebsocketConnection) -> None:
-        """Return when the loan was served."""
-
-    def give_back(self, loan: WebsocketConnection, *, is_failed: bool) -> None:
-        """End the loan."""
-
-
-class Lender(Protocol):
-    """The pool, as a loan knows it; it is not dropped while it has borrowers."""
-
-    @property
-    def _router(self) -> LoanRouter: ...
-
-    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
-        """Check who borrows, and serve the loan if that needs no wait."""
+T = TypeVar("T")
 
 
 @exported
-class WebsocketConnection(Dialogue):
+class WebsocketConnection(Borrow, ConnectionFacts):
     """One loan of a WebSocket to the server.
 
     Its properties may be read at any time, also when the loan is over. Only the borrower may send,
@@ -76,20 +55,7 @@ class WebsocketConnection(Dialogue):
     ConnectionBusyError, or ConnectionClosedError if the connection was lost before.
     """
 
-    __slots__ = (
-        "_arrival",
-        "_callsite",
-        "_failure",
-        "_gate_closed",
-        "_horizon",
-        "_is_cut_off",
-        "_lender",
-        "_prefer",
-        "_since",
-        "_timeout",
-        "_uses",
-        "_waiter",
-    )
+    __slots__ = ("_is_cut_off",)
 
     def __init__(
         self,
@@ -102,26 +68,12 @@ class WebsocketConnection(Dialogue):
         self._has_sent = False
         self._last_message = None
         self._outstanding = None
-        # None: of the pool's own, or a view.
         self._lender = lender
-        # Seconds for which it may wait; the context that it would like best, or NEW.
         self._timeout = timeout
         self._prefer = NEW if wants_new else prefer
-        # Who borrows, and where in the code.
-        self._callsite: Callsite | None = None
-        # While it stands in the line: what wakes it up, its number and the loop's time when it
-        # arrived, and for how long the gate had been closed by then; the last failure of a dial
-        # that spoke to it, and the number of the last dial that had begun at the first of these.
-        self._waiter: asyncio.Future[None]
-        self._arrival: int
-        self._since: float
-        self._gate_closed: float
-        self._failure: ConnectionUnavailableError | None
-        self._horizon: int | None
+        self._callsite = None
         # Whether the link was closed by the time that the loan was over; unset where it was not.
         self._is_cut_off: bool
-        # Once it is served: which use of the link it is.
-        self._uses: int
 
     # What there is to see.
 
@@ -153,33 +105,6 @@ class WebsocketConnection(Dialogue):
         self._link_of_mine("set the context").context = context
 
     @property
-    def outstanding(self) -> int | None:
-        """How many last messages are still to come: set it, if you have asked several questions.
-
-        Each message that `drain_until` calls the last counts down, be it read by you or by the
-        drain, and at 0 the connection is clean. None: not more than one. Raises TypeError or
-        ValueError for what is no count, and for one above 0 in a pool without `drain_until`.
-        """
-        return self._outstanding
-
-    @outstanding.setter
-    def outstanding(self, outstanding: int | None) -> None:
-        link = self._link_of_mine("set outstanding")
-        if outstanding is not None:
-            if isinstance(outstanding, bool) or not isinstance(outstanding, int):
-                raise TypeError(
-                    f"outstanding is {outstanding!r}; it must be a whole number or None"
-                )
-            if outstanding < 0:
-                raise ValueError(f"outstanding is {outstanding!r}; it must be at least 0")
-            if outstanding and link.is_last is None:
-                raise ValueError(
-                    f"outstanding is {outstanding!r}, but the pool has no drain_until to tell "
-                    "which messages are last"
-                )
-        self._outstanding = outstanding
-
-    @property
     def websocket(self) -> aiohttp.ClientWebSocketResponse:
         """The aiohttp WebSocket. Reading or writing it directly bypasses what the pool knows."""
         link = self._link_of_mine("use the WebSocket")
@@ -208,34 +133,12 @@ class WebsocketConnection(Dialogue):
 
     # What a borrower does.
 
-    async def __aenter__(self) -> Self:
-        lender = self._lender
-        assert lender is not None
-        if not lender._lend_at_once(self, sys._getframe(1)):
-            await lender._router.wait(self)
-        return self
-
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         link, lender = self._link, self._lender
         assert link is not None
         assert lender is not None
         if link.loan is self:  # else it was ended inside the block
             lender._router.give_back(self, is_failed=kind is not None)
-
-    async def send(self, message: str | bytes) -> None:
-        """Send a text or a binary message.
-
-        Raises ConnectionClosedError when the connection is lost (the message may or may not have
-        arrived), ConnectionBusyError when it is not the caller's, TypeError for anything else
-        than str and bytes, UnicodeEncodeError for a str that is no text.
-        """
-        wire = self._wire("send")
-        payload, kind = encoded(message)
-        self._note_send()
-        try:
-            await wire.send(payload, kind)
-        except (OSError, aiohttp.ClientError) as error:
-            raise self._served().closed_error() from error
 
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.
@@ -334,10 +237,6 @@ class WebsocketConnection(Dialogue):
             raise self._refusal("retire")
         link.retire()
 
-    async def send_json(self, value: Any) -> None:
-        """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""
-        await self.send(json.dumps(value))
-
     async def recv_json(self) -> Any:
         """Return the next message, parsed as JSON.
 
@@ -345,31 +244,27 @@ class WebsocketConnection(Dialogue):
         """
         return json.loads(await self.recv())
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> str | bytes:
         """Return the next message, until the server closes normally (1000 or 1001)."""
         try:
             return await self.recv()
         except ConnectionClosedError as error:
-            link = self._served()
-            is_by_server = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
-            if is_by_server and error.code in (1000, 1001):
+            if self._is_end(error):
                 raise StopAsyncIteration from None
             raise
 
     # The right to the wire.
 
+    def _owns(self, link: Link) -> bool:
+        return link.owner is self
+
     def _link_of_mine(self, doing: str) -> Link:
-        """Return the link, if it is this loan's, or was when it was lost."""
         link = self._served()
         if link.owner is not self and link.loan is not self:
             raise self._refusal(doing)
         return link
 
     def _wire(self, doing: str) -> Wire:
-        """Return the wire, if it is this loan's to use, and works."""
         link = self._link
         if link is None or link.owner is not self:
             raise self._refusal(doing)
@@ -384,12 +279,7 @@ class WebsocketConnection(Dialogue):
         return wire
 
     @property
-    def _wants_new(self) -> bool:
-        return self._prefer is NEW
-
-    @property
     def _is_over(self) -> bool:
-        """Whether it was given back."""
         return self._served().loan is not self
 
     def _put_back(self, message: str | bytes) -> None:
@@ -434,15 +324,20 @@ async def lend_to_hook(
         loan._take_over(after)
     link.owner = loan
     try:
-        awaitable = hook(loan)
-        if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
-            kind = type(awaitable).__name__
-            raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
-        await awaitable
+        await called(hook, loan)
     finally:
         if link.owner is loan:
             link.owner = owner
     return loan
+
+
+def called(hook: Callable[[T], Awaitable[object]], lent: T) -> Awaitable[object]:
+    """Return what a hook of the user's returns, which is to be awaited."""
+    awaitable = hook(lent)
+    if not hasattr(awaitable, "__await__"):  # a lambda's, which could not be told before
+        kind = type(awaitable).__name__
+        raise TypeError(f"a hook returned {kind}, and no coroutine: define it with `async def`")
+    return awaitable
 
 
 def view_of(link: Link) -> WebsocketConnection:

@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from wspool._connection import aiohttp_internals
-from wspool._connection.budget import MIN_FRAMES, Budget
+from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES, Budget
 from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.states import CloseReason
 
@@ -32,10 +32,9 @@ logger = logging.getLogger("wspool")
 MAX_INBOX_BYTES: Final = 512 * 1024
 """Bytes kept for an owner that is not in `recv`; at this size reading stops.
 
-A message counts with 128 bytes more than its length, as in aiohttp's own queue, whose limit this
-is, so that a flood of tiny ones is bounded too.
+A message counts with `MESSAGE_OVERHEAD_BYTES` more than its length, as in aiohttp's own queue,
+whose limit this is.
 """
-_MESSAGE_OVERHEAD_BYTES: Final = 128
 
 LARGE_BYTES: Final = 64 * 1024
 """From this size on a message may be what a compressed one of a thousandth was inflated to."""
@@ -402,14 +401,14 @@ class Wire:
         if self.inbox is None:
             self.inbox = deque()
         self.inbox.append(message)
-        self.inbox_bytes += len(message) + _MESSAGE_OVERHEAD_BYTES
+        self.inbox_bytes += len(message) + MESSAGE_OVERHEAD_BYTES
 
     def _take(self) -> str | bytes:
         assert self.inbox is not None
         message = self.inbox.popleft()
         if not self.inbox:
             self.inbox = None
-        self.inbox_bytes -= len(message) + _MESSAGE_OVERHEAD_BYTES
+        self.inbox_bytes -= len(message) + MESSAGE_OVERHEAD_BYTES
         return message
 
     def put_back(self, message: str | bytes) -> None:

@@ -39,6 +39,7 @@ def picture(pool: WebsocketConnectionPool) -> dict[str, Any]:
         "waiters": pool.waiters,
         "max_connections": pool.max_connections,
         "learned_limit": pool.learned_limit,
+        "max_streams": pool.max_streams,
         "connections": [row(shown) for shown in introspection.connections(pool, MAX_ROWS)],
         "gone": [row(shown) for shown in introspection.gone(pool)],
         "waiting": [as_dict(waiter) for waiter in introspection.waiting(pool)],
@@ -53,6 +54,7 @@ def row(shown: ConnectionSnapshot) -> dict[str, Any]:
     borrower, history = found["borrower"], found.pop("history")
     return found | {
         "borrower": vars(borrower) if borrower is not None else None,
+        "streams": [as_dict(stream) for stream in shown.streams],
         "why": history[-1].why if history else "",
         "was": history[-1].source if history else "",
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -14,13 +15,15 @@ from wspool._connection.exporting import exported
 from wspool._group.pictures import GroupSnapshot
 from wspool._group.pools import WebsocketPools
 from wspool._group.roster import OptionsOf
-from wspool._pool.blocking import Block, BlockingWebsocketConnection, Lending
+from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
+from wspool._pool.blocking_lender import BlockingLender
+from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.options import ACQUIRE_TIMEOUT
 from wspool._pool.portal import Portal
 
 
 @exported
-class BlockingWebsocketPools(Lending):
+class BlockingWebsocketPools(BlockingLender):
     """A `WebsocketPools` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with
@@ -91,7 +94,8 @@ class BlockingWebsocketPools(Lending):
 
         The arguments and the errors are those of `WebsocketPools.acquire`.
         """
-        return self._borrow(partial(self.pools.get_connection, key, prefer=prefer, timeout=timeout))
+        make = partial(self.pools.get_connection, key, prefer=prefer, timeout=timeout)
+        return self._lend(make, BlockingWebsocketConnection)
 
     def get_connection(
         self, key: Any = None, *, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
@@ -100,8 +104,25 @@ class BlockingWebsocketPools(Lending):
 
         The arguments and the errors are those of `WebsocketPools.get_connection`.
         """
-        make = partial(self.pools.get_connection, key, prefer=prefer, timeout=timeout)
-        return Block(self._loan(make))
+        return Block(self._lent(partial(self.acquire, key, prefer=prefer, timeout=timeout)))
+
+    def acquire_stream(
+        self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> BlockingWebsocketStream:
+        """Return a stream to be given back with `release_stream`.
+
+        The arguments and the errors are those of `WebsocketPools.acquire_stream`.
+        """
+        make = partial(self.pools.get_stream, key, timeout=timeout)
+        return self._lend(make, BlockingWebsocketStream)
+
+    @contextmanager
+    def get_stream(
+        self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> Iterator[BlockingWebsocketStream]:
+        """Return a context manager that acquires a stream and gives it back."""
+        with self._lent(partial(self.acquire_stream, key, timeout=timeout)) as stream:
+            yield stream
 
     def eject(self, key: Any, seconds: float) -> None:
         """Let a member be out for so long, as `WebsocketPools.eject` does."""

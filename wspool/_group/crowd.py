@@ -14,8 +14,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import ConnectionPoolExhaustedError
-from wspool._connection.loan import WebsocketConnection
 from wspool._group.members import Member
 
 
@@ -35,18 +35,18 @@ class Crowd:
     """The crowd of one group. `candidates` returns the members to ask, in the order to ask them."""
 
     def __init__(self, candidates: Callable[[], Iterable[Member]]) -> None:
-        self.loans: OrderedDict[WebsocketConnection, Standing] = OrderedDict()
+        self.loans: OrderedDict[Borrow, Standing] = OrderedDict()
         self._candidates = candidates
 
     def __len__(self) -> int:
         return len(self.loans)
 
-    def __contains__(self, loan: WebsocketConnection) -> bool:
+    def __contains__(self, loan: Borrow) -> bool:
         return loan in self.loans
 
     # Coming.
 
-    def join(self, loan: WebsocketConnection, *, at_the_head: bool = False) -> None:
+    def join(self, loan: Borrow, *, at_the_head: bool = False) -> None:
         """Take a loan in, and let a member serve it at once, or dial for it.
 
         Raises why none can: ConnectionPoolExhaustedError, or what a member has said.
@@ -56,13 +56,14 @@ class Crowd:
         if at_the_head:
             self.loans.move_to_end(loan, last=False)
         for member in self._candidates():
-            if member.router.queues.idle and member.line.beyond:
-                member.router.route()  # perhaps it has to be checked first
+            router = member.router
+            if member.line.beyond and (router.queues.idle or router.streaming.has_route):
+                router.route()  # perhaps it has to be checked first
             if loan._waiter.done() or standing.host is not None:
                 return  # served, or adopted by this one
         self._settle(loan, standing)
 
-    def _settle(self, loan: WebsocketConnection, standing: Standing) -> None:
+    def _settle(self, loan: Borrow, standing: Standing) -> None:
         """Find a host for a loan, or something to wait for; otherwise it has failed."""
         if not self._find_host(loan, standing) and not self._may_stay(loan, standing):
             self.fail(
@@ -74,7 +75,7 @@ class Crowd:
                 ),
             )
 
-    def _find_host(self, loan: WebsocketConnection, standing: Standing) -> bool:
+    def _find_host(self, loan: Borrow, standing: Standing) -> bool:
         """Let a member dial that has room; rather one whose dials do not fail at the moment."""
         hosts = [
             member
@@ -98,26 +99,26 @@ class Crowd:
             return True
         return False
 
-    def _may_stay(self, loan: WebsocketConnection, standing: Standing) -> bool:
+    def _may_stay(self, loan: Borrow, standing: Standing) -> bool:
         """Return whether something may come back for a loan that has no host."""
         for member in self._candidates():
             capacity = member.router.capacity
             if member in standing.tried and not capacity.open:
                 continue
-            place = max(0, len(member.line.takers()) - 1)
+            place = member.line.place_of(loan)
             if capacity.may_wait(place, capacity.coming, is_patient=loan._timeout != 0):
                 return True
         return False
 
     # Going.
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out of the crowd, and out of its host's line."""
         standing = self.loans.pop(loan, None)
         if standing is not None and standing.host is not None:
             standing.host.line.leave(loan)
 
-    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""
         self.leave(loan)
         if not loan._waiter.done():
@@ -125,7 +126,7 @@ class Crowd:
 
     # What the members say.
 
-    def refuse(self, loan: WebsocketConnection, member: Member, error: BaseException) -> None:
+    def refuse(self, loan: Borrow, member: Member, error: BaseException) -> None:
         """Go on to the next; without one, and with nothing that may come back, this was the end."""
         standing = self.loans[loan]
         standing.host, standing.error = None, error
@@ -143,16 +144,14 @@ class Crowd:
                 self._take_from(member, loan, standing)
                 self._settle(loan, standing)
 
-    def homeless(self, member: Member, most: int) -> list[WebsocketConnection]:
-        """Return at most so many without a host, whom this member hosts from now on."""
-        found = [
-            (loan, standing)
-            for loan, standing in self.loans.items()
-            if standing.host is None and member not in standing.tried and not loan._waiter.done()
-        ][: max(0, most)]
-        for _, standing in found:
-            standing.host = member
-        return [loan for loan, _ in found]
+    def let_host(self, member: Member) -> None:
+        """Let a member host those without a host, as far as it has room to dial for them."""
+        for loan, standing in self.loans.items():
+            if member.spare_room <= 0:
+                break
+            if standing.host is None and member not in standing.tried and not loan._waiter.done():
+                standing.host = member
+                member.host(loan)
 
     def forgive(self, member: Member) -> None:
         """Let a member that is in again be asked again."""
@@ -165,7 +164,7 @@ class Crowd:
             self._take_from(member, loan, standing)
             self._settle(loan, standing)
 
-    def _hosted_by(self, member: Member) -> list[tuple[WebsocketConnection, Standing]]:
+    def _hosted_by(self, member: Member) -> list[tuple[Borrow, Standing]]:
         return [
             (loan, standing)
             for loan, standing in self.loans.items()
@@ -173,7 +172,7 @@ class Crowd:
         ]
 
     @staticmethod
-    def _take_from(member: Member, loan: WebsocketConnection, standing: Standing) -> None:
+    def _take_from(member: Member, loan: Borrow, standing: Standing) -> None:
         member.line.leave(loan)
         standing.host = None
         standing.tried.add(member)

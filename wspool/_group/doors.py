@@ -11,12 +11,13 @@ from collections.abc import Hashable
 from types import FrameType
 from typing import Self
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
 )
-from wspool._connection.loan import WebsocketConnection
+from wspool._connection.link import Link
 from wspool._group.members import Member
 from wspool._group.roster import Roster
 from wspool._pool.attending import is_same
@@ -35,14 +36,26 @@ class Door:
     def _router(self) -> Self:
         return self
 
-    def give_back(self, loan: WebsocketConnection, *, is_failed: bool) -> None:
+    @property
+    def streaming(self) -> Self:
+        return self
+
+    def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
+        """Check who borrows, and serve the loan if that needs no wait."""
+        raise NotImplementedError
+
+    async def wait(self, loan: Borrow) -> None:
+        """Return when the loan was served."""
+        raise NotImplementedError
+
+    def give_back(self, loan: Borrow, *, is_failed: bool) -> None:
         raise AssertionError("a loan that was served is given back to the pool that serves it")
 
 
 class CommonDoor(Door):
     """For those who take a connection of any member."""
 
-    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+    def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         roster = self._roster
         loop = roster.enter()
         if loan._callsite is not None:
@@ -56,6 +69,11 @@ class CommonDoor(Door):
         # Those that would lend one with a context, which may be one to find, or one to spare.
         others: list[Member] = []
         for member in roster.order():
+            if loan._is_stream:
+                if member.router.streaming.lend_at_once(loan):
+                    loan._lender = member.pool
+                    return True
+                continue
             if not (idle := member.router.queues.idle):
                 continue
             if loan._prefer is not None or next(reversed(idle)).context is not None:
@@ -70,7 +88,7 @@ class CommonDoor(Door):
                 return True
         return False
 
-    async def wait(self, loan: WebsocketConnection) -> None:
+    async def wait(self, loan: Borrow) -> None:
         """Return when the loan was served."""
         roster, crowd = self._roster, self._roster.crowd
         if loan._timeout is ACQUIRE_TIMEOUT:
@@ -84,10 +102,11 @@ class CommonDoor(Door):
                 alarm = loop.call_later(loan._timeout, self._time_out, loan)
             crowd.join(loan)
             await loan._waiter
-            while (link := loan._link) is None or link.owner is not loan:
+            while (link := loan._link) is None or not loan._owns(link):
                 # Lost in the tick in which it was served: it waits on at the head.
                 assert link is not None
-                link.loan = loan._link = None
+                self._pass_on(loan, link)
+                loan._link = None
                 if roster.is_closing:
                     raise ConnectionPoolUnavailableError(f"The group {roster!r} was closed")
                 crowd.join(loan, at_the_head=True)
@@ -105,17 +124,20 @@ class CommonDoor(Door):
         stats = member.router.stats
         stats.waits += 1
         stats.wait_seconds += waited
-        member.router._count_loan(link, waited)
+        member.router._count_loan(loan, link, waited)
 
-    def _leave(self, loan: WebsocketConnection) -> None:
+    def _leave(self, loan: Borrow) -> None:
         """End a wait in vain, and let nobody miss what was meant for it."""
         self._roster.crowd.leave(loan)
-        link = loan._link
-        member = self._roster.member_of(link) if link is not None else None
-        if link is not None and member is not None:  # cancelled in the tick in which it was served
-            member.router._pass_on(link)
+        if loan._link is not None:  # cancelled in the tick in which it was served
+            self._pass_on(loan, loan._link)
 
-    def _time_out(self, loan: WebsocketConnection) -> None:
+    def _pass_on(self, loan: Borrow, link: Link) -> None:
+        member = self._roster.member_of(link)
+        if member is not None:
+            member.router._pass_on(loan, link)
+
+    def _time_out(self, loan: Borrow) -> None:
         standing = self._roster.crowd.loans.get(loan)
         if standing is None or loan._waiter.done():
             return
@@ -138,7 +160,7 @@ class KeyDoor(Door):
         # Who borrows, while there is no pool yet.
         self._frame: FrameType | None = None
 
-    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+    def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         self._roster.enter()
         member = self._roster.members.get(self._key)
         if member is None:
@@ -148,7 +170,9 @@ class KeyDoor(Door):
             return False
         return self._lend(member, loan, frame)
 
-    def _lend(self, member: Member, loan: WebsocketConnection, frame: FrameType) -> bool:
+    def _lend(self, member: Member, loan: Borrow, frame: FrameType) -> bool:
+        if loan._is_stream:
+            member.router.streaming.check_route()
         is_lent = member.pool._lend_at_once(loan, frame)
         loan._lender = member.pool
         if not is_lent:
@@ -157,7 +181,7 @@ class KeyDoor(Door):
             self._roster.check_total(loan, member)
         return is_lent
 
-    async def wait(self, loan: WebsocketConnection) -> None:
+    async def wait(self, loan: Borrow) -> None:
         """Make the pool first, if there is none, and return when the loan was served."""
         lender = loan._lender
         assert lender is not None
@@ -186,6 +210,6 @@ class KeyDoor(Door):
             await member.router.wait(loan)
 
 
-def _has_fit(member: Member, loan: WebsocketConnection) -> bool:
+def _has_fit(member: Member, loan: Borrow) -> bool:
     """Return whether a member has an idle link with just the context that a loan prefers."""
     return any(is_same(link.context, loan._prefer) for link in list(member.router.queues.idle))

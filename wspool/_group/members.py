@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Final, Protocol
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import ConnectionUnavailableError
 from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection
@@ -25,19 +26,19 @@ LOSSES: Final = frozenset({CloseReason.SERVER, CloseReason.PROTOCOL, CloseReason
 class CommonLine(Protocol):
     """The line of a group, as its members know it: see `crowd.py`."""
 
-    def __contains__(self, loan: WebsocketConnection, /) -> bool: ...
+    def __contains__(self, loan: Borrow, /) -> bool: ...
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out, if it is in."""
 
-    def refuse(self, loan: WebsocketConnection, member: Member, error: BaseException) -> None:
+    def refuse(self, loan: Borrow, member: Member, error: BaseException) -> None:
         """Hear that a member has nothing for a loan that it had hosted."""
 
     def reconsider(self, member: Member) -> None:
         """Hear that the dials of a member have begun to fail."""
 
-    def homeless(self, member: Member, most: int) -> list[WebsocketConnection]:
-        """Return loans that this member hosts from now on."""
+    def let_host(self, member: Member) -> None:
+        """Let a member host those without a host, as far as it has room."""
 
 
 class Member:
@@ -62,9 +63,10 @@ class Member:
 
     @property
     def spare_room(self) -> int:
-        """For how many more, beyond its own line, it may dial."""
-        router = self.router
-        return router.capacity.room - max(0, len(self.line) - len(router.queues.connecting))
+        """For how many more links, beyond what its own line needs, it may dial."""
+        router, line = self.router, self.line
+        needed = line.links_for(line.loans) - len(router.queues.connecting)
+        return router.capacity.room - max(0, needed)
 
     @property
     def is_failing(self) -> bool:
@@ -75,7 +77,7 @@ class Member:
     def is_empty(self) -> bool:
         return not (self.router.queues.all or self.line.loans)
 
-    def host(self, loan: WebsocketConnection) -> None:
+    def host(self, loan: Borrow) -> None:
         """Let a loan of the group's stand in this line as well, for which the pool then dials."""
         self.line.take_in(loan)
         loan._gate_closed = self.router.gate.closed_seconds
@@ -88,26 +90,25 @@ class Member:
         await self.router.wait(loan)
         link = loan._link
         assert link is not None
-        self.router._pass_on(link)
+        self.router._pass_on(loan, link)
         return link
 
     # What stands beyond its line.
 
-    def __contains__(self, loan: WebsocketConnection) -> bool:
+    def __contains__(self, loan: Borrow) -> bool:
         return loan in self._crowd
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         self._crowd.leave(loan)
 
-    def refuse(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def refuse(self, loan: Borrow, error: BaseException) -> None:
         self._crowd.refuse(loan, self, error)
 
     def reconsider(self) -> None:
         self._crowd.reconsider(self)
 
     def adopt(self) -> None:
-        for loan in self._crowd.homeless(self, self.spare_room):
-            self.host(loan)
+        self._crowd.let_host(self)
 
     # What its pool tells whoever watches.
 

@@ -13,10 +13,13 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection
+from wspool._connection.stream import WebsocketStream
 from wspool._group import repeating
-from wspool._group.doors import CommonDoor, KeyDoor
+from wspool._group.doors import CommonDoor, Door, KeyDoor
+from wspool._group.members import Member
 from wspool._group.pictures import GroupSnapshot, snapshot_group
 from wspool._group.roster import OptionsOf, Roster
 from wspool._pool.checks import check_grace, check_timeout
@@ -179,26 +182,15 @@ class WebsocketPools:
         `WebsocketConnectionPool.acquire`. That the dials of a member fail is an error only where no
         other has a connection; ConnectionPoolExhaustedError is raised at the total, too.
         """
-        roster = self._roster
-        if key is None:
-            if not roster.is_fixed:
-                raise TypeError("key is None; where options_of is a callable it must be given")
-            return WebsocketConnection(self._door, timeout, prefer=prefer)
-        if roster.is_fixed and key not in roster.members:
-            raise KeyError(key)
-        door = KeyDoor(roster, self.acquire_timeout, key)
-        return WebsocketConnection(door, timeout, prefer=prefer)
+        return WebsocketConnection(self._door_of(key), timeout, prefer=prefer)
 
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
         """Give a connection back; with `force_remove` it is closed.
 
         Releasing what is not lent by this group, or not any more, is a warning in the log.
         """
-        link = connection._link
-        member = self._roster.member_of(link) if link is not None else None
-        if member is None:
-            logger.warning("%r is not lent by this group; releasing it does nothing", connection)
-        else:
+        member = self._member_of(connection)
+        if member is not None:
             await member.pool.release(connection, force_remove=force_remove)
 
     async def run(
@@ -221,6 +213,60 @@ class WebsocketPools:
         return await repeating.run(
             *(self._roster, loan, work, args, seconds, frame), is_keyed=key is not None
         )
+
+    async def acquire_stream(
+        self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketStream:
+        """Return a stream to be given back with `release_stream`; otherwise as `get_stream`."""
+        stream = self.get_stream(key, timeout=timeout)
+        lender = stream._lender
+        assert lender is not None
+        if not lender._lend_at_once(stream, sys._getframe(1)):
+            await lender._router.wait(stream)
+        return stream
+
+    def get_stream(
+        self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> WebsocketStream:
+        """Return a stream that is acquired and given back by `async with`.
+
+        `key`, `timeout` and the errors are as in `get_connection`; a stream is as that of
+        `WebsocketConnectionPool.get_stream`. Raises ValueError where a pool that is asked has no
+        `route`: without a key, that is each.
+        """
+        door = self._door_of(key)
+        if key is None:
+            for member in self._roster.members.values():
+                member.router.streaming.check_route()
+        return WebsocketStream(door, timeout)
+
+    async def release_stream(self, stream: WebsocketStream, *, force_remove: bool = False) -> None:
+        """Give a stream back; with `force_remove` its connection closes when its neighbours go.
+
+        Releasing what is not lent by this group, or not any more, is a warning in the log.
+        """
+        member = self._member_of(stream)
+        if member is not None:
+            await member.pool.release_stream(stream, force_remove=force_remove)
+
+    def _door_of(self, key: Any) -> Door:
+        """Return what lends a connection of this key, or of any."""
+        roster = self._roster
+        if key is None:
+            if not roster.is_fixed:
+                raise TypeError("key is None; where options_of is a callable it must be given")
+            return self._door
+        if roster.is_fixed and key not in roster.members:
+            raise KeyError(key)
+        return KeyDoor(roster, self.acquire_timeout, key)
+
+    def _member_of(self, lent: Borrow) -> Member | None:
+        """Return the member that has lent something; if none has, say so."""
+        link = lent._link
+        member = self._roster.member_of(link) if link is not None else None
+        if member is None:
+            logger.warning("%r is not lent by this group; releasing it does nothing", lent)
+        return member
 
     # Steering.
 

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TypeVar, TypeVarTuple
 
+from wspool._connection.borrow import Lender
 from wspool._connection.errors import ConnectionClosedError, ConnectionUnavailableError
-from wspool._connection.loan import Lender, WebsocketConnection
+from wspool._connection.loan import WebsocketConnection
 from wspool._group.roster import Roster
 from wspool._pool.repeating import Attempt, given_back, lend
 

@@ -13,13 +13,13 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from typing import Any, Final
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
 from wspool._connection.link import Link
-from wspool._connection.loan import WebsocketConnection
 from wspool._group.crowd import Crowd
 from wspool._group.health import may_go_out
 from wspool._group.members import Member, is_loss
@@ -143,7 +143,7 @@ class Roster:
     def member_of(self, link: Link) -> Member | None:
         return self._known.get(id(link.queues))
 
-    def check_total(self, loan: WebsocketConnection, member: Member | None = None) -> None:
+    def check_total(self, loan: Borrow, member: Member | None = None) -> None:
         """Raise, at the total, unless waiting is allowed or needless."""
         total = self.total
         if loan._timeout != 0 or not total._is_missing(beside=1):

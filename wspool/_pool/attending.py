@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
-from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import CloseReason, State
 from wspool._pool.capacity import Capacity
@@ -34,7 +34,7 @@ def is_same(context: Any, preferred: Any) -> bool:
         return False
 
 
-def forget_another(link: Link, loan: WebsocketConnection) -> None:
+def forget_another(link: Link, loan: Borrow) -> None:
     """Let a used link that is lent have no other context than the loan's."""
     if link.uses > 1 and not loan._wants_new and not is_same(link.context, loan._prefer):
         link.context = None
@@ -62,11 +62,14 @@ class Attending:
         # What must be checked first, when next_idle() has returned None and there are idle links.
         self.unchecked: Link
 
-    def next_idle(self, prefer: Any = None) -> Link | None:
+    def next_idle(self, prefer: Any = None, *, for_stream: bool = False) -> Link | None:
         """Return the idle link to lend next: the last one in, so that a pool can shrink.
 
-        With a context to prefer, or to spare, see `_preferred`. Those that turn out to be lost, or
-        too old, are closed on the way. None, too, when it must be checked first.
+        With a context to prefer, or to spare, see `_preferred`. Not to somebody alone where the
+        answer to a stream may still come, which would read it.
+
+        Those that turn out to be lost, or too old, are closed on the way. None, too, when it must
+        be checked first.
         """
         idle = self._idle
         while idle:
@@ -84,6 +87,9 @@ class Attending:
                     link.close(CloseReason.DRAIN)
                 if link.state is not State.IDLE:
                     continue
+            if link.sharing is not None and link.sharing.is_unclean and not for_stream:
+                link.close(CloseReason.DRAIN)
+                continue
             now = link.clock()
             if now < link.retire_at and now - link.idle_since < self._retiring.young_seconds:
                 return link  # as nearly always
@@ -147,7 +153,7 @@ class Attending:
                 return False
             self.dispose(link)
         elif link.state is not State.CLOSED and link.wire is not None:
-            link.wire.attend()
+            (link.sharing if link.is_shared else link.wire).attend()
         return link.state is State.IDLE
 
     def _keep_greeting(self, link: Link) -> bool:

@@ -1,24 +1,18 @@
 """The pool for threads: `WebsocketConnectionPool` without `await`, on an event loop of its own.
 
 The loop runs in a background thread (`portal.py`), and there everything is done; whoever calls
-waits for it. Nothing here knows how connections are pooled. What an interrupted call had got is
-given back: a loan ends, a message is put back. What is interrupted later, on its way to the
-variable of whoever called, is a connection that nobody refers to: a loan that is dropped ends by
-itself, and so does that of a `with` in a generator that is dropped. Neither waits: where the
-garbage collector runs, a lock may be held that the loop needs.
+waits for it. Nothing here knows how connections are pooled. How a borrow begins and ends, however
+it is interrupted, is told in `blocking_lender.py`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Never, Self, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, TypeVarTuple
 
 import aiohttp
 
@@ -26,10 +20,11 @@ from wspool._connection.callsites import in_own_code
 from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import refuse_position, refusing, shown_as
-from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
-from wspool._connection.states import State
-from wspool._pool.checks import check_timeout
+from wspool._pool.blocking_borrow import Same
+from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
+from wspool._pool.blocking_lender import BlockingLender
+from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.configured import Configured
 from wspool._pool.introspection import PoolSnapshot, Trouble
 from wspool._pool.listeners import Listener
@@ -45,257 +40,11 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
-_NOT_ASYNC: Final = (
-    "a blocking pool is used without async and await: write `with pool.get_connection() as "
-    "connection:`; in asyncio, use a WebsocketConnectionPool"
-)
-
-
-class _Same:
-    """An attribute that is that of the loop's own object; read from any thread."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else getattr(instance._mirrored, self._name)
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        setattr(instance._mirrored, self._name, value)
-
-
-_same: Final[Callable[[], Any]] = _Same
+_same: Final[Callable[[], Any]] = Same
 
 
 @exported
-class BlockingWebsocketConnection:
-    """One loan of a WebSocket to the server: a `WebsocketConnection` without `await`.
-
-    Threads may share it, but only one may be in `recv`. All times are in seconds, and a `timeout`
-    of None means for ever; what has run into one raises TimeoutError.
-    """
-
-    __slots__ = ("__weakref__", "_is_in_block", "_mirrored", "_pool")
-
-    uri: str = _same()
-    headers: dict[str, str] = _same()
-    id: int = _same()
-    state: State = _same()
-    history: tuple[Transition, ...] = _same()
-    is_connected: bool = _same()
-    is_busy: bool = _same()
-    is_draining: bool = _same()
-    reused: bool = _same()
-    uses: int = _same()
-    created_at: float = _same()
-    last_activity: float = _same()
-    rtt: float | None = _same()
-    websocket: aiohttp.ClientWebSocketResponse = _same()
-    subprotocol: str | None = _same()
-    borrowed_at: str | None = _same()
-    close_code: int | None = _same()
-    close_reason: str = _same()
-    cause: BaseException | None = _same()
-    context: Any = _same()
-    is_clean: bool = _same()
-    outstanding: int | None = _same()
-
-    def __init__(self, pool: Lending, loan: WebsocketConnection) -> None:
-        self._pool = pool  # which is not dropped while it has a borrower
-        self._mirrored = loan
-        # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
-        # collector may finalise the connection first: that is nobody's mistake.
-        self._is_in_block = False
-
-    def __repr__(self) -> str:
-        return f"<Blocking{repr(self._mirrored)[1:]}"
-
-    def send(self, message: str | bytes, *, timeout: float | None = None) -> None:
-        """Send a text or a binary message. If the time is up, it may be sent nevertheless."""
-        self._wait(lambda: self._mirrored.send(message), timeout, "was not sent")
-
-    def recv(self, timeout: float | None = None) -> str | bytes:
-        """Return the next message, in the order of arrival. If the time is up, none is lost."""
-        return self._wait(self._mirrored.recv, timeout, "had no message", self._put_back)
-
-    def ping(self, timeout: float | None = None) -> float:
-        """Send a ping, wait for its pong and return the round trip."""
-        return self._wait(self._mirrored.ping, timeout, "had no pong")
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection for good and return when its socket is gone."""
-        self._wait(lambda: self._mirrored.close(code, reason))
-
-    def retire(self) -> None:
-        """Let nobody have this connection any more: it closes when it is given back."""
-        self._pool._portal.call(self._mirrored.retire)
-
-    def send_json(self, value: Any, *, timeout: float | None = None) -> None:
-        """Send a value as a JSON text message."""
-        self.send(json.dumps(value), timeout=timeout)
-
-    def recv_json(self, timeout: float | None = None) -> Any:
-        """Return the next message, parsed as JSON."""
-        return json.loads(self.recv(timeout))
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str | bytes:
-        """Return the next message, until the server closes normally (1000 or 1001)."""
-        try:
-            return self._wait(self._mirrored.__anext__, undo=self._put_back)
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-    if not TYPE_CHECKING:
-        __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
-        __aiter__ = refusing("messages are read with `for message in connection:` here")
-
-        def __enter__(self) -> Never:
-            self._pool.release(self)
-            raise TypeError(
-                "acquire() has borrowed this connection already, and it was given back: write "
-                "`with pool.get_connection() as connection:`"
-            )
-
-        __exit__ = __enter__
-
-    def _wait(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None = None,
-        late: str = "",
-        undo: Callable[[T], object] | None = None,
-    ) -> T:
-        check_timeout(timeout)
-        try:
-            return self._pool._portal.wait(work, timeout, undo)
-        except TimeoutError:
-            raise TimeoutError(f"Connection #{self.id} {late} within {timeout} s") from None
-
-    def _put_back(self, message: str | bytes) -> None:
-        self._mirrored._put_back(message)
-
-    def __del__(self) -> None:
-        loan, portal = self._mirrored, self._pool._portal
-        if portal.is_foreign or loan._is_over:
-            return
-        is_forgotten = loan.state is State.BUSY and not self._is_in_block
-        portal.soon(partial(_end, loan, is_failed=True))
-        if is_forgotten:
-            warnings.warn(
-                f"connection #{loan.id}, borrowed at {loan.borrowed_at}, was dropped without "
-                "being given back: release it, or use `with pool.get_connection()`",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-
-
-class Block(AbstractContextManager[BlockingWebsocketConnection]):
-    """A `with` that borrows, and what to write in the place of a wrong one."""
-
-    def __init__(self, loan: AbstractContextManager[BlockingWebsocketConnection]) -> None:
-        self._loan = loan
-
-    def __enter__(self) -> BlockingWebsocketConnection:
-        return self._loan.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._loan.__exit__(*error)
-
-    if not TYPE_CHECKING:
-        __await__ = __aenter__ = __aexit__ = refusing(_NOT_ASYNC)
-
-
-def _end(loan: WebsocketConnection, **how: bool) -> bool:
-    """In the loop: end a loan; False if it was over."""
-    lender = loan._lender
-    if loan._is_over or lender is None:
-        return False
-    lender._router.give_back(loan, **{"is_failed": False} | how)
-    return True
-
-
-class Lending:
-    """What lends connections to threads: a pool, or a group of pools, behind its portal."""
-
-    _portal: Portal
-
-    def release(
-        self, connection: BlockingWebsocketConnection, *, force_remove: bool = False
-    ) -> None:
-        """Give a connection back; with `force_remove` it is closed. Does not wait for the network.
-
-        Releasing what is not lent by this pool is a warning in the log.
-        """
-        is_ours = connection._pool is self
-        if not is_ours or self._end(connection, force_remove=force_remove) is False:
-            logger.warning("%r is not lent by this pool; releasing it does nothing", connection)
-
-    def close(self) -> None:
-        """Close it, as `close_all()` without a timeout does: for `contextlib.closing`."""
-        self.close_all()
-
-    def close_all(self, timeout: float | None = 0.0) -> None:
-        """Close everything, and return when its thread has ended.
-
-        Borrowers get `timeout` seconds to finish first, with None as long as they need. Waiters
-        get ConnectionPoolUnavailableError at once. Interrupted, the closing goes on.
-        """
-        check_timeout(timeout)
-        self._portal.close(timeout)
-
-    @contextmanager
-    def _loan(
-        self, make: Callable[[], WebsocketConnection]
-    ) -> Iterator[BlockingWebsocketConnection]:
-        connection = self._borrow(make)
-        try:
-            connection._is_in_block = True
-            yield connection
-        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            self._portal.soon(partial(_end, connection._mirrored, is_failed=True))
-            raise
-        except BaseException:
-            self._end(connection, is_failed=True)
-            raise
-        self._end(connection)
-
-    def _borrow(self, make: Callable[[], WebsocketConnection]) -> BlockingWebsocketConnection:
-        frame = in_own_code(sys._getframe(1))
-
-        async def borrow() -> BlockingWebsocketConnection:
-            loan = make()
-            lender = loan._lender
-            assert lender is not None
-            if not lender._lend_at_once(loan, frame):
-                await lender._router.wait(loan)
-            return BlockingWebsocketConnection(self, loan)
-
-        return self._portal.wait(borrow, undo=lambda lent: _end(lent._mirrored))
-
-    def _end(self, connection: BlockingWebsocketConnection, **how: bool) -> bool | None:
-        """End a loan, even if that is interrupted; False if it was over."""
-        if self._portal.is_foreign:
-            return None  # it is the parent's
-        end = partial(_end, connection._mirrored, **how)
-        try:
-            return self._portal.call(end)
-        except BaseException:
-            self._portal.soon(end)  # a second time does no harm
-            raise
-
-    def __del__(self) -> None:
-        portal = getattr(self, "_portal", None)
-        if portal is not None and portal.is_running:
-            portal.stop()
-            portal.warn("was dropped without being closed")
-
-
-@exported
-class BlockingWebsocketConnectionPool(Lending, Configured):
+class BlockingWebsocketConnectionPool(BlockingLender, Configured):
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
 
     It runs in an event loop of its own, in a background thread that begins with `start()` or with
@@ -361,7 +110,7 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         """
         if wrong:
             refuse_position("acquire", wrong)
-        return self._borrow(self._maker(timeout, False, prefer))
+        return self._borrow(timeout, prefer=prefer)
 
     @shown_as(in_time)
     def acquire_new(
@@ -370,7 +119,7 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         """Return a connection that nobody has used; otherwise as `acquire`."""
         if wrong:
             refuse_position("acquire_new", wrong)
-        return self._borrow(self._maker(timeout, True))
+        return self._borrow(timeout, wants_new=True)
 
     @shown_as(preferring)
     def get_connection(
@@ -383,7 +132,7 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return Block(self._loan(self._maker(timeout, False, prefer)))
+        return Block(self._lent(partial(self._borrow, timeout, prefer=prefer)))
 
     @shown_as(in_time)
     def get_new_connection(
@@ -392,7 +141,7 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         """Return the same as `get_connection`, around `acquire_new`."""
         if wrong:
             refuse_position("get_new_connection", wrong)
-        return Block(self._loan(self._maker(timeout, True)))
+        return Block(self._lent(partial(self._borrow, timeout, wants_new=True)))
 
     def run(
         self,
@@ -409,7 +158,7 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         attempt: Attempt | None = None
         repeating, call = self.pool._router.repeating, self._portal.call
         try:
-            with self._loan(self._maker(timeout, False)) as connection:
+            with self._lent(partial(self._borrow, timeout)) as connection:
                 attempt = call(partial(Attempt, connection._mirrored))
                 return work(connection, *args)
         except ConnectionClosedError:
@@ -418,8 +167,23 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
         finally:
             if attempt is not None:
                 self._portal.soon(attempt.end)
-        with self._loan(self._maker(timeout, True)) as connection:
+        with self._lent(partial(self._borrow, timeout, wants_new=True)) as connection:
             return work(connection, *args)
+
+    def acquire_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> BlockingWebsocketStream:
+        """Return a stream, a share of a connection, to be given back with `release_stream`.
+
+        The timeout and the errors are those of `WebsocketConnectionPool.acquire_stream`.
+        """
+        return self._lend(partial(self.pool.get_stream, timeout=timeout), BlockingWebsocketStream)
+
+    @contextmanager
+    def get_stream(
+        self, *, timeout: float | None = ACQUIRE_TIMEOUT
+    ) -> Iterator[BlockingWebsocketStream]:
+        """Return a context manager that acquires a stream and gives it back."""
+        with self._lent(partial(self.acquire_stream, timeout=timeout)) as stream:
+            yield stream
 
     def expire_connections(self, grace: float = 0.0) -> None:
         """Replace every connection that there is: idle ones now, busy ones when they come back.
@@ -444,7 +208,8 @@ class BlockingWebsocketConnectionPool(Lending, Configured):
     def __exit__(self, *exc: object) -> None:
         self.close_all()
 
-    def _maker(
-        self, timeout: float | None, wants_new: bool, prefer: Any = None
-    ) -> Callable[[], WebsocketConnection]:
-        return partial(WebsocketConnection, self.pool, timeout, wants_new, prefer)
+    def _borrow(
+        self, timeout: float | None, *, wants_new: bool = False, prefer: Any = None
+    ) -> BlockingWebsocketConnection:
+        make = partial(WebsocketConnection, self.pool, timeout, wants_new, prefer)
+        return self._lend(make, BlockingWebsocketConnection)

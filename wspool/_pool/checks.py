@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
+from wspool._connection.routes import check_route
 from wspool._connection.scrubbing import scrub_uri
 
 T = TypeVar("T")
@@ -120,6 +121,12 @@ def quota(name: str, value: object) -> Any:
     if not all(callable(getattr(value, method, None)) for method in ("acquire", "release")):
         allowed = "an object with acquire and release, such as a LocalQuota, or None"
         raise TypeError(found(name, value, allowed))
+    return value
+
+
+def route(name: str, value: object) -> Any:
+    """Where a message says whose it is: paths into its JSON, or a plain callable."""
+    check_route(value)
     return value
 
 

@@ -15,6 +15,7 @@ import aiohttp
 
 from wspool._connection.idioms import ELSEWHERE, Elsewhere
 from wspool._connection.loan import WebsocketConnection
+from wspool._connection.routes import Route
 from wspool._connection.wire import Control
 from wspool._pool.connect_options import ConnectOptions
 from wspool._pool.options import (
@@ -25,6 +26,7 @@ from wspool._pool.options import (
     IsFull,
     Options,
     Settings,
+    StreamHook,
     Uri,
 )
 from wspool.quota import Quota
@@ -63,7 +65,7 @@ class Configured(Settings):
         keepalive: Hook | None = None,
         keepalive_interval: float | None = None,
         on_connect: Hook | None = None,
-        on_release: Hook | None = None,
+        on_release: Hook | StreamHook | None = None,
         on_close: Hook | None = None,
         drain_until: DrainConditionCallback | None = None,
         drain_fence: bool = False,
@@ -74,6 +76,9 @@ class Configured(Settings):
         quota: Quota | None = None,
         learn_limit: bool = True,
         is_full: IsFull | None = None,
+        max_streams: int = 1,
+        route: Route | None = None,
+        max_unread: int = 4 * 1024 * 1024,
         **connect_options: Unpack[ConnectOptions],
     ) -> None:
         """Check the arguments; nothing is opened before the pool starts.
@@ -99,6 +104,16 @@ class Configured(Settings):
             is_full: Says of the error of a refusal whether the server is full, beside the statuses
                 429 and 503 and an early close with 1013. It gets a `ConnectionUnavailableError`,
                 with its `status`, or a `ConnectionClosedError`, with its `code`.
+
+        Streams – how several borrowers share a connection.
+
+        Args:
+            max_streams: Borrowers that `get_stream` lets share a connection; needs `route`.
+            route: Where a message says whose it is: a path into its JSON such as
+                `"header.task_id"`, several of which the first present counts, or a callable that
+                takes the message and returns its key, or None if it belongs to nobody. None: there
+                are no streams.
+            max_unread: Bytes that are kept for a stream that does not read, while others do.
 
         Dialling and closing – how a connection comes about, and how it ends.
 
@@ -151,7 +166,8 @@ class Configured(Settings):
 
         Args:
             on_connect: Async hook on a fresh connection, before anybody gets it.
-            on_release: Async hook, the first step of draining: cancel, unsubscribe.
+            on_release: Async hook, the first step of draining: cancel, unsubscribe. In a pool with
+                `route` it gets the stream that was given back.
             on_close: Async hook, the last word on each open connection that the pool closes,
                 whatever the reason; it has `close_timeout`, the goodbye included.
             on_drained: Is called with (connection, message) for each message that no borrower

@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import time
 
@@ -79,7 +81,7 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
     is a heartbeat.
     """
     try:
-        _show(link, message, options, stats)
+        show(link, message, options, stats)
         condition = options.drain_condition
         if condition is not None:
             is_fine = bool(condition(message))
@@ -97,15 +99,23 @@ def dispose(link: Link, message: str | bytes, options: Options, stats: Stats) ->
 def dispose_of_rest(link: Link, options: Options, stats: Stats) -> None:
     """Deal with what a link that is closed had received by then."""
     for message in link.unread():
-        try:
-            _show(link, message, options, stats)
-        except ENDS_PROGRAM:
-            raise
-        except BaseException:
-            logger.exception("on_drained raised, of closed #%d", link.id)
+        show_safely(link, message, options, stats, of="closed")
 
 
-def _show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
+def show_safely(
+    link: Link, message: str | bytes, options: Options, stats: Stats, *, of: str = "a message on"
+) -> None:
+    """Show a message that nobody reads; whatever that raises costs nobody anything."""
+    try:
+        show(link, message, options, stats)
+    except ENDS_PROGRAM:
+        raise
+    except BaseException:
+        logger.exception("on_drained raised, of %s #%d", of, link.id)
+
+
+def show(link: Link, message: str | bytes, options: Options, stats: Stats) -> None:
+    """Count a message that no borrower will read, and tell `on_drained`."""
     link.drained_messages += 1
     stats.drained_messages += 1
     if options.on_drained is not None:
@@ -141,7 +151,7 @@ class Draining:
         `is_failed`: the loan was left by an exception, or its answer was given up.
         """
         options = self._options
-        if options.on_release is None:
+        if options.on_loan_release is None:
             if not _is_needed(loan, options, is_failed=is_failed):
                 return False
             if is_failed and not (loan.is_clean or options.drain_until):
@@ -183,8 +193,8 @@ async def drain(
     was_clean = loan.is_clean
     try:
         async with asyncio.timeout_at(end) as timer:
-            if options.on_release is not None:
-                loan = await run_hook(link, options.on_release, "on_release", after=loan)
+            if options.on_loan_release is not None:
+                loan = await run_hook(link, options.on_loan_release, "on_release", after=loan)
                 is_failed = loan._has_given_up or (is_failed and not loan.is_clean)
             if is_failed and not (loan.is_clean or options.drain_until):
                 # Neither silence nor a pong proves that a server has finished thinking.
@@ -195,7 +205,7 @@ async def drain(
     except TimeoutError:
         if timer.when() != end:
             return  # quiet
-        if was_clean and options.on_release is not None:
+        if was_clean and options.on_loan_release is not None:
             logger.warning(
                 "on_release has sent something on #%d, whose answer was complete, and no end of "
                 "another came within drain_timeout: let it look at connection.is_clean first",
@@ -213,20 +223,27 @@ async def run_hook(
     link: Link, hook: Hook, name: str, after: WebsocketConnection | None = None
 ) -> WebsocketConnection:
     """Run a hook of the user's on a link that the pool owns; an error costs the link."""
-    try:
+    with discarding(link, f"{name} raised; closing #{link.id}"):
         loan = await lend_to_hook(link, hook, after)
+    if link.state is not State.CLOSED and link.wire is not None and link.wire.is_in_use:
+        logger.error("%s left a task in recv or ping; closing #%d", name, link.id)
+        raise Discard(CloseReason.ERROR)
+    return loan
+
+
+@contextmanager
+def discarding(link: Link, complaint: str) -> Iterator[None]:
+    """Let what a hook of the user's raises cost the link, and be in the log."""
+    try:
+        yield
     except ENDS_PROGRAM:
         raise
     except BaseException as error:
         if is_cancelled(error):
             raise
         if link.state is not State.CLOSED:  # else that is why
-            logger.exception("%s raised; closing #%d", name, link.id)
+            logger.exception("%s", complaint)
         raise Discard(CloseReason.ERROR) from error
-    if link.state is not State.CLOSED and link.wire is not None and link.wire.is_in_use:
-        logger.error("%s left a task in recv or ping; closing #%d", name, link.id)
-        raise Discard(CloseReason.ERROR)
-    return loan
 
 
 async def _read(

@@ -12,15 +12,17 @@ from itertools import chain, islice
 from time import time
 from typing import Any, Final, Protocol
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.callsites import Callsite, at_work_in, line_of, task_name
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
-from wspool._connection.loan import WebsocketConnection
 from wspool._connection.scrubbing import shown_subprotocol, shown_uri
+from wspool._connection.sharing import Lane
 from wspool._connection.states import State
 from wspool._pool.options import Options
 from wspool._pool.routing import Router
 from wspool._pool.stats import Stats
+from wspool._pool.streaming import lanes_of
 
 MAX_WAITERS: Final = 100
 """Those in a picture, of however many; the oldest."""
@@ -42,13 +44,34 @@ class BorrowerSnapshot:
 
 @exported
 @dataclass(frozen=True)
+class StreamSnapshot:
+    """One stream of a connection, lent (`state` busy) or draining, for `seconds_in_state`.
+
+    `keys` says how many it has claimed, `unread_messages` and `unread_bytes` what has come and was
+    not read. `is_overdue`: lent for longer than `leak_threshold`.
+    """
+
+    slot: int
+    number: int
+    state: str
+    seconds_in_state: float
+    keys: int
+    unread_messages: int
+    unread_bytes: int
+    borrower: BorrowerSnapshot | None
+    is_overdue: bool
+
+
+@exported
+@dataclass(frozen=True)
 class ConnectionSnapshot:
     """One connection. Durations are in seconds, the times of transitions in Unix seconds.
 
     `idle_seconds` is None unless it is idle; a check or a keepalive does not begin it anew. `rtt`
     is the last ping's round trip. Bytes are those of the messages' payload. `is_overdue`: lent for
-    longer than `leak_threshold`. `borrower` is None unless a user has it. `subprotocol` is the one
-    that the server chose, or "…" if it looks like a key.
+    longer than `leak_threshold`. `borrower` is None unless a user has it alone; `streams` are those
+    of users that share it. `subprotocol` is the one that the server chose, or "…" if it looks like
+    a key.
     """
 
     id: int
@@ -69,6 +92,7 @@ class ConnectionSnapshot:
     borrower: BorrowerSnapshot | None
     is_overdue: bool
     history: tuple[Transition, ...]
+    streams: tuple[StreamSnapshot, ...] = ()
 
 
 @exported
@@ -128,6 +152,7 @@ class PoolSnapshot:
     stats: Stats
     failure: str | None = None
     learned_limit: int | None = None
+    max_streams: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, as `json.dumps` takes them."""
@@ -140,13 +165,14 @@ class PoolSnapshot:
         }
 
 
-def as_dict(shown: ConnectionSnapshot | WaiterSnapshot) -> dict[str, Any]:
+def as_dict(shown: ConnectionSnapshot | StreamSnapshot | WaiterSnapshot) -> dict[str, Any]:
     """Do what `dataclasses.asdict` does, in a fifth of the time."""
     picture = dict(vars(shown))
     if shown.borrower is not None:
         picture["borrower"] = dict(vars(shown.borrower))
     if isinstance(shown, ConnectionSnapshot):
         picture["history"] = [move._asdict() for move in shown.history]
+        picture["streams"] = [as_dict(stream) for stream in shown.streams]
     return picture
 
 
@@ -185,6 +211,7 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
         stats=router.stats.copy(),
         failure=failure(pool),
         learned_limit=router.limit.learned,
+        max_streams=options.max_streams,
     )
 
 
@@ -264,6 +291,8 @@ def waiting(pool: Pool) -> list[WaiterSnapshot]:
 def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:
     now, wire, loan = link.clock(), link.wire, link.loan
     is_idle = link in link.queues.idle
+    threshold = router.options.leak_threshold
+    streams = tuple(_snapshot_stream(lane, threshold) for lane in lanes_of(link))
     return ConnectionSnapshot(
         id=link.id,
         state=str(link.state),
@@ -280,9 +309,25 @@ def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:
         subprotocol=shown_subprotocol(wire.websocket.protocol) if wire is not None else None,
         close_code=link.close_code,
         close_reason=link.close_reason,
-        borrower=_snapshot_borrower(loan._callsite) if loan is not None else None,
-        is_overdue=link.is_overdue(router.options.leak_threshold),
+        borrower=_snapshot_borrower(loan._callsite) if loan and not link.is_shared else None,
+        is_overdue=link.is_overdue(threshold) or any(stream.is_overdue for stream in streams),
         history=link.history,
+        streams=streams,
+    )
+
+
+def _snapshot_stream(lane: Lane, threshold: float | None) -> StreamSnapshot:
+    seconds, callsite = lane.sharing.link.clock() - lane.since, lane.callsite
+    return StreamSnapshot(
+        slot=lane.slot,
+        number=lane.number,
+        state=str(lane.state),
+        seconds_in_state=seconds,
+        keys=len(lane.keys),
+        unread_messages=len(lane.entries),
+        unread_bytes=lane.unread_bytes,
+        borrower=_snapshot_borrower(callsite) if lane.is_lent and callsite is not None else None,
+        is_overdue=lane.is_lent and threshold is not None and seconds > threshold,
     )
 
 
@@ -290,6 +335,6 @@ def _snapshot_borrower(callsite: Callsite) -> BorrowerSnapshot:
     return BorrowerSnapshot(task_name(callsite), line_of(callsite), at_work_in(callsite))
 
 
-def _snapshot_waiter(loan: WebsocketConnection, now: float) -> WaiterSnapshot:
+def _snapshot_waiter(loan: Borrow, now: float) -> WaiterSnapshot:
     assert loan._callsite is not None
     return WaiterSnapshot(now - loan._since, loan._wants_new, _snapshot_borrower(loan._callsite))

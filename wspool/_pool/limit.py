@@ -45,8 +45,11 @@ EVICTION_SECONDS: Final = 1.0
 """An older connection that the server closes within this time after it has admitted a new one may
 have made room for that."""
 
-FULL_KINDS: Final = frozenset({"status 429", "status 503"})
+FULL_STATUSES: Final = (429, 503)
 TRY_AGAIN_LATER: Final = 1013
+"""What a full server says: the statuses of its refusals, and the code of an early close."""
+
+_FULL_KINDS: Final = frozenset(f"status {status}" for status in FULL_STATUSES)
 
 
 class Limits(Protocol):
@@ -135,7 +138,7 @@ class Limit:
         if not self._limits.learn_limit:
             return False
         match error:
-            case ConnectionUnavailableError() if error.kind in FULL_KINDS:
+            case ConnectionUnavailableError() if error.kind in _FULL_KINDS:
                 return True
             case ConnectionClosedError() if error.code == TRY_AGAIN_LATER:
                 return True

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wspool._connection.errors import ENDS_PROGRAM, ConnectionUnavailableError
 from wspool._connection.link import Link
+from wspool._connection.sharing import Lane
 from wspool._pool.stats import check_out_failure
 
 if TYPE_CHECKING:
@@ -128,6 +129,39 @@ class Events:
         if self.listeners:
             self._publish(
                 events.ConnectionCheckedIn(self._pool, time(), link.id, link.seconds_lent)
+            )
+
+    def stream_checked_out(self, lane: Lane, waited: float) -> None:
+        if self.listeners:
+            self._publish(
+                events.StreamCheckedOut(
+                    self._pool, time(), lane.sharing.link.id, lane.slot, lane.number, waited
+                )
+            )
+
+    def stream_checked_in(self, lane: Lane) -> None:
+        if self.listeners:
+            link = lane.sharing.link
+            seconds = link.clock() - lane.since
+            self._publish(
+                events.StreamCheckedIn(self._pool, time(), link.id, lane.slot, lane.number, seconds)
+            )
+
+    def stream_drained(self, lane: Lane) -> None:
+        if self.listeners:
+            link = lane.sharing.link
+            seconds = link.clock() - lane.since
+            self._publish(
+                events.StreamDrained(self._pool, time(), link.id, lane.slot, lane.number, seconds)
+            )
+
+    def stream_overflowed(self, lane: Lane) -> None:
+        if self.listeners:
+            self._publish(
+                events.StreamOverflowed(
+                    *(self._pool, time(), lane.sharing.link.id),
+                    *(lane.slot, lane.number, lane.unread_bytes),
+                )
             )
 
     def drain_started(self, link: Link) -> None:

@@ -17,6 +17,8 @@ from yarl import URL
 
 from wspool._connection.errors import WebsocketError
 from wspool._connection.loan import WebsocketConnection
+from wspool._connection.routes import Route
+from wspool._connection.stream import WebsocketStream
 from wspool._connection.wire import Control
 from wspool._pool import checks
 from wspool._pool.checks import Check, count, flag, hook, optional, plain_callable, seconds
@@ -37,6 +39,9 @@ Hook = Callable[[WebsocketConnection], Awaitable[object]]
 
 IsFull = Callable[[WebsocketError], object]
 """Is asked of a refusal's error: whether that is how the server refuses when it is full."""
+
+StreamHook = Callable[[WebsocketStream], Awaitable[object]]
+"""A coroutine function that gets a stream when its borrower has given it back."""
 
 _Drained = Callable[[WebsocketConnection, str | bytes], object]
 _Session = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
@@ -99,6 +104,11 @@ class Settings:
     learn_limit: Setting[bool] = Setting(flag)
     is_full: Setting[IsFull | None] = Setting(optional(plain_callable))
 
+    # Streams.
+    max_streams: Setting[int] = Setting(count(at_least=1))
+    route: Setting[Route | None] = Setting(optional(checks.route))
+    max_unread: Setting[int] = Setting(count(at_least=1))
+
     # Dialling and closing.
     uri: Setting[Uri] = Setting(checks.uri)
     headers: Setting[Headers] = Setting(checks.headers)
@@ -127,7 +137,7 @@ class Settings:
 
     # Hooks.
     on_connect: Setting[Hook | None] = Setting(optional(hook))
-    on_release: Setting[Hook | None] = Setting(optional(hook))
+    on_release: Setting[Hook | StreamHook | None] = Setting(optional(hook))
     on_close: Setting[Hook | None] = Setting(optional(hook))
     on_drained: Setting[_Drained | None] = Setting(optional(plain_callable))
     control: Setting[Control | None] = Setting(optional(plain_callable))
@@ -158,14 +168,18 @@ class Options(_Typed):
     It has no repr, because of its secrets, and is no dataclass, which takes 2 ms to make.
     """
 
+    # `on_release`, as it is called: with streams after one of these, and never after a loan.
+    on_loan_release: Hook | None
+    on_stream_release: StreamHook | None
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         for name, setting in SETTINGS.items():
             vars(self)[name] = setting.check(name, given[name])
+        self._check_streams()
         has_mark = self.drain_until is not None or self.drain_fence
-        has_check = self.check_server_data_on_release or self.on_release is not None
+        has_check = self.check_server_data_on_release or self.on_loan_release is not None
         self.may_drain = has_mark or has_check
         if self.min_idle > self.max_connections:
             most = f"at most max_connections={self.max_connections}"
@@ -182,6 +196,23 @@ class Options(_Typed):
                 )
                 vars(self)[name] = self.max_connections
         vars(self)["name"] = self.name or f"pool-{next(_names)}"
+
+    def _check_streams(self) -> None:
+        """Check what concerns streams, and say whose `on_release` is."""
+        has_route = self.route is not None
+        if self.max_streams > 1 and not has_route:
+            raise ValueError(
+                f"max_streams is {self.max_streams}, but route is None: say how to tell from a "
+                'message whose it is, by a path such as "id" or a callable'
+            )
+        if has_route and self.check_server_data_on_release:
+            raise ValueError(
+                "check_server_data_on_release waits until a connection is silent, which one with "
+                "streams (route is given) may never be: leave it out, and use drain_until or "
+                "drain_fence"
+            )
+        hook: Any = self.on_release
+        self.on_loan_release, self.on_stream_release = (None, hook) if has_route else (hook, None)
 
     def resize(self, max_connections: int) -> None:
         vars(self).update(max_connections=max_connections)

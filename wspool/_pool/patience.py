@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 from bisect import bisect_right
 from typing import Any
 
+from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
     WebsocketError,
 )
 from wspool._connection.link import NEVER, Link
-from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._pool import telling
 from wspool._pool.attending import Attending, is_same
@@ -30,7 +29,7 @@ from wspool._pool.gate import Gate
 from wspool._pool.limit import Limit
 from wspool._pool.options import Options
 from wspool._pool.stats import Stats
-from wspool._pool.waiting import Line
+from wspool._pool.waiting import Line, Places
 
 
 class Patience:
@@ -61,20 +60,27 @@ class Patience:
 
     # Joining.
 
-    def check(self, loan: WebsocketConnection) -> None:
+    def check(self, loan: Borrow) -> None:
         """Raise unless waiting is allowed, or needless: a link is to come anyway."""
         is_patient, most = loan._timeout != 0, self._options.max_waiting
         if is_patient and most is None:
             return
         waiting, coming = len(self._line), self._capacity.coming
+        place = waiting
         if waiting >= coming:  # some may have been cancelled, and are about to leave
-            waiting = sum(not one._waiter.done() for one in self._line.loans)
-        if not is_patient and not self._capacity.may_wait(waiting, coming, is_patient=False):
+            places = Places(self._line.max_streams)
+            waiting = 0
+            for one in self._line.loans:
+                if not one._waiter.done():
+                    waiting += 1
+                    places.add(one)
+            place = places.before(loan)
+        if not is_patient and not self._capacity.may_wait(place, coming, is_patient=False):
             raise self._exhausted()
-        if most is not None and waiting - coming >= most:
+        if most is not None and waiting - coming * self._line.max_streams >= most:
             raise telling.too_many_wait(self, most)
 
-    def holds_out(self, loan: WebsocketConnection, dials: int) -> bool:
+    def holds_out(self, loan: Borrow, dials: int) -> bool:
         """Return whether a loan leaves the idle links alone: each has a context that it would cost.
 
         It does while one with its own context is being checked, and while one of so many dials may
@@ -93,13 +99,13 @@ class Patience:
         """How many loans may have a dial that is under way, or for which there is room."""
         return len(self._queues.connecting) + max(0, self._capacity.room)
 
-    def taker(self, context: Any = None) -> WebsocketConnection | None:
+    def taker(self, context: Any = None) -> Borrow | None:
         """Return the oldest loan in the line that takes what is idle.
 
         With the context of a link: one that prefers just that, if there is one.
         """
         dials = self.dials
-        oldest: WebsocketConnection | None = None
+        oldest: Borrow | None = None
         for loan in self._line.takers():
             if loan._waiter.done():
                 continue
@@ -123,7 +129,7 @@ class Patience:
             return False
         return len(self._queues.connecting) + len(self._queues.closed) < self._line.leading_new()
 
-    def check_at_the_head(self, loan: WebsocketConnection) -> None:
+    def check_at_the_head(self, loan: Borrow) -> None:
         """Raise unless a loan may wait on that was served, and could not take it."""
         coming = self._capacity.coming
         if not self._capacity.may_wait(0, coming, is_patient=loan._timeout != 0):
@@ -136,16 +142,18 @@ class Patience:
     # What a failure means.
 
     def entitled(self) -> int:
-        """Return how many of those who wait may have a dial begun for them.
+        """Return how many dials may be begun for those who wait.
 
         While nothing is open, not those to whom a failure has spoken and whose hope is at work: a
         server that refuses everybody has seen enough.
         """
+        line = self._line
         if self._capacity.open:
-            return len(self._line)
+            return line.links_for(line.loans)
         first = min(self._begun(), default=NEVER)
-        horizons = (loan._horizon for loan in self._line.loans)
-        return sum(horizon is None or horizon < first for horizon in horizons)
+        return line.links_for(
+            loan for loan in line.loans if loan._horizon is None or loan._horizon < first
+        )
 
     def _begun(self) -> list[int]:
         """Return the numbers of the dials that have begun and not ended, in order."""
@@ -156,7 +164,7 @@ class Patience:
         line, capacity = self._line, self._capacity
         begun = [number for number in self._begun() if number != failed.number]
         is_anybody = False
-        place = 0
+        places = Places(line.max_streams)
         for loan in line:
             if loan._arrival < failed.number:
                 is_anybody = True
@@ -165,17 +173,18 @@ class Patience:
             if loan._horizon is not None and loan._failure is not None:
                 is_patient = loan._timeout != 0
                 coming = capacity.left(bisect_right(begun, loan._horizon))
+                place = places.before(loan)
                 may_wait = capacity.may_wait(place, coming, is_patient=is_patient)
                 # What a quota has not given yet, it may still give.
                 if not (may_wait or (is_patient and loan._failure.kind == "quota")):
                     line.fail(loan, _twin(loan._failure))
                     continue
-            place += 1
+            places.add(loan)
         return is_anybody
 
     # Waiting in vain.
 
-    def time_out(self, loan: WebsocketConnection) -> None:
+    def time_out(self, loan: Borrow) -> None:
         """End a wait whose time is up."""
         seconds = loan._timeout
         assert seconds is not None
@@ -188,18 +197,22 @@ class Patience:
         error.__cause__ = failure
         self._line.fail(loan, error)
 
-    def turn_away_at_the_gate(self) -> None:
+    def turn_away_at_the_gate(self) -> bool:
         """Let nobody that may not wait stand at the gate for longer than its own retries take.
 
-        That is, nobody to whom only a dial can come.
+        That is, nobody to whom only a dial can come. Return whether there was anybody.
         """
         due = self._gate.next_attempt
         failure = self._gate.failure
         if due is None or failure is None:
-            return
+            return False
         most = self._gate.patience(self._options.max_retries)
         seconds = due - asyncio.get_running_loop().time()
-        for loan in itertools.islice(self._line, self._capacity.left(0), None):
+        is_anybody = False
+        left = self._capacity.left(0)
+        for place, loan in self._line.placed():
+            if place < left:
+                continue
             waited = self._gate.closed_seconds - loan._gate_closed
             if loan._timeout == 0 and waited + seconds > most:
                 error = _twin(failure)
@@ -209,13 +222,21 @@ class Patience:
                 )
                 error.args = (error.message,)
                 self._line.fail(loan, error)
+                is_anybody = True
+        return is_anybody
 
-    def turn_away_the_surplus(self) -> None:
-        """End the wait of those who may not wait for a borrower, and at a lower limit would."""
+    def turn_away_the_surplus(self) -> bool:
+        """End the wait of those who may not wait for a borrower, and at a lower limit would.
+
+        Return whether there was anybody.
+        """
+        is_anybody = False
         coming = self._capacity.coming
-        for place, loan in enumerate(self._line):
+        for place, loan in self._line.placed():
             if not self._capacity.may_wait(place, coming, is_patient=loan._timeout != 0):
                 self._line.fail(loan, self._exhausted())
+                is_anybody = True
+        return is_anybody
 
 
 def _twin(failure: ConnectionUnavailableError) -> ConnectionUnavailableError:

@@ -16,12 +16,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
+from wspool._connection.borrow import Borrow
 from wspool._connection.dialogue import NEW
 from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection, view_of
 from wspool._connection.scrubbing import shown_uri
+from wspool._connection.stream import WebsocketStream
 from wspool._pool import upkeep
 from wspool._pool.checks import check_grace, check_timeout
 from wspool._pool.configured import Configured
@@ -254,6 +256,35 @@ class WebsocketConnectionPool(Configured):
             refuse_position("get_new_connection", wrong)
         return WebsocketConnection(self, timeout, True)
 
+    async def acquire_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketStream:
+        """Return a stream, a share of a connection, to be given back with `release_stream`.
+
+        Timeout and errors are those of `acquire`. Raises ValueError in a pool without `route`.
+        """
+        stream = self.get_stream(timeout=timeout)
+        if not self._lend_at_once(stream, sys._getframe(1)):
+            await self._router.wait(stream)
+        return stream
+
+    def get_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketStream:
+        """Return a stream that is acquired and given back by `async with`.
+
+        It is one of up to `max_streams` borrowers of a connection, and receives the messages with
+        the keys that it claims. Given back, it is drained by itself; left by an exception, it
+        harms none of its neighbours. Raises ValueError in a pool without `route`.
+        """
+        self._router.streaming.check_route()
+        return WebsocketStream(self, timeout)
+
+    async def release_stream(self, stream: WebsocketStream, *, force_remove: bool = False) -> None:
+        """Give a stream back; with `force_remove` its connection closes when its neighbours go.
+
+        Nothing waits for the network. Releasing what is over is a warning in the log.
+        """
+        if asyncio.get_running_loop() is not self._loop and self.is_started:
+            self._enter()
+        self._router.streaming.give_back(stream, force_remove=force_remove)
+
     async def release(self, connection: WebsocketConnection, *, force_remove: bool = False) -> None:
         """Give a connection back.
 
@@ -287,7 +318,7 @@ class WebsocketConnectionPool(Configured):
         frame = sys._getframe(1)
         return await self._router.repeating.run(self, work, args, timeout, frame)
 
-    def _lend_at_once(self, loan: WebsocketConnection, frame: FrameType) -> bool:
+    def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         """Check who borrows, and note where; serve the loan if that needs no wait."""
         router = self._router
         if router.is_closing:
@@ -296,13 +327,16 @@ class WebsocketConnectionPool(Configured):
             self._enter()
         if loan._callsite is not None:
             raise ConnectionBusyError(
-                f"{loan!r} was borrowed once; call get_connection() for each `async with`"
+                f"{loan!r} was borrowed once; call get_connection(), or get_stream(), for each "
+                "`async with`"
             )
         if loan._timeout is not ACQUIRE_TIMEOUT:
             check_timeout(loan._timeout)
         if router.events.listeners:
             router.events.check_out_started()
         loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task(self._loop)
+        if loan._is_stream:
+            return router.streaming.lend_at_once(loan)
         return loan._prefer is not NEW and router.lend_idle(loan)
 
     # Closing.

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, TypeVar, TypeVarTuple
 
+from wspool._connection.borrow import Lender
 from wspool._connection.errors import ConnectionClosedError
-from wspool._connection.loan import Lender, WebsocketConnection
+from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CLOSED, CloseReason
 from wspool._pool.listeners import Events
 from wspool._pool.stats import Stats

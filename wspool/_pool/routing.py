@@ -14,12 +14,13 @@ from collections.abc import Callable
 import aiohttp
 
 from wspool._connection import states
-from wspool._connection.budget import Budget
+from wspool._connection.borrow import Borrow
+from wspool._connection.budget import Budget, clock_of
 from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
-from wspool._connection.link import Link, clock_of
+from wspool._connection.link import Link
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
@@ -40,6 +41,7 @@ from wspool._pool.repeating import Repeating
 from wspool._pool.replacing import Replacing
 from wspool._pool.retiring import Retiring
 from wspool._pool.stats import Stats, count_refusal
+from wspool._pool.streaming import Streaming
 from wspool._pool.supply import Supply
 from wspool._pool.tasks import Discard, Tasks, or_abort, weakly
 from wspool._pool.waiting import Line
@@ -88,6 +90,14 @@ class Router:
             *(options, self.queues, self.line, self.capacity, self.retiring, self.gate, self.supply)
         )
         self.repeating = Repeating(self.stats, events)
+        # Where the messages tell whose they are.
+        self.streaming = Streaming(
+            *(options, self.stats, events, self.queues, self.line, self.capacity, self.retiring),
+            *(self.attending, self.replacing, self.tasks),
+            weakly(self._refill),
+            weakly(self.route),
+            weakly(self._emptied),
+        )
         # From the beginning of close() on nothing is lent, and nothing is dialled.
         self.is_closing = False
         self._is_routing = False
@@ -106,7 +116,7 @@ class Router:
 
     # Lending.
 
-    def lend_idle(self, loan: WebsocketConnection) -> bool:
+    def lend_idle(self, loan: Borrow) -> bool:
         """Serve a loan at once, if an idle link can be lent at once."""
         if loan._prefer is not None and self.patience.holds_out(loan, self.patience.dials):
             return False
@@ -121,7 +131,7 @@ class Router:
             self._refill()
         return True
 
-    def lend(self, link: Link, loan: WebsocketConnection) -> None:
+    def lend(self, link: Link, loan: Borrow) -> None:
         states.checkout(link, "acquire")
         link.uses += 1
         link.owner = link.loan = loan
@@ -132,15 +142,17 @@ class Router:
         if loan._prefer is not None and link.context is not None:
             forget_another(link, loan)
 
-    def _count_loan(self, link: Link, waited: float) -> None:
+    def _count_loan(self, loan: Borrow, link: Link, waited: float) -> None:
         """Count a loan that its borrower has taken; one that was passed on is none."""
-        if link.loan._lender is None:
+        if loan._lender is None:
             return  # a probe's, which passes it on
         self.stats.borrows += 1
-        if self.events.listeners:
+        if loan._is_stream:
+            self.streaming.tell_of(loan, waited)
+        elif self.events.listeners:
             self.events.checked_out(link, waited)
 
-    async def wait(self, loan: WebsocketConnection) -> None:
+    async def wait(self, loan: Borrow) -> None:
         """Return when the loan was served."""
         if loan._timeout is ACQUIRE_TIMEOUT:
             loan._timeout = self.options.acquire_timeout
@@ -160,9 +172,9 @@ class Router:
                 self.route()
             self.permits.reclaim()
             if self.gate.streak:
-                self.patience.turn_away_at_the_gate()
+                self._turn_away_at_the_gate()
             await waiter
-            while (link := loan._link) is None or link.owner is not loan:
+            while (link := loan._link) is None or not loan._owns(link):
                 await self._wait_on(loan)
         except BaseException as error:
             if waiter is not None:
@@ -175,13 +187,14 @@ class Router:
                 alarm.cancel()
             if waiter is not None:
                 self.stats.wait_seconds += self.clock() - began
-        self._count_loan(link, self.clock() - began)
+        self._count_loan(loan, link, self.clock() - began)
 
-    async def _wait_on(self, loan: WebsocketConnection) -> None:
+    async def _wait_on(self, loan: Borrow) -> None:
         """Wait on at the head of the line: the link was lost in the tick in which it was served."""
         link = loan._link
         assert link is not None
-        link.loan = loan._link = None
+        self._pass_on(loan, link)
+        loan._link = None
         seconds = loan._timeout
         if self.is_closing:
             raise ConnectionPoolUnavailableError("The pool was closed")
@@ -193,16 +206,21 @@ class Router:
             self.route()
         await loan._waiter
 
-    def _leave_line(self, loan: WebsocketConnection) -> None:
+    def _leave_line(self, loan: Borrow) -> None:
         """End a wait in vain, and let nobody miss what was meant for it."""
         if loan._link is not None:  # cancelled in the very tick in which it was served
-            self._pass_on(loan._link)
+            self._pass_on(loan, loan._link)
         if loan in self.line:  # perhaps an idle one was kept for it
             self.line.leave(loan)
             self.route()
+        elif self.streaming.has_route:  # where it may have kept one from becoming fuller
+            self.route()
 
-    def _pass_on(self, link: Link) -> None:
+    def _pass_on(self, loan: Borrow, link: Link) -> None:
         """Take back what a loan was served and could not take: it has not been used."""
+        if loan._is_stream:
+            self.streaming.pass_on(loan)
+            return
         link.loan = None
         if link.state is BUSY:
             link.owner = None
@@ -213,7 +231,11 @@ class Router:
             else:
                 self._check_in(link, "cancelled waiter")
 
-    def _time_out(self, loan: WebsocketConnection) -> None:
+    def _turn_away_at_the_gate(self) -> None:
+        if self.patience.turn_away_at_the_gate() and self.streaming.has_route:
+            self.route()  # whoever went may have kept a link from becoming fuller
+
+    def _time_out(self, loan: Borrow) -> None:
         if not loan._waiter.done():
             self.patience.time_out(loan)
             self.route()
@@ -227,18 +249,29 @@ class Router:
         self._is_routing = True
         try:
             waiting, beyond, idle = self.line.loans, self.line.beyond, self.queues.idle
-            while (waiting or beyond) and idle and self._serve_one():
-                pass
-            if beyond and self.line.crowd is not None:
-                self.line.crowd.adopt()
-            if waiting and self.capacity.may_dial:
-                self.supply.serve(self.errands.promised(self.line))
+            has_route = self.streaming.has_route
+            while True:
+                while (waiting or beyond) and (idle or has_route) and self._serve_one():
+                    pass
+                if beyond and self.line.crowd is not None:
+                    self.line.crowd.adopt()
+                if waiting and self.capacity.may_dial:
+                    self.supply.serve(self.errands.promised(self.line))
+                # A shared link that is soon too old has had fewer slots than were hoped for; and
+                # whoever goes may have kept one from becoming fuller.
+                if not (waiting and has_route and self.patience.turn_away_the_surplus()):
+                    break
         finally:
             self._is_routing = False
 
     def _serve_one(self) -> bool:
         """Make one step for those who wait with an idle link; False if there is none."""
         queues, line = self.queues, self.line
+        if self.streaming.has_route:
+            if self.streaming.serve_one():
+                return True
+            if not queues.idle:
+                return False
         loan = line.oldest()
         if loan is not None and loan._prefer is not None:  # a new one, or one with its context
             if self.patience.is_room_wanted():
@@ -247,7 +280,7 @@ class Router:
             loan = self.patience.taker()
         if loan is None:
             return False
-        link = self.attending.next_idle(loan._prefer)
+        link = self.attending.next_idle(loan._prefer, for_stream=loan._is_stream)
         if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
         if link is None:
@@ -260,13 +293,13 @@ class Router:
         self._serve(loan, link)
         return True
 
-    def _serve(self, loan: WebsocketConnection, link: Link) -> None:
-        self.lend(link, loan)
+    def _serve(self, loan: Borrow, link: Link) -> None:
+        (self.streaming.lend if loan._is_stream else self.lend)(link, loan)
         self.line.serve(loan)
         if self.options.min_idle or self.replacing.outdated:
             self._refill()
 
-    def _hand_over(self, link: Link, loan: WebsocketConnection | None) -> None:
+    def _hand_over(self, link: Link, loan: Borrow | None) -> None:
         """Lend this very link, which has just become idle, if that is still possible."""
         if loan is not None:
             self.attending.attend(link)
@@ -329,6 +362,19 @@ class Router:
             return
         loan._is_cut_off = True
 
+    def _emptied(self, link: Link) -> None:
+        """Take back a link whose last stream is over."""
+        link.loan = link.owner = None
+        why = self._why_returned(link)
+        if why is None and link.wire is not None and link.wire.is_in_use:
+            why = CloseReason.ERROR  # a task of a stream's still reads
+        if why is not None:
+            link.close(why)
+        else:
+            if self.events.watch is not None:
+                self.events.watch.ended_well()
+            self._check_in(link, "last stream")
+
     def _why_returned(self, link: Link) -> CloseReason | None:
         if self.is_closing:
             return CloseReason.POOL
@@ -377,7 +423,7 @@ class Router:
             self.route()
         if self.line.crowd is not None:
             self.line.crowd.reconsider()
-        self.patience.turn_away_at_the_gate()
+        self._turn_away_at_the_gate()
 
     def _dialled(self, dial: Dial, failure: ConnectionUnavailableError | None) -> None:
         """Take over from a dial that has ended, well or badly."""
@@ -402,6 +448,8 @@ class Router:
     def _closed(self, link: Link) -> None:
         """Deal with a link that has just entered the state closed."""
         self.replacing.forget(link)
+        if link.is_shared:
+            self.streaming.closed(link)
         self.closing.begin(link)
         self.supply.closed(link)
         self.route()
@@ -443,6 +491,7 @@ class Router:
         for link in self.queues:
             if link.loan is None:
                 link.close(CloseReason.POOL)
+        self.streaming.close()
 
     async def finish(self, spared: asyncio.Task[None] | None) -> None:
         """Close the rest, and return when no task is left but `spared`."""

@@ -106,7 +106,8 @@ class Supply:
 
     def serve(self, promised: int) -> None:
         """Begin the dials that the line is short of, when so many are served otherwise."""
-        wanted = len(self._line) - promised - len(self._queues.connecting)
+        line = self._line
+        wanted = line.links_for(line.loans) - promised - len(self._queues.connecting)
         wanted = min(wanted, self._patience.entitled())
         if wanted > 0 and self._capacity.may_probe:
             self._limit.begin(self._dial(), is_probe=True)
@@ -297,6 +298,7 @@ class Supply:
                 self._limit.begin(other)
             else:
                 other.close(CloseReason.DIAL)
+        self._patience.turn_away_the_surplus()
 
     def _watch_evictions(self, lost: Link) -> None:
         """Learn from a lost link whether the server closes an older one for each new one."""
@@ -312,7 +314,8 @@ class Supply:
         connecting = self._queues.connecting
         queued = [link for link in connecting if not link.number]
         begun = len(connecting) - len(queued)
-        for_line = min(self._patience.entitled(), len(self._line) - begun)
+        line = self._line
+        for_line = min(self._patience.entitled(), line.links_for(line.loans) - begun)
         for link in queued[max(0, for_line, self._short(begun)) :]:
             link.close(CloseReason.DIAL)
 

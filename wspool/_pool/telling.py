@@ -55,7 +55,8 @@ def _oldest_loan(queues: Queues[Link]) -> str:
     link = next((link for link in queues.busy if link.loan is not None), None)
     if link is None:
         return ""
-    callsite = link.loan._callsite
+    loan = link.loan if not link.is_shared else next(iter(link.sharing.lanes.values()))
+    callsite = loan._callsite if not link.is_shared else loan.callsite
     return (
         f"; #{link.id} is lent for longest, for {link.seconds_lent:.1f} s to the task "
         f"{task_name(callsite)!r} at {line_of(callsite)}"

@@ -15,6 +15,7 @@ from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
 from wspool._connection.states import CloseReason
 from wspool._pool.routing import Router
+from wspool._pool.streaming import Streaming, lanes_of
 
 logger = logging.getLogger("wspool")
 
@@ -115,6 +116,8 @@ def _look_after(router: Router) -> None:
         router.closing.retire_unpermitted()
         router.permits.reclaim()
     router.repeating.read(router.clock())
+    if router.streaming.has_route:
+        router.streaming.sweep(router.clock())
     router.supply.look_for_life()
     router.supply.watch_minimum()
     router.replacing.look(router.clock())
@@ -144,6 +147,8 @@ def _warn_of_leaks(router: Router) -> None:
     threshold = router.options.leak_threshold
     if threshold is None:
         return
+    if router.streaming.has_route:
+        _warn_of_leaking_streams(router.streaming, threshold)
     for link in list(router.queues.busy):
         if link.is_overdue(threshold) and link.named_use != link.uses:
             link.named_use = link.uses
@@ -154,6 +159,21 @@ def _warn_of_leaks(router: Router) -> None:
                 *(link.id, link.seconds_lent, threshold, task_name(callsite)),
                 *(line_of(callsite), at_work_in(callsite) or "its end"),
             )
+
+
+def _warn_of_leaking_streams(streaming: Streaming, threshold: float) -> None:
+    for link in streaming.shared():
+        for lane in lanes_of(link):
+            seconds = link.clock() - lane.since
+            if lane.is_lent and seconds > threshold and not lane.is_named:
+                assert lane.callsite is not None
+                lane.is_named = True
+                logger.warning(
+                    "the stream in slot %d of #%d has been lent for %.1f s (leak_threshold is %s "
+                    "s): borrowed by the task %r at %s, which is now at %s",
+                    *(lane.slot, link.id, seconds, threshold, task_name(lane.callsite)),
+                    *(line_of(lane.callsite), at_work_in(lane.callsite) or "its end"),
+                )
 
 
 def tidy(router: Router) -> None:

@@ -9,11 +9,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from wspool._connection.loan import WebsocketConnection
+from wspool._connection.borrow import Borrow
+
+
+class Places:
+    """Counts the links that so many loans need, where several streams share one."""
+
+    __slots__ = ("_alone", "_max_streams", "_streams")
+
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
+        self._alone = self._streams = 0
+
+    def add(self, loan: Borrow) -> None:
+        if loan._is_stream:
+            self._streams += 1
+        else:
+            self._alone += 1
+
+    def before(self, loan: Borrow) -> int:
+        """Return how many links those that were added need, before this one needs any."""
+        if loan._is_stream:
+            return self._alone + self._streams // self._max_streams
+        return self.total
+
+    @property
+    def total(self) -> int:
+        return self._alone + -(-self._streams // self._max_streams)
 
 
 class Beyond(Protocol):
@@ -23,12 +49,12 @@ class Beyond(Protocol):
     them as well, which dials for it. By whichever it is served, it leaves both in that step.
     """
 
-    def __contains__(self, loan: WebsocketConnection, /) -> bool: ...
+    def __contains__(self, loan: Borrow, /) -> bool: ...
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out, if it is in, and out of whichever pool's line it stands in."""
 
-    def refuse(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def refuse(self, loan: Borrow, error: BaseException) -> None:
         """Hear that this pool has nothing for a loan, which has left its line."""
 
     def reconsider(self) -> None:
@@ -38,35 +64,37 @@ class Beyond(Protocol):
         """Let those stand in this line for whom no pool dials, as far as it has room."""
 
 
-NOBODY: Final[Mapping[WebsocketConnection, Any]] = MappingProxyType({})
+NOBODY: Final[Mapping[Borrow, Any]] = MappingProxyType({})
 
 
 class Line:
     """The loans that wait, oldest first."""
 
-    __slots__ = ("beyond", "crowd", "latest", "loans")
+    __slots__ = ("beyond", "crowd", "latest", "loans", "max_streams")
 
     def __init__(self) -> None:
         # The line of the group, if the pool is one of a group; those in it who may be served here.
         self.crowd: Beyond | None = None
         self.beyond = NOBODY
-        self.loans: OrderedDict[WebsocketConnection, None] = OrderedDict()
+        self.loans: OrderedDict[Borrow, None] = OrderedDict()
         # The last number that was given to an arrival.
         self.latest = 0
+        # How many streams have room on one link.
+        self.max_streams = 1
 
     def __len__(self) -> int:
         return len(self.loans)
 
-    def __contains__(self, loan: WebsocketConnection) -> bool:
+    def __contains__(self, loan: Borrow) -> bool:
         return loan in self.loans or loan in self.beyond
 
-    def takers(self) -> list[WebsocketConnection]:
+    def takers(self) -> list[Borrow]:
         """Return all who may be served here, oldest first."""
         if not self.beyond:
             return list(self.loans)
         return sorted({**self.loans, **self.beyond}, key=lambda loan: loan._since)
 
-    def __iter__(self) -> Iterator[WebsocketConnection]:
+    def __iter__(self) -> Iterator[Borrow]:
         return iter(list(self.loans))
 
     def arrive(self) -> int:
@@ -74,7 +102,7 @@ class Line:
         self.latest += 1
         return self.latest
 
-    def join(self, loan: WebsocketConnection) -> asyncio.Future[None]:
+    def join(self, loan: Borrow) -> asyncio.Future[None]:
         """Take a loan in; return what is done when it is served, or has failed."""
         loop = asyncio.get_running_loop()
         loan._waiter = loop.create_future()
@@ -82,23 +110,23 @@ class Line:
         self.take_in(loan)
         return loan._waiter
 
-    def take_in(self, loan: WebsocketConnection) -> None:
+    def take_in(self, loan: Borrow) -> None:
         """Take a loan in that has begun to wait."""
         loan._arrival = self.arrive()
         loan._failure = loan._horizon = None
         self.loans[loan] = None
 
-    def rejoin(self, loan: WebsocketConnection) -> None:
+    def rejoin(self, loan: Borrow) -> None:
         """Take a loan in again, at the head: it was served with what it could not take."""
         loan._waiter = asyncio.get_running_loop().create_future()
         self.loans[loan] = None
         self.loans.move_to_end(loan, last=False)
 
-    def leave(self, loan: WebsocketConnection) -> None:
+    def leave(self, loan: Borrow) -> None:
         """Take a loan out, if it is still in."""
         self.loans.pop(loan, None)
 
-    def oldest(self) -> WebsocketConnection | None:
+    def oldest(self) -> Borrow | None:
         """Return the oldest loan; one that was cancelled in this very tick leaves instead."""
         while self.loans:
             loan = next(iter(self.loans))
@@ -107,7 +135,7 @@ class Line:
             self.leave(loan)
         return self._older(None) if self.beyond else None
 
-    def _older(self, own: WebsocketConnection | None) -> WebsocketConnection | None:
+    def _older(self, own: Borrow | None) -> Borrow | None:
         """Return the older of a loan and the oldest of the group's."""
         oldest = next((loan for loan in self.beyond if not loan._waiter.done()), None)
         if own is None or (oldest is not None and oldest._since < own._since):
@@ -123,14 +151,44 @@ class Line:
             count += not loan._waiter.done()
         return count
 
-    def serve(self, loan: WebsocketConnection) -> None:
+    @property
+    def alone(self) -> int:
+        """Return how many want a link for themselves."""
+        return sum(not (loan._is_stream or loan._waiter.done()) for loan in self.takers())
+
+    def place_of(self, loan: Borrow) -> int:
+        """Return how many links those need who are before a loan that may be served here."""
+        places = Places(self.max_streams)
+        for one in self.takers():
+            if one is loan:
+                break
+            if not one._waiter.done():
+                places.add(one)
+        return places.before(loan)
+
+    def links_for(self, loans: Iterable[Borrow]) -> int:
+        """Return how many links these loans need."""
+        places = Places(self.max_streams)
+        for loan in loans:
+            places.add(loan)
+        return places.total
+
+    def placed(self) -> Iterator[tuple[int, Borrow]]:
+        """Give each loan that waits with the number of links that those before it need."""
+        places = Places(self.max_streams)
+        for loan in self:
+            if not loan._waiter.done():
+                yield places.before(loan), loan
+                places.add(loan)
+
+    def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""
         self.leave(loan)
         if self.crowd is not None:
             self.crowd.leave(loan)
         loan._waiter.set_result(None)
 
-    def fail(self, loan: WebsocketConnection, error: BaseException) -> None:
+    def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""
         self.leave(loan)
         if loan._waiter.done():

@@ -315,7 +315,10 @@ class Server:
             options = {"protocols": admitted.protocols, "max_msg_size": 0} | options
         websocket = web.WebSocketResponse(**options)
         peer = Peer(len(self.peers) + 1, request, websocket, self.received)
-        await websocket.prepare(request)
+        try:
+            await websocket.prepare(request)
+        except ConnectionError:  # the client has gone during its handshake
+            return web.Response(status=500)
         self.peers.append(peer)
         self.open.append(peer)
         self.most_open = max(self.most_open, len(self.open))

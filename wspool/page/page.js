@@ -118,8 +118,9 @@ function stateOf(connection) {
 }
 
 function told(connection) {
-  const { borrower, close_code, close_reason, why, state } = connection;
+  const { borrower, streams, close_code, close_reason, why, state } = connection;
   if (borrower) return whoAndWhere(borrower);
+  if (streams.length) return `${streams.length}/${picture.max_streams} streams`;
   if (close_code !== null) return [why, close_code, close_reason].filter(Boolean).join(" · ");
   return state === "busy" ? why : ""; // a check or a keepalive of the pool's own
 }
@@ -207,13 +208,16 @@ async function drawDetails() {
   const answer = await fetch(url("connection", { id: chosen })).catch(() => null);
   const connection = answer?.ok ? await answer.json() : null;
   if (connection?.id !== chosen) return false;
-  const { id, state, was, history, borrower, is_overdue: isOverdue, ...facts } = connection;
+  const { id, state, was, history, borrower, streams, is_overdue: isOverdue, ...facts } = connection;
   const { task, borrowed_at: borrowedAt, at: nowAt } = borrower ?? {};
   for (const name of ["seconds_in_state", "age", "idle_seconds", "rtt"]) {
     facts[name] = facts[name] && seconds(facts[name]);
   }
   $("details").dataset.state = state;
   put($("details-title"), `#${id} ${state}${isOverdue ? " · overdue" : ""}`);
+  for (const { slot, state: streamState, seconds_in_state: since, borrower: holder } of streams) {
+    facts[`stream_${slot}`] = `${streamState} ${seconds(since)}${holder ? ` · ${whoAndWhere(holder)}` : ""}`;
+  }
   drawList($("facts"), { task, borrowed_at: borrowedAt, now_at: nowAt, ...facts });
   const lines = history.map(({ trigger, source, dest, at, why }) => {
     const move = make("b", { "data-state": dest }, `${source} → ${dest}`);

@@ -1,0 +1,448 @@
+"""Sharing: the owner of a link that several borrowers use at once, and what each has of it.
+
+A lane is one share: a slot, a number, the keys that were claimed, and the messages that carry one
+of these and have not been read. Like a link it has one owner at most, a stream or the drain after
+one, and `lane.owner is self` is the right to it; `link.owner is sharing` says that the wire works.
+
+No task reads: whoever waits for a message reads for all, sorts what comes by its key, and leaves
+with the first of its own, handing the reading over to another that waits. Which is woken is
+written in one place, `hand_over`, and whoever was woken and goes, for whatever reason, calls it.
+
+A sharing lives as long as its link, because numbers do not repeat on a connection, and late
+messages of a key may come when the stream that had claimed it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES
+from wspool._connection.callsites import Callsite
+from wspool._connection.errors import ENDS_PROGRAM
+from wspool._connection.link import Link
+from wspool._connection.routes import UNPARSED, Sort
+from wspool._connection.states import CloseReason, State
+from wspool._connection.unclaimed import Entry, Unclaimed
+from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
+
+logger = logging.getLogger("wspool")
+
+
+class Terms:
+    """What the lanes of one pool have in common."""
+
+    def __init__(
+        self,
+        max_streams: int,
+        max_unread: int,
+        sort: Sort,
+        on_nobody: Callable[[Link, str | bytes], object],
+        on_overflow: Callable[[Lane], object],
+    ) -> None:
+        self.max_streams = max_streams
+        # Bytes that wait for one stream, while others read.
+        self.max_unread = max_unread
+        self.sort = sort
+        # Is given each message that no stream will read; is told of a stream that was too slow.
+        self.on_nobody = on_nobody
+        self.on_overflow = on_overflow
+        # Whether it was said that the route does not work.
+        self._has_complained = False
+
+    def complain(self, error: BaseException) -> None:
+        """Say once in the life of a pool that its route does not work."""
+        if not self._has_complained:
+            self._has_complained = True
+            logger.error(
+                "route raised, or returned what is no key; such messages belong to nobody. This is "
+                "said once for each pool",
+                exc_info=error,
+            )
+
+
+class Lane:
+    """One share of a link: that of a stream, from its checkout until it has drained."""
+
+    __slots__ = (
+        "callsite",
+        "entries",
+        "is_draining",
+        "is_lent",
+        "is_named",
+        "is_overflowed",
+        "keys",
+        "missed_ends",
+        "number",
+        "owner",
+        "sharing",
+        "since",
+        "slot",
+        "task",
+        "unread_bytes",
+        "waiter",
+    )
+
+    def __init__(self, sharing: Sharing, slot: int, number: int, now: float) -> None:
+        self.sharing = sharing
+        self.slot, self.number = slot, number
+        # Who may send and receive: a stream, a drain, or nobody any more.
+        self.owner: object | None = None
+        # Whether a borrower has it, or it is being drained; since when, by the link's clock.
+        self.is_lent = self.is_draining = False
+        self.since = now
+        # Who has it, and where it was borrowed; whether a warning has named that as overdue.
+        self.callsite: Callsite | None = None
+        self.is_named = False
+        # The pool's task at work on it.
+        self.task: asyncio.Task[None] | None = None
+        # What was claimed, in order.
+        self.keys: dict[Hashable, None] = {}
+        # What has come and was not read.
+        self.entries: deque[Entry] = deque()
+        self.unread_bytes = 0
+        # Whether something that came is missing, and how many last messages are among it.
+        self.is_overflowed = False
+        self.missed_ends = 0
+        # Of whoever waits for its next message.
+        self.waiter: asyncio.Future[None] | None = None
+
+    @property
+    def state(self) -> State:
+        if self.sharing.lanes.get(self.slot) is not self or self.sharing.link.state is State.CLOSED:
+            return State.CLOSED
+        return State.DRAINING if self.is_draining else State.BUSY
+
+    def put(self, entry: Entry) -> None:
+        """Let an entry be read after all others."""
+        self.entries.append(entry)
+        self.unread_bytes += len(entry[0]) + MESSAGE_OVERHEAD_BYTES
+        self.wake()
+
+    def put_back(self, entry: Entry) -> None:
+        """Let an entry be read next: whoever had taken it was given up."""
+        self.put(entry)
+        self.entries.rotate(1)
+
+    def take(self) -> Entry:
+        entry = self.entries.popleft()
+        self.unread_bytes -= len(entry[0]) + MESSAGE_OVERHEAD_BYTES
+        return entry
+
+    def wake(self) -> None:
+        """Let whoever waits for its next message look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class Sharing:
+    """The shares of one link, and what has come for none of them."""
+
+    __slots__ = (
+        "_is_unclean",
+        "_number",
+        "_pingers",
+        "_terms",
+        "_waiting",
+        "keys",
+        "lanes",
+        "link",
+        "unclaimed",
+    )
+
+    def __init__(self, link: Link, terms: Terms) -> None:
+        self.link = link
+        self._terms = terms
+        # By their slots; whose each key is.
+        self.lanes: dict[int, Lane] = {}
+        self.keys: dict[Hashable, Lane] = {}
+        self._number = 0
+        # Whether an answer that was given up may still come.
+        self._is_unclean = False
+        # Who waits while another reads, in order; those among them that wait for a pong.
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._pingers: list[asyncio.Future[None]] = []
+        self.unclaimed = Unclaimed(partial(terms.on_nobody, link))
+
+    # The lanes.
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a borrower has a share."""
+        return any(lane.is_lent for lane in self.lanes.values())
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.lanes) >= self._terms.max_streams
+
+    @property
+    def is_unclean(self) -> bool:
+        """Whether an answer that was given up may still come, to the next who has it alone."""
+        return self._is_unclean
+
+    def begin(self) -> None:
+        """Sort what had come before the first stream."""
+        assert self.link.wire is not None
+        for message in self.link.wire.set_aside():
+            self.sort(message)
+
+    def open(self, owner: object) -> Lane:
+        """Let a borrower have a share, at the first slot that is free."""
+        slot = next(
+            slot for slot in range(1, self._terms.max_streams + 1) if slot not in self.lanes
+        )
+        lane = self.lanes[slot] = Lane(self, slot, self.draw(), self.link.clock())
+        lane.owner = owner
+        lane.is_lent = True
+        return lane
+
+    def draw(self) -> int:
+        """Return a number that was not drawn before on this connection, and that nobody uses."""
+        self._number += 1
+        while self._number in self.keys:
+            self._number += 1
+        return self._number
+
+    def claim(self, lane: Lane, key: Hashable) -> None:
+        """Let messages with this key be the lane's, those that came a moment ago included.
+
+        Raises TypeError for what is no key, and ValueError for one that is in use.
+        """
+        try:
+            holder = self.keys.get(key)
+        except TypeError:
+            raise TypeError(
+                f"key is {key!r}; it must be hashable, as the keys that route finds are"
+            ) from None
+        if holder is not None:
+            whose = "this stream" if holder is lane else f"the stream in slot {holder.slot}"
+            how = ", which is still draining" if holder.is_draining else ""
+            raise ValueError(
+                f"The key {key!r} is claimed by {whose} of connection #{self.link.id}{how}; claim "
+                "another one, or none for a new number"
+            )
+        self.keys[key] = lane
+        lane.keys[key] = None
+        for entry in self.unclaimed.claim(key):
+            lane.put(entry)
+
+    def end(self, lane: Lane, *, is_clean: bool, is_given_up: bool = False) -> list[Entry]:
+        """Free a lane's slot and its keys; return what nobody has read.
+
+        `is_clean`: nothing more is to come for its keys. `is_given_up`: an answer surely is.
+        """
+        del self.lanes[lane.slot]
+        self._is_unclean = self._is_unclean or is_given_up
+        for key in lane.keys:
+            del self.keys[key]
+        if not is_clean:
+            self.unclaimed.leave(lane.keys)
+        lane.owner = None
+        lane.is_lent = lane.is_draining = False
+        lane.wake()
+        entries, lane.unread_bytes = list(lane.entries), 0
+        lane.entries.clear()
+        return entries
+
+    # Sorting.
+
+    def sort(self, message: str | bytes, reader: Lane | None = None) -> Lane | None:
+        """Let a message be read by whoever has claimed its key; return that one's lane.
+
+        One that is in recv, as the reader or as one that waits, is not too slow, however much comes
+        in the tick before its turn.
+        """
+        terms = self._terms
+        key: Any = None
+        lane: Lane | None = None
+        value: Any = UNPARSED
+        try:
+            key, value = terms.sort(message)
+            if key is not None:
+                lane = self.keys.get(key)
+        except ENDS_PROGRAM:
+            raise
+        except BaseException as error:
+            key = None
+            terms.complain(error)
+        if lane is None:
+            if key is None:
+                terms.on_nobody(self.link, message)
+            else:
+                self.unclaimed.take(key, (message, value), self.link.clock())
+        elif lane.is_overflowed or (
+            lane.entries
+            and lane.waiter is None
+            and lane is not reader
+            and lane.unread_bytes + len(message) + MESSAGE_OVERHEAD_BYTES > terms.max_unread
+        ):
+            self._drop(lane, message)
+        else:
+            lane.put((message, value))
+        return lane
+
+    def _drop(self, lane: Lane, message: str | bytes) -> None:
+        """Lose a message of a stream that reads too slowly, so that the others get theirs."""
+        is_first, lane.is_overflowed = not lane.is_overflowed, True
+        if is_first:
+            self._terms.on_overflow(lane)
+            lane.wake()
+        is_last = self.link.is_last
+        try:
+            lane.missed_ends += is_last is not None and bool(is_last(message))
+        except ENDS_PROGRAM:
+            raise
+        except BaseException:
+            logger.exception("drain_until raised; the message does not count as the last")
+        self._terms.on_nobody(self.link, message)
+
+    # Reading.
+
+    async def next_entry(
+        self, lane: Lane, owner: object, until: Ping | None = None
+    ) -> Entry | None:
+        """Return the next message of a lane, for this owner.
+
+        None when no more can come: the link is lost, the owner is another, something is missing, or
+        the ping `until` is answered, so that all that was sent before its pong has been returned.
+        """
+        wire = self._wire
+        try:
+            while lane.owner is owner:
+                if lane.entries:
+                    return lane.take()
+                if until is not None and until.answered is not None:
+                    return None
+                if lane.is_overflowed or self.link.owner is not self:
+                    return None
+                if not wire.is_reading:
+                    await self._read(lane, until)
+                    continue
+                waiter = lane.waiter = self._stand_by()
+                if until is not None:
+                    self._pingers.append(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._leave(waiter)
+                    if lane.waiter is waiter:
+                        lane.waiter = None
+            return None
+        finally:
+            self.hand_over()
+
+    async def ping(self, lane: Lane, owner: object) -> float | None:
+        """Return the seconds until a pong, or None if the owner cannot get one any more."""
+        wire = self._wire
+        ping = await wire.send_ping()
+        try:
+            while ping.answered is None:
+                if lane.owner is not owner or self.link.owner is not self:
+                    return None
+                if not wire.is_reading:
+                    await self._read(None, ping)
+                    continue
+                waiter = self._stand_by()
+                self._pingers.append(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._leave(waiter)
+            return ping.answered - ping.sent
+        finally:
+            self.hand_over()
+
+    async def _read(self, lane: Lane | None, until: Ping | None) -> None:
+        """Read for all, until there is something for this lane, or one frame was waited for.
+
+        Then whatever else has come is sorted in the same tick, so that all whose it is are woken
+        at once: to let each of them read its own would take a tick of the loop apiece.
+        """
+        wire, link = self._wire, self.link
+        budget = link.budget
+        taken = 0
+        is_served = False
+        while link.owner is self and not wire.is_reading:
+            if taken >= MIN_FRAMES or wire.is_flooded:
+                if is_served and budget.is_spent:
+                    return
+                if not is_served:
+                    await budget.breathe()
+                    if wire.is_reading or link.owner is not self:
+                        return
+            message = wire.at_hand()
+            if message is None:
+                if taken:
+                    return
+                is_served = True
+                if (message := await wire.read()) is None:
+                    self._wake_pingers()
+                    return
+            taken += 1
+            own = self.sort(message, lane)
+            if lane is not None and own is lane:
+                if is_served and len(lane.entries) > 1:
+                    return  # to read ahead for itself alone would only delay what stops the server
+                is_served = True
+
+    def attend(self) -> None:
+        """Read while nobody does, as long as no lane has much that is unread."""
+        wire = self._wire
+        most = min(self._terms.max_unread, MAX_INBOX_BYTES)
+        if any(lane.unread_bytes >= most for lane in self.lanes.values()):
+            if wire.websocket.closed and not wire.is_reading:
+                # A heartbeat has failed: aiohttp gives out nothing more, read or not.
+                wire.lose(CloseReason.SERVER, 1006, "", wire.websocket.exception())
+            return
+        for message in wire.unread():
+            lane = self.sort(message)
+            if lane is not None and lane.unread_bytes >= most:
+                break
+        self._wake_pingers()
+
+    def close(self) -> None:
+        """Sort what had arrived when the link was closed, and let all who wait see that."""
+        wire = self._wire
+        taken_bytes = 0
+        while taken_bytes < MAX_INBOX_BYTES and not (wire.is_flooded and wire.budget.is_spent):
+            if (message := wire.at_hand()) is None:
+                break
+            taken_bytes += len(message) + MESSAGE_OVERHEAD_BYTES
+            self.sort(message)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def hand_over(self) -> None:
+        """Let another read, if anybody waits and nobody does.
+
+        One that is woken already, for whatever reason, reads on or calls this when it goes.
+        """
+        if self._waiting and self.link.owner is self and not self._wire.is_reading:
+            waiter = next(iter(self._waiting))
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @property
+    def _wire(self) -> Wire:
+        assert self.link.wire is not None
+        return self.link.wire
+
+    def _stand_by(self) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        return waiter
+
+    def _leave(self, waiter: asyncio.Future[None]) -> None:
+        del self._waiting[waiter]
+        if self._pingers and waiter in self._pingers:
+            self._pingers.remove(waiter)
+
+    def _wake_pingers(self) -> None:
+        for waiter in self._pingers:
+            if not waiter.done():
+                waiter.set_result(None)

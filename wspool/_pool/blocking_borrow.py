@@ -1,0 +1,107 @@
+"""What a thread has in hand, be it a connection or a stream: its waits, and what ends it.
+
+The borrow itself lives in the loop, and is the `_mirrored` of what the thread has.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.states import State
+from wspool._connection.stream import WebsocketStream
+from wspool._pool.checks import check_timeout
+from wspool._pool.portal import Portal
+
+T = TypeVar("T")
+L = TypeVar("L", bound=WebsocketConnection | WebsocketStream)
+
+
+class Lender(Protocol):
+    """What a borrow needs of its lender, which is not dropped while it has a borrower."""
+
+    _portal: Portal
+
+
+class Same:
+    """An attribute that is that of the loop's own object; read from any thread."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else getattr(instance._mirrored, self._name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        setattr(instance._mirrored, self._name, value)
+
+
+class BlockingBorrow(Generic[L]):
+    """What connections and streams for threads do alike."""
+
+    __slots__ = ("__weakref__", "_is_in_block", "_lender", "_mirrored")
+
+    # What is dropped, and how to have it given back.
+    _what: ClassVar[str]
+    _block: ClassVar[str]
+
+    def __init__(self, lender: Lender, borrow: L) -> None:
+        self._lender = lender
+        self._mirrored = borrow
+        # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
+        # collector may finalise the borrow first: that is nobody's mistake.
+        self._is_in_block = False
+
+    def __repr__(self) -> str:
+        return f"<Blocking{repr(self._mirrored)[1:]}"
+
+    def __iter__(self) -> Self:
+        return self
+
+    def _named(self) -> str:
+        """Return what has run out of time, as the beginning of a sentence."""
+        raise NotImplementedError
+
+    def _wait(
+        self,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        timeout: float | None = None,
+        late: str = "",
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
+        check_timeout(timeout)
+        try:
+            return self._lender._portal.wait(work, timeout, undo)
+        except TimeoutError:
+            raise TimeoutError(f"{self._named()} {late} within {timeout} s") from None
+
+    def __del__(self) -> None:
+        borrow, portal = self._mirrored, self._lender._portal
+        if portal.is_foreign or borrow._is_over:
+            return
+        is_forgotten = borrow.state is State.BUSY and not self._is_in_block
+        portal.soon(partial(end, borrow, is_failed=True))
+        if is_forgotten:
+            warnings.warn(
+                f"{self._what} #{borrow._served().id}, borrowed at {borrow.borrowed_at}, was "
+                f"dropped without being given back: release it, or use `with pool.{self._block}()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def end(borrow: WebsocketConnection | WebsocketStream, **how: bool) -> bool:
+    """In the loop: end a loan or a stream; False if it was over."""
+    lender = borrow._lender
+    if borrow._is_over or lender is None:
+        return False
+    router = lender._router
+    give_back: Callable[..., None] = (
+        router.streaming.give_back if borrow._is_stream else router.give_back
+    )
+    give_back(borrow, **{"is_failed": False} | how)
+    return True

@@ -1,0 +1,133 @@
+"""The connection for threads: a `WebsocketConnection` without `await`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, Never
+
+import aiohttp
+
+from wspool._connection.exporting import exported
+from wspool._connection.idioms import refusing
+from wspool._connection.link import Transition
+from wspool._connection.loan import WebsocketConnection
+from wspool._connection.states import State
+from wspool._pool.blocking_borrow import BlockingBorrow, Lender, Same
+
+NOT_ASYNC: Final = (
+    "a blocking pool is used without async and await: write `with pool.get_connection() as "
+    "connection:`; in asyncio, use a WebsocketConnectionPool"
+)
+
+_same: Final[Callable[[], Any]] = Same
+
+
+@exported
+class BlockingWebsocketConnection(BlockingBorrow[WebsocketConnection]):
+    """One loan of a WebSocket to the server: a `WebsocketConnection` without `await`.
+
+    Threads may share it, but only one may be in `recv`. All times are in seconds, and a `timeout`
+    of None means for ever; what has run into one raises TimeoutError.
+    """
+
+    __slots__ = ()
+
+    _what, _block = "connection", "get_connection"
+
+    uri: str = _same()
+    headers: dict[str, str] = _same()
+    id: int = _same()
+    state: State = _same()
+    history: tuple[Transition, ...] = _same()
+    is_connected: bool = _same()
+    is_busy: bool = _same()
+    is_draining: bool = _same()
+    reused: bool = _same()
+    uses: int = _same()
+    created_at: float = _same()
+    last_activity: float = _same()
+    rtt: float | None = _same()
+    websocket: aiohttp.ClientWebSocketResponse = _same()
+    subprotocol: str | None = _same()
+    borrowed_at: str | None = _same()
+    close_code: int | None = _same()
+    close_reason: str = _same()
+    cause: BaseException | None = _same()
+    context: Any = _same()
+    is_clean: bool = _same()
+    outstanding: int | None = _same()
+
+    def __init__(self, lender: Lender, loan: WebsocketConnection) -> None:
+        super().__init__(lender, loan)
+
+    def send(self, message: str | bytes, *, timeout: float | None = None) -> None:
+        """Send a text or a binary message. If the time is up, it may be sent nevertheless."""
+        self._wait(lambda: self._mirrored.send(message), timeout, "was not sent")
+
+    def recv(self, timeout: float | None = None) -> str | bytes:
+        """Return the next message, in the order of arrival. If the time is up, none is lost."""
+        return self._wait(self._mirrored.recv, timeout, "had no message", self._put_back)
+
+    def ping(self, timeout: float | None = None) -> float:
+        """Send a ping, wait for its pong and return the round trip."""
+        return self._wait(self._mirrored.ping, timeout, "had no pong")
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection for good and return when its socket is gone."""
+        self._wait(lambda: self._mirrored.close(code, reason))
+
+    def retire(self) -> None:
+        """Let nobody have this connection any more: it closes when it is given back."""
+        self._lender._portal.call(self._mirrored.retire)
+
+    def send_json(self, value: Any, *, timeout: float | None = None) -> None:
+        """Send a value as a JSON text message."""
+        self.send(json.dumps(value), timeout=timeout)
+
+    def recv_json(self, timeout: float | None = None) -> Any:
+        """Return the next message, parsed as JSON."""
+        return json.loads(self.recv(timeout))
+
+    def __next__(self) -> str | bytes:
+        """Return the next message, until the server closes normally (1000 or 1001)."""
+        try:
+            return self._wait(self._mirrored.__anext__, undo=self._put_back)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    if not TYPE_CHECKING:
+        __await__ = __aenter__ = __aexit__ = refusing(NOT_ASYNC)
+        __aiter__ = refusing("messages are read with `for message in connection:` here")
+
+        def __enter__(self) -> Never:
+            self._lender.release(self)
+            raise TypeError(
+                "acquire() has borrowed this connection already, and it was given back: write "
+                "`with pool.get_connection() as connection:`"
+            )
+
+        __exit__ = __enter__
+
+    def _named(self) -> str:
+        return f"Connection #{self.id}"
+
+    def _put_back(self, message: str | bytes) -> None:
+        self._mirrored._put_back(message)
+
+
+class Block(AbstractContextManager[BlockingWebsocketConnection]):
+    """A `with` that borrows, and what to write in the place of a wrong one."""
+
+    def __init__(self, loan: AbstractContextManager[BlockingWebsocketConnection]) -> None:
+        self._loan = loan
+
+    def __enter__(self) -> BlockingWebsocketConnection:
+        return self._loan.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._loan.__exit__(*error)
+
+    if not TYPE_CHECKING:
+        __await__ = __aenter__ = __aexit__ = refusing(NOT_ASYNC)

@@ -9,8 +9,8 @@ import pytest
 from tests import IS_WHOLE
 from tests.explore.group_schedules import explore_group
 from tests.explore.schedules import Violation
-from tests.explore.test_schedules import Fault, _compiled
-from wspool._group import crowd, doors, members
+from tests.explore.test_schedules import Fault, compiled
+from wspool._group import crowd, doors
 from wspool._pool import routing, waiting
 
 SCHEDULES = 2000 if IS_WHOLE else 60
@@ -50,7 +50,7 @@ FAULTS = [
         4,
         "a link is lost that was served to one that was cancelled in that tick",
         doors.CommonDoor._leave,
-        "member.router._pass_on(link)",
+        "self._pass_on(loan, loan._link)",
         "pass",
     ),
     Fault(
@@ -77,8 +77,8 @@ FAULTS = [
     Fault(
         8,
         "those without a host are adopted, and not dialled for",
-        members.Member.adopt,
-        "self.host(loan)",
+        crowd.Crowd.let_host,
+        "member.host(loan)",
         "pass",
     ),
 ]
@@ -87,7 +87,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.story)
 def test_a_fault_put_back_is_found(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by one of 300 schedules."""
-    monkeypatch.setattr(fault.function, "__code__", _compiled(fault).__code__)
+    monkeypatch.setattr(fault.function, "__code__", compiled(fault).__code__)
     for seed in range(300):
         try:
             explore_group(seed)

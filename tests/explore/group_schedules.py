@@ -12,9 +12,17 @@ from collections import Counter
 from typing import Any, Final, cast
 
 from tests.explore.network import WILD, Network, Temper
-from tests.explore.schedules import Loop, Violation
-from wspool import ConnectionClosedError, WebsocketConnection, WebsocketError, WebsocketPools
+from tests.explore.schedules import Loop, Violation, key_of
+from wspool import (
+    ConnectionClosedError,
+    WebsocketConnection,
+    WebsocketError,
+    WebsocketPools,
+    WebsocketStream,
+)
+from wspool._connection.borrow import Borrow
 from wspool._group.members import Member
+from wspool._pool.streaming import lanes_of
 
 HORIZON: Final = 2000.0
 """Seconds of the loop's time after which nobody may be at it any more."""
@@ -30,12 +38,18 @@ class GroupWorld:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.events: Counter[str] = Counter()
-        check = {"check_after_idle": loop.choose((0.0, 0.1))} if loop.chance(0.3) else {}
+        options: dict[str, Any] = {}
+        if loop.chance(0.3):
+            options["check_after_idle"] = loop.choose((0.0, 0.1))
         most = loop.choose((1, 2, 5))
-        options = {key: {"uri": f"ws://{key}/"} for key in "ab"}
+        # How many streams share a connection; None: there are none.
+        self.max_streams = loop.choose((None, None, 1, 2, 3))
+        if self.max_streams is not None:
+            options |= {"max_streams": self.max_streams, "route": key_of}
+        uris = {key: {"uri": f"ws://{key}/"} for key in "ab"}
         self.total = loop.choose((1, 2, 3))
         self.group = WebsocketPools(
-            options,
+            uris,
             max_connections=self.total,
             choose=loop.choose(("spread", "first")),
             acquire_timeout=loop.choose((None, 0.0, 0.5, 30.0)),
@@ -43,9 +57,9 @@ class GroupWorld:
             idle_timeout=20.0,
             connection_timeout=5.0,
             close_timeout=1.0,
-            **check,
+            **options,
         )
-        self.has_checks = bool(check)
+        self.has_checks = "check_after_idle" in options
         self.networks = {}
         for key in "ab":
             pool = self.group[key]
@@ -73,12 +87,7 @@ class GroupWorld:
         sockets = sum(len(network.open) for network in self.networks.values())
         if sockets > self.total:
             raise Violation(f"{sockets} sockets, and the total is {self.total}")
-        lent = [
-            link.loan
-            for member in self.members
-            for link in member.router.queues
-            if link.loan is not None
-        ]
+        lent = [loan for member in self.members for loan in lent_by(member)]
         if len({id(loan) for loan in lent}) < len(lent):
             raise Violation(f"a loan was served twice: {self.group!r}")
         crowd = self.group._roster.crowd
@@ -102,23 +111,41 @@ class GroupWorld:
         if not waiting or self.has_checks or self.group.is_closed:
             return
         for member in self.members:
-            if member.health.is_in and member.router.queues.idle:
+            if not member.health.is_in:
+                continue
+            if member.router.queues.idle:
                 raise Violation(f"somebody waits beside an idle one: {self.group!r}")
+            # One that was cancelled in this very tick is about to leave.
+            alone = [one for one in self.group._roster.crowd.loans if not one._is_stream]
+            alone += [one for one in member.line.loans if not one._is_stream]
+            if not alone and member.router.streaming.next_shared(0) is not None:
+                raise Violation(f"somebody waits beside a free slot: {self.group!r}")
 
     # What happens.
 
     async def loan(self) -> None:
         key = self.loop.choose((None, None, None, "a", "b"))
-        async with self.group.get_connection(key) as connection:
-            self.events["loans"] += 1
-            if key is not None and connection.uri != f"ws://{key}/":
-                raise Violation(f"{key} got a connection to {connection.uri}")
-            await self._ask(connection)
+        if self.max_streams is not None and self.loop.chance(0.7):
+            async with self.group.get_stream(key) as stream:
+                self.events["streams"] += 1
+                self._check_uri(key, stream.connection)
+                await self._ask(stream, f"question {stream.claim(str(self.events['streams']))}")
+        else:
+            async with self.group.get_connection(key) as connection:
+                self.events["loans"] += 1
+                self._check_uri(key, connection)
+                await self._ask(connection, "question")
 
-    async def _ask(self, connection: WebsocketConnection) -> None:
+    def _check_uri(self, key: str | None, connection: WebsocketConnection) -> None:
+        if key is not None and connection.uri != f"ws://{key}/":
+            raise Violation(f"{key} got a connection to {connection.uri}")
+
+    async def _ask(self, lent: WebsocketConnection | WebsocketStream, question: str) -> None:
         async with asyncio.timeout(2):
-            await connection.send("question")
-            await connection.recv()
+            await lent.send(question)
+            answer = await lent.recv()
+        if isinstance(lent, WebsocketStream) and key_of(answer) not in lent.keys:
+            raise Violation(f"{lent!r} with {lent.keys} got {answer!r}")
 
     async def borrow(self) -> None:
         for _ in range(4):
@@ -158,13 +185,24 @@ class GroupWorld:
                 task.result()
         self.events["out"] += sum(not member.health.is_in for member in self.members)
         for member in self.members:
-            if any(link.loan is not None and link.loan._lender for link in member.router.queues):
+            if any(loan._lender for loan in lent_by(member)):
                 raise Violation(f"nobody is there, and something is lent: {self.group!r}")
         if self.group.waiters:
             raise Violation(f"nobody is there, and somebody waits: {self.group!r}")
         await self.group.close_all()
         if self.group._roster.total._held:
             raise Violation(f"a lease was not given back: {self.group._roster.total!r}")
+
+
+def lent_by(member: Member) -> list[Borrow]:
+    """Return the loans and the streams that a member has lent."""
+    lent: list[Borrow] = []
+    for link in member.router.queues:
+        if link.is_shared:
+            lent += [lane.owner for lane in lanes_of(link) if isinstance(lane.owner, Borrow)]
+        elif link.loan is not None:
+            lent.append(link.loan)
+    return lent
 
 
 def explore_group(seed: int) -> Counter[str]:

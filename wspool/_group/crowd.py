@@ -59,9 +59,10 @@ class Crowd:
             router = member.router
             if member.line.beyond and (router.queues.idle or router.streaming.has_route):
                 router.route()  # perhaps it has to be checked first
-            if loan._waiter.done() or standing.host is not None:
-                return  # served, or adopted by this one
-        self._settle(loan, standing)
+            if loan._waiter.done():
+                return
+        if standing.host is None:  # else one of them has adopted it
+            self._settle(loan, standing)
 
     def _settle(self, loan: Borrow, standing: Standing) -> None:
         """Find a host for a loan, or something to wait for; otherwise it has failed."""
@@ -103,7 +104,7 @@ class Crowd:
         """Return whether something may come back for a loan that has no host."""
         for member in self._candidates():
             capacity = member.router.capacity
-            if member in standing.tried and not capacity.open:
+            if not member.line.beyond or (member in standing.tried and not capacity.open):
                 continue
             place = member.line.place_of(loan)
             if capacity.may_wait(place, capacity.coming, is_patient=loan._timeout != 0):
@@ -115,14 +116,20 @@ class Crowd:
     def leave(self, loan: Borrow) -> None:
         """Take a loan out of the crowd, and out of its host's line."""
         standing = self.loans.pop(loan, None)
-        if standing is not None and standing.host is not None:
+        if standing is None:
+            return
+        if standing.host is not None:
             standing.host.line.leave(loan)
+        if not loan._is_stream and self.loans:
+            for member in self._candidates():
+                if member.router.streaming.has_route:
+                    member.router.route()  # for whom it may have kept one from becoming fuller
 
     def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""
-        self.leave(loan)
         if not loan._waiter.done():
             loan._waiter.set_exception(error)
+        self.leave(loan)
 
     # What the members say.
 
@@ -162,7 +169,11 @@ class Crowd:
         """Let nobody have this host any more: it is out, or gone."""
         for loan, standing in self._hosted_by(member):
             self._take_from(member, loan, standing)
+            standing.tried.discard(member)
             self._settle(loan, standing)
+        for loan, standing in list(self.loans.items()):  # who may have hoped for what it has lent
+            if standing.host is None and not loan._waiter.done():
+                self._settle(loan, standing)
 
     def _hosted_by(self, member: Member) -> list[tuple[Borrow, Standing]]:
         return [

@@ -184,9 +184,9 @@ class Line:
     def serve(self, loan: Borrow) -> None:
         """Wake up a loan that has got its link."""
         self.leave(loan)
+        loan._waiter.set_result(None)
         if self.crowd is not None:
             self.crowd.leave(loan)
-        loan._waiter.set_result(None)
 
     def fail(self, loan: Borrow, error: BaseException) -> None:
         """End a loan's wait with an error."""

@@ -10,11 +10,13 @@ import pytest
 
 from tests.group.conftest import uris
 from wspool import (
+    BlockingWebsocketConnection,
     BlockingWebsocketPools,
+    ConnectionClosedError,
     ConnectionPoolExhaustedError,
     ConnectionPoolUnavailableError,
 )
-from wspool.testing import Server
+from wspool.testing import Peer, Server
 
 Servers = dict[str, Server]
 
@@ -97,3 +99,34 @@ async def test_one_that_was_never_started_closes_at_once(servers: Servers) -> No
     pools = BlockingWebsocketPools(uris(servers, "ab"), max_connections=1)
     pools.close_all()
     assert pools.is_closed
+
+
+async def test_run_does_work_once_more_by_another_member(servers: Servers) -> None:
+    async def moody(peer: Peer) -> None:
+        async for message in peer:
+            if message == "drop":
+                return peer.drop()
+            await peer.send(message)
+        return None
+
+    servers["a"].handler = moody
+    asked: list[str] = []
+
+    def question(connection: BlockingWebsocketConnection, word: str) -> str | bytes:
+        asked.append(connection.uri)
+        connection.send(word)
+        return connection.recv(timeout=10)
+
+    def work() -> None:
+        with BlockingWebsocketPools(
+            uris(servers, "ab"), max_connections=2, choose="first", close_timeout=1.0
+        ) as pools:
+            assert pools.run(question, "hello") == "hello"
+            assert pools.run(question, "drop") == "drop"
+            assert asked == [servers["a"].uri, servers["a"].uri, servers["b"].uri]
+            assert pools.run(question, "hello", key="a") == "hello"
+            with pytest.raises(ConnectionClosedError):
+                pools.run(question, "drop", key="a")
+            assert asked[4:] == [servers["a"].uri] * 2
+
+    await asyncio.to_thread(work)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple
 
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
+from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._group.pictures import GroupSnapshot
 from wspool._group.pools import WebsocketPools
+from wspool._group.repeating import may_repeat
 from wspool._group.roster import OptionsOf
 from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
 from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.options import ACQUIRE_TIMEOUT
 from wspool._pool.portal import Portal
+from wspool._pool.repeating import Attempt
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 @exported
@@ -105,6 +111,37 @@ class BlockingWebsocketPools(BlockingLender):
         The arguments and the errors are those of `WebsocketPools.get_connection`.
         """
         return Block(self._lent(partial(self.acquire, key, prefer=prefer, timeout=timeout)))
+
+    def run(
+        self,
+        work: Callable[[BlockingWebsocketConnection, *Args], T],
+        *args: *Args,
+        key: Any = None,
+        prefer: Any = None,
+        timeout: float | None = ACQUIRE_TIMEOUT,
+    ) -> T:
+        """Return what `work(connection, *args)` does, in this thread, with a connection on loan.
+
+        For work that does no harm if it is done twice: it may be, as `WebsocketPools.run` says.
+        The arguments and the errors are those of it.
+        """
+        attempt: Attempt | None = None
+        roster, call = self.pools._roster, self._portal.call
+        try:
+            with self._lent(
+                partial(self.acquire, key, prefer=prefer, timeout=timeout)
+            ) as connection:
+                attempt = call(partial(Attempt, connection._mirrored))
+                return work(connection, *args)
+        except ConnectionClosedError:
+            if attempt is None or not call(partial(may_repeat, roster, attempt)):
+                raise
+        finally:
+            if attempt is not None:
+                self._portal.soon(attempt.end)
+        make = partial(self.pools._after, attempt.loan, key=key, timeout=timeout)
+        with self._lent(partial(self._lend, make, BlockingWebsocketConnection)) as connection:
+            return work(connection, *args)
 
     def acquire_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

@@ -16,6 +16,7 @@ from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
+    ConnectionUnavailableError,
 )
 from wspool._connection.link import Link
 from wspool._group.members import Member
@@ -208,6 +209,34 @@ class KeyDoor(Door):
         self._frame = None
         if not self._lend(member, loan, frame):
             await member.router.wait(loan)
+
+
+class OtherDoor(Door):
+    """For one loan of a connection of the first of these members whose dials do not fail."""
+
+    def __init__(
+        self, roster: Roster, acquire_timeout: float | None, members: list[Member]
+    ) -> None:
+        super().__init__(roster, acquire_timeout)
+        self._members = members
+        self._frame: FrameType
+
+    def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
+        self._frame = frame
+        return False
+
+    async def wait(self, loan: Borrow) -> None:
+        """Return when the loan was served."""
+        for member in self._members:
+            loan._lender, loan._callsite = member.pool, None
+            try:
+                if not member.pool._lend_at_once(loan, self._frame):
+                    await member.router.wait(loan)
+            except ConnectionUnavailableError:
+                if member is self._members[-1]:
+                    raise
+            else:
+                return
 
 
 def _has_fit(member: Member, loan: Borrow) -> bool:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple
 
 from wspool._connection.borrow import Borrow
@@ -208,11 +209,15 @@ class WebsocketPools:
         `prefer`, `timeout` and the errors are as in `get_connection`.
         """
         loan = self.get_connection(key, prefer=prefer, timeout=timeout)
+        again = partial(self._after, key=key, timeout=timeout)
+        return await repeating.run(self._roster, loan, again, work, args, sys._getframe(1))
+
+    def _after(
+        self, lost: WebsocketConnection, *, key: Any, timeout: float | None
+    ) -> WebsocketConnection:
+        """Return a loan to do work in that has lost its connection in another one."""
         seconds = self.acquire_timeout if timeout is ACQUIRE_TIMEOUT else timeout
-        frame = sys._getframe(1)
-        return await repeating.run(
-            *(self._roster, loan, work, args, seconds, frame), is_keyed=key is not None
-        )
+        return repeating.after(self._roster, lost, seconds, is_keyed=key is not None)
 
     async def acquire_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

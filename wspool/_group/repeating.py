@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TypeVar, TypeVarTuple
 
-from wspool._connection.borrow import Lender
-from wspool._connection.errors import ConnectionClosedError, ConnectionUnavailableError
+from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.loan import WebsocketConnection
+from wspool._group.doors import OtherDoor
 from wspool._group.roster import Roster
 from wspool._pool.repeating import Attempt, given_back, lend
 
@@ -21,47 +21,44 @@ Args = TypeVarTuple("Args")
 async def run(
     roster: Roster,
     loan: WebsocketConnection,
+    again: Callable[[WebsocketConnection], WebsocketConnection],
     work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
     args: tuple[*Args],
-    timeout: float | None,
     frame: FrameType,
-    *,
-    is_keyed: bool,
 ) -> T:
-    """Do the work in this loan, and perhaps in a second one."""
+    """Do the work in this loan, and perhaps in one that is to come `again` after it."""
     attempt: Attempt | None = None
-    lender = loan._lender
-    assert lender is not None
     try:
-        await lend(loan, lender, frame)
+        await lend(loan, frame)
         attempt = Attempt(loan)
-        with given_back(loan, _lender_of(loan)):
+        with given_back(loan):
             return await work(loan, *args)
     except ConnectionClosedError:
-        member = roster.member_of(loan._served())
-        if member is None or attempt is None or not member.router.repeating.may_repeat(attempt):
+        if attempt is None or not may_repeat(roster, attempt):
             raise
     finally:
         if attempt is not None:
             attempt.end()
-    others = [] if is_keyed else [one for one in roster.candidates() if one is not member]
-    # The server that has just lost one may be down: it comes last.
-    pools = [one.pool for one in (*others, member)]
-    for pool in pools:
-        loan = WebsocketConnection(pool, timeout, True)
-        try:
-            await lend(loan, pool, frame)
-        except ConnectionUnavailableError:
-            if pool is pools[-1]:
-                raise
-        else:
-            break
-    with given_back(loan, _lender_of(loan)):
+    loan = again(loan)
+    await lend(loan, frame)
+    with given_back(loan):
         return await work(loan, *args)
 
 
-def _lender_of(loan: WebsocketConnection) -> Lender:
-    """Return the pool that has served a loan."""
-    lender = loan._lender
-    assert lender is not None
-    return lender
+def after(
+    roster: Roster, lost: WebsocketConnection, timeout: float | None, *, is_keyed: bool
+) -> WebsocketConnection:
+    """Return a loan that is to be of another member, where one may serve and has a connection.
+
+    The server that has just lost one may be down: it comes last.
+    """
+    member = roster.member_of(lost._served())
+    assert member is not None
+    others = [] if is_keyed else [one for one in roster.candidates() if one is not member]
+    return WebsocketConnection(OtherDoor(roster, timeout, [*others, member]), timeout, True)
+
+
+def may_repeat(roster: Roster, attempt: Attempt) -> bool:
+    """Return whether work that has failed is to be done once more; count it."""
+    member = roster.member_of(attempt.loan._served())
+    return member is not None and member.router.repeating.may_repeat(attempt)

@@ -37,12 +37,12 @@ LEAST_PER_SECOND: Final = 1.0
 class Attempt:
     """The first loan of a run, from its beginning on: whether its connection said anything."""
 
-    __slots__ = ("_has_heard", "_loan", "_received")
+    __slots__ = ("_has_heard", "_received", "loan")
 
     def __init__(self, loan: WebsocketConnection) -> None:
         wire = loan._served().wire
         assert wire is not None
-        self._loan = loan
+        self.loan = loan
         # A reused connection is lent with nothing unread; what is kept for the loan came in it.
         self._received = wire.received_messages - len(wire.inbox or ())
         self._has_heard = wire.transport.note_arrival()
@@ -53,11 +53,11 @@ class Attempt:
         Of a server that says goodbye, bytes have come in any case: there it is messages that count.
         Without a CLOSE a part of a message counts as well, which nobody else would know of.
         """
-        link, has_heard = self._loan._served(), self._has_heard()
+        link, has_heard = self.loan._served(), self._has_heard()
         wire = link.wire
         assert wire is not None
         is_lost = link.state is CLOSED and link.moves[-1][2] is CloseReason.SERVER
-        if not (is_lost and self._loan.reused) or wire.is_exposed:
+        if not (is_lost and self.loan.reused) or wire.is_exposed:
             return False
         return wire.received_messages == self._received and not (
             link.close_code == 1006 and has_heard
@@ -93,7 +93,7 @@ class Repeating:
 
     def may_repeat(self, attempt: Attempt) -> bool:
         """Return whether the work of a loan that has failed is to be done once more; count it."""
-        link = attempt._loan._served()
+        link = attempt.loan._served()
         now = link.clock()
         if not attempt.was_in_vain() or not self.is_within_budget(now):
             return False
@@ -113,9 +113,9 @@ class Repeating:
         """Do the work in a loan, and perhaps in a second one."""
         attempt: Attempt | None = None
         try:
-            loan = await lend(WebsocketConnection(lender, timeout), lender, frame)
+            loan = await lend(WebsocketConnection(lender, timeout), frame)
             attempt = Attempt(loan)
-            with given_back(loan, lender):
+            with given_back(loan):
                 return await work(loan, *args)
         except ConnectionClosedError:
             if attempt is None or not self.may_repeat(attempt):
@@ -124,25 +124,28 @@ class Repeating:
             if attempt is not None:
                 attempt.end()
         # A fresh one: what has closed one connection may be about to close all that are idle.
-        loan = await lend(WebsocketConnection(lender, timeout, True), lender, frame)
-        with given_back(loan, lender):
+        loan = await lend(WebsocketConnection(lender, timeout, True), frame)
+        with given_back(loan):
             return await work(loan, *args)
 
 
-async def lend(loan: WebsocketConnection, lender: Lender, frame: FrameType) -> WebsocketConnection:
+async def lend(loan: WebsocketConnection, frame: FrameType) -> WebsocketConnection:
     """Borrow on behalf of whoever is in this frame."""
+    lender = loan._lender
+    assert lender is not None
     if not lender._lend_at_once(loan, frame):
         await lender._router.wait(loan)
     return loan
 
 
 @contextmanager
-def given_back(loan: WebsocketConnection, lender: Lender) -> Iterator[None]:
+def given_back(loan: WebsocketConnection) -> Iterator[None]:
     """End a loan as its own `async with` does."""
     is_failed = True
     try:
         yield
         is_failed = False
     finally:
-        if not loan._is_over:  # else the work has given it back itself
+        lender = loan._lender
+        if not loan._is_over and lender is not None:  # else the work has given it back itself
             lender._router.give_back(loan, is_failed=is_failed)

@@ -9,13 +9,16 @@ Read from the pool when a reader collects, in whatever thread that does it:
     count             {connection}  with the attribute wspool.connection.state
     max               {connection}  max_connections
     pending_requests  {request}     acquires that wait
-    borrows           {borrow}      loans
+    streams           {stream}      lent or draining, with the attribute wspool.connection.state
+    max_streams       {stream}      max_streams, of each connection
+    borrows           {borrow}      loans, of connections and of streams
     timeouts          {timeout}     acquires that waited in vain until their timeout
     dials             {dial}        dials that were begun
     dial_failures     {dial}        with the attribute error.type: ConnectionUnavailableError's kind
     closed            {connection}  with the attribute wspool.connection.reason, a CloseReason
     drained_messages  {message}     messages that no borrower has read
     repeats           {borrow}      loans that `run` has repeated
+    stream_overflows  {stream}      streams that have lost messages, since they did not read
     refusals          {request}     acquires that got nothing, with the attribute
                                     wspool.connection.reason, a CheckOutFailure; no cancelled ones
 
@@ -62,6 +65,13 @@ _GAUGES: Final[dict[str, Row]] = {
     "count": ("{connection}", "By state", STATE, introspection.counts),
     "max": ("{connection}", "Limit", "", lambda pool: {"": pool.max_connections}),
     "pending_requests": ("{request}", "Acquires that wait", "", lambda pool: {"": pool.waiters}),
+    "streams": ("{stream}", "By state", STATE, introspection.streams),
+    "max_streams": (
+        "{stream}",
+        "Limit of each connection",
+        "",
+        lambda pool: {"": introspection.options(pool).max_streams},
+    ),
 }
 
 _LEARNED: Final[Row] = (
@@ -80,6 +90,7 @@ _COUNTERS: Final[dict[str, Row]] = {
     "closed": ("{connection}", "By reason", REASON, lambda pool: dict(pool.stats.closes)),
     "drained_messages": ("{message}", "Unread", "", lambda pool: {"": pool.stats.drained_messages}),
     "repeats": ("{borrow}", "Loans repeated", "", lambda pool: {"": pool.stats.repeats}),
+    "stream_overflows": ("{stream}", "Too slow", "", lambda pool: {"": pool.stats.overflows}),
     "refusals": ("{request}", "In vain", REASON, lambda pool: dict(pool.stats.refusals)),
 }
 
@@ -88,6 +99,13 @@ _HISTOGRAMS: Final = {
     events.ConnectionCheckedOut: ("wait_time", "From acquire to the loan"),
     events.ConnectionCheckedIn: ("use_time", "Loans"),
     events.ConnectionDrained: ("drain_time", "Drains that ended well"),
+}
+
+_OF_STREAMS: Final[dict[type[Any], type[Any]]] = {
+    # Which event of a connection says the same, so that they share a histogram.
+    events.StreamCheckedOut: events.ConnectionCheckedOut,
+    events.StreamCheckedIn: events.ConnectionCheckedIn,
+    events.StreamDrained: events.ConnectionDrained,
 }
 
 
@@ -113,6 +131,8 @@ class _Instruments:
             )
             for kind, (name, what) in _HISTOGRAMS.items()
         }
+        for stream, connection in _OF_STREAMS.items():
+            self._histograms[stream] = self._histograms[connection]
 
     def _observe(self, row: Row, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
         attribute, read = row[2:]

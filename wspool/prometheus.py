@@ -1,9 +1,10 @@
 """Pools as Prometheus metrics, read at the moment of a scrape: for the extra `prometheus`.
 
 A scrape reads the lengths of queues and `pool.stats`: its cost does not depend on how many
-connections there are, and it may come from any thread. One that comes from another thread may count
-a connection that moves in that very moment twice or not at all. Between two scrapes nothing is done
-but for the histograms, which the pool's events tell, from `add` or `register` on.
+connections there are, unless they have streams, and it may come from any thread. One that comes
+from another thread may count a connection that moves in that very moment twice or not at all.
+Between two scrapes nothing is done but for the histograms, which the pool's events tell, from `add`
+or `register` on.
 
 `wspool_learned_limit` is a gauge, and there only while a pool has a `learned_limit`. Every other
 metric begins with `wspool_connection_`; all have the label `pool`, the pool's name:
@@ -11,7 +12,9 @@ metric begins with `wspool_connection_`; all have the label `pool`, the pool's n
     count{state}               gauge: connections by state
     max                        gauge: max_connections
     pending_requests           gauge: acquires that wait
-    borrows_total              loans
+    streams{state}             gauge: streams that are lent (busy) or draining
+    max_streams                gauge: max_streams, of each connection
+    borrows_total              loans, of connections and of streams
     waits_total                acquires that had to wait, those that still do included
     wait_seconds_total         seconds of the waits that are over, however they ended
     timeouts_total             acquires that waited in vain until their timeout
@@ -21,10 +24,12 @@ metric begins with `wspool_connection_`; all have the label `pool`, the pool's n
     closed_total{reason}       closed connections, by CloseReason
     drained_messages_total     messages that no borrower has read
     repeats_total              loans that `run` has repeated
+    stream_overflows_total     streams that have lost messages, since they did not read
     refusals_total{reason}     acquires that got nothing, by CheckOutFailure, but for cancelled ones
 
     wait_duration_seconds      histogram: an acquire, whatever came of it; 0 where one was idle
     use_duration_seconds       histogram: a loan
+    drain_duration_seconds     histogram: a drain that ended well
     dial_duration_seconds      histogram: the attempt of a dial that succeeded
 """
 
@@ -92,6 +97,8 @@ _GAUGES: Final[dict[str, tuple[str, str, Read]]] = {
     "count": ("Connections by state", "state", introspection.counts),
     "max": ("max_connections", "", lambda pool: {"": pool.max_connections}),
     "pending_requests": ("Acquires that wait", "", lambda pool: {"": pool.waiters}),
+    "streams": ("Streams by state", "state", introspection.streams),
+    "max_streams": ("max_streams", "", lambda pool: {"": introspection.options(pool).max_streams}),
 }
 
 _COUNTERS: Final[dict[str, tuple[str, str, Read]]] = {
@@ -105,15 +112,20 @@ _COUNTERS: Final[dict[str, tuple[str, str, Read]]] = {
     "closed": ("Closed connections by reason", "reason", _closes),
     "drained_messages": ("Unread messages", "", lambda pool: {"": pool.stats.drained_messages}),
     "repeats": ("Loans that run has repeated", "", lambda pool: {"": pool.stats.repeats}),
+    "stream_overflows": ("Streams too slow", "", lambda pool: {"": pool.stats.overflows}),
     "refusals": ("Acquires that got nothing, by reason", "reason", _refusals),
 }
 
 _HISTOGRAMS: Final[dict[str, tuple[str, list[type[Any]]]]] = {
     "wait_duration_seconds": (
         "Acquires, whatever came of them",
-        [events.ConnectionCheckedOut, events.ConnectionCheckOutFailed],
+        [events.ConnectionCheckedOut, events.StreamCheckedOut, events.ConnectionCheckOutFailed],
     ),
-    "use_duration_seconds": ("Loans", [events.ConnectionCheckedIn]),
+    "use_duration_seconds": ("Loans", [events.ConnectionCheckedIn, events.StreamCheckedIn]),
+    "drain_duration_seconds": (
+        "Drains that ended well",
+        [events.ConnectionDrained, events.StreamDrained],
+    ),
     "dial_duration_seconds": ("Dial attempts that succeeded", [events.ConnectionReady]),
 }
 

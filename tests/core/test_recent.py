@@ -19,6 +19,8 @@ from wspool.events import (
     ConnectionDrained,
     ConnectionDrainStarted,
     ConnectionReady,
+    StreamCheckedIn,
+    StreamCheckedOut,
 )
 
 T0 = 1000.0
@@ -52,6 +54,20 @@ def test_a_loan_that_goes_on_counts_in_each_second() -> None:
     lend(recent, T0 + 0.75, 1.5)
     recent.advance(T0 + 3)
     assert [means(recent, n).get("busy", 0.0) for n in range(3)] == [0.25, 1.0, 0.25]
+
+
+def test_a_connection_is_in_use_from_its_first_stream_to_its_last() -> None:
+    recent = Recent(T0)
+    recent.see({1: State.IDLE}, [], T0)
+    for number, begin in enumerate((0.0, 0.25), 1):
+        recent.hear(ConnectionCheckOutStarted("p", T0 + begin))
+        recent.hear(StreamCheckedOut("p", T0 + begin, 1, number, number, 0.0))
+    for number, end in enumerate((0.5, 0.75), 1):
+        recent.hear(StreamCheckedIn("p", T0 + end, 1, number, number, 0.5))
+    recent.advance(T0 + 1)
+    assert means(recent, 0) == {"busy": 0.75, "idle": 0.25}, "and nobody waits any more"
+    assert recent.slots()[0]["loans"] == 2
+    assert recent.summary()["use"]["count"] == recent.summary()["wait"]["count"] == 2
 
 
 def test_each_state_has_its_share_of_a_life() -> None:

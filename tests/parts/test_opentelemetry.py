@@ -11,7 +11,13 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.support.full_life import OPTIONS, full_life
+from tests.support.full_life import (
+    OPTIONS,
+    OPTIONS_OF_STREAMS,
+    full_life,
+    life_of_streams,
+    tell_as_often_as_asked,
+)
 from wspool import (
     ConnectionPoolExhaustedError,
     ConnectionUnavailableError,
@@ -38,6 +44,8 @@ from wspool.opentelemetry import BUCKETS, instrument
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
 POOL, STATE, REASON = (f"wspool.connection.{key}" for key in ("pool.name", "state", "reason"))
+
+GAUGES = ("count", "max", "pending_requests", "streams", "max_streams")
 
 Numbers = dict[tuple[str, frozenset[tuple[str, Any]]], float]
 """A number for each metric and its attributes."""
@@ -86,6 +94,7 @@ def number_of(kind: type[Event], heard: list[Event]) -> int:
 def expected(picture: PoolSnapshot) -> Numbers:
     """Return the numbers that a snapshot has."""
     stats = picture.stats
+    states = [stream.state for shown in picture.connections for stream in shown.streams]
     rows: list[tuple[str, float, dict[str, str]]] = [
         ("max", picture.max_connections, {}),
         ("pending_requests", picture.waiters, {}),
@@ -94,6 +103,9 @@ def expected(picture: PoolSnapshot) -> Numbers:
         ("dials", stats.dials, {}),
         ("drained_messages", stats.drained_messages, {}),
         ("repeats", stats.repeats, {}),
+        ("stream_overflows", stats.overflows, {}),
+        ("max_streams", picture.max_streams, {}),
+        *(("streams", states.count(state), {STATE: state}) for state in ("busy", "draining")),
         *(("count", number, {STATE: state}) for state, number in picture.counts.items()),
         *(("closed", number, {REASON: reason}) for reason, number in stats.closes.items()),
         *(("dial_failures", n, {"error.type": kind}) for kind, n in stats.failures.items()),
@@ -146,6 +158,19 @@ async def test_histograms_have_the_durations_of_the_events(
     assert telemetry.histogram("use_time").count == telemetry.histogram("wait_time").count == 2
 
 
+async def test_streams_are_counted_and_their_loans_are_loans(
+    make_pool: MakePool, telemetry: Telemetry
+) -> None:
+    async with Server(tell_as_often_as_asked) as server:
+        pool = make_pool(uri=server.uri, **OPTIONS_OF_STREAMS)
+        instrument(pool, telemetry.provider)
+        async with life_of_streams(pool) as picture:
+            assert telemetry.numbers() == expected(picture)
+        await until(lambda: telemetry.histogram("use_time").count == 5, "all is told")
+        assert telemetry.histogram("wait_time").count == 5
+        assert telemetry.histogram("drain_time").count == 2
+
+
 async def test_units_are_those_of_the_semantic_conventions(
     server: Server, make_pool: MakePool, telemetry: Telemetry
 ) -> None:
@@ -172,6 +197,9 @@ async def test_units_are_those_of_the_semantic_conventions(
         "closed": "{connection}",
         "drained_messages": "{message}",
         "repeats": "{borrow}",
+        "streams": "{stream}",
+        "max_streams": "{stream}",
+        "stream_overflows": "{stream}",
         "refusals": "{request}",
         "create_time": "s",
         "wait_time": "s",
@@ -180,7 +208,7 @@ async def test_units_are_those_of_the_semantic_conventions(
     }
     assert all(metric.description for metric in found.values())
     up_and_down = {n for n, m in found.items() if not getattr(m.data, "is_monotonic", True)}
-    assert up_and_down == {f"wspool.connection.{n}" for n in ("count", "max", "pending_requests")}
+    assert up_and_down == {f"wspool.connection.{n}" for n in GAUGES}
 
 
 async def test_several_pools_share_the_instruments(

@@ -19,7 +19,13 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import MakePool, echoes, until
-from tests.support.full_life import OPTIONS, full_life
+from tests.support.full_life import (
+    OPTIONS,
+    OPTIONS_OF_STREAMS,
+    full_life,
+    life_of_streams,
+    tell_as_often_as_asked,
+)
 from wspool import (
     CloseReason,
     ConnectionClosedError,
@@ -92,6 +98,10 @@ def expected(picture: PoolSnapshot) -> Numbers:
     put_all("closed_total", dict.fromkeys(map(str, CloseReason), 0) | stats.closes)
     put("drained_messages_total", stats.drained_messages)
     put("repeats_total", stats.repeats)
+    put("stream_overflows_total", stats.overflows)
+    states = [stream.state for shown in picture.connections for stream in shown.streams]
+    put_all("streams", {state: states.count(state) for state in ("busy", "draining")})
+    put("max_streams", picture.max_streams)
     put_all("refusals_total", dict.fromkeys(REASONS, 0) | stats.refusals)
     return numbers
 
@@ -110,6 +120,20 @@ async def test_a_scrape_has_the_numbers_of_the_snapshot(
     assert scraped(registry) == expected(pool.snapshot())
     async with full_life(server, pool) as picture:
         assert scraped(registry) == expected(picture)
+
+
+async def test_streams_are_counted_and_their_loans_are_loans(
+    make_pool: MakePool, registry: CollectorRegistry
+) -> None:
+    async with Server(tell_as_often_as_asked) as server:
+        pool = make_pool(uri=server.uri, **OPTIONS_OF_STREAMS)
+        register(pool, registry)
+        async with life_of_streams(pool) as picture:
+            assert scraped(registry) == expected(picture)
+        await until(lambda: histograms(registry)["use_duration_seconds"]["count"] == 5, "told")
+        found = {name: histogram["count"] for name, histogram in histograms(registry).items()}
+        assert found["wait_duration_seconds"] == 6, "the one that was called off included"
+        assert found["drain_duration_seconds"] == 2
 
 
 def test_the_reasons_that_begin_at_0_are_those_of_refusals() -> None:

@@ -457,7 +457,7 @@ async def test_a_snapshot_goes_through_json_with_every_documented_key_and_no_sec
     assert all(second > 0 for second in seconds)
     assert picture["stats"] == {
         "borrows": 2, "waits": 2, "timeouts": 0, "dials": 2, "failures": {},
-        "drained_messages": 0, "repeats": 0, "refusals": {}, "closes": {"user": 1},
+        "drained_messages": 0, "repeats": 0, "overflows": 0, "refusals": {}, "closes": {"user": 1},
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -16,7 +17,7 @@ from wspool import (
     PoolSnapshot,
     WebsocketConnectionPool,
 )
-from wspool.testing import Server
+from wspool.testing import Peer, Server
 
 OPTIONS: Final[dict[str, Any]] = {
     "max_connections": 5,
@@ -60,3 +61,53 @@ async def full_life(server: Server, pool: WebsocketConnectionPool) -> AsyncItera
     waiting.cancel()
     await asyncio.wait({waiting})
     server.peers[mute.id - 2].unmute()
+
+
+OPTIONS_OF_STREAMS: Final[dict[str, Any]] = {
+    "max_connections": 1,
+    "max_streams": 3,
+    "max_unread": 1000,
+    "route": "id",
+    "drain_until": lambda message: "last" in message,
+    "drain_timeout": 60.0,
+}
+
+
+async def tell_as_often_as_asked(peer: Peer) -> None:
+    """A server that says a thing to an id so many times."""
+    async for message in peer:
+        asked = json.loads(message)
+        for _ in range(asked["times"]):
+            await peer.send_json({"id": asked["id"], "says": asked["says"]})
+
+
+@asynccontextmanager
+async def life_of_streams(pool: WebsocketConnectionPool) -> AsyncIterator[PoolSnapshot]:
+    """Lead a fresh pool with these options, to the server above, through all that streams do."""
+    async with pool.get_stream() as reader, pool.get_stream() as sleeper:
+        for stream in (reader, sleeper):
+            stream.claim()
+        await reader.send_json({"id": sleeper.keys[0], "times": 100, "says": "more"})
+        await reader.send_json({"id": reader.keys[0], "times": 1, "says": "it is the last"})
+        await reader.recv()
+        await pool.release_stream(await pool.acquire_stream())
+        drained = await pool.acquire_stream()
+        await drained.send_json({"id": drained.claim(), "times": 1, "says": "the last"})
+        await pool.release_stream(drained)
+        await until(lambda: drained.state == "closed", "it has drained")
+        draining = await pool.acquire_stream()
+        await draining.send_json({"id": draining.claim(), "times": 0, "says": ""})
+        await pool.release_stream(draining)
+        waiting = asyncio.create_task(pool.acquire_stream(timeout=None))
+        await until(lambda: pool.waiters, "somebody waits")
+
+        picture = pool.snapshot()
+        [connection] = picture.connections
+        assert [s.state for s in connection.streams] == ["busy", "busy", "draining"]
+        assert (picture.stats.borrows, picture.stats.waits) == (5, 2)
+        assert (picture.stats.overflows, picture.waiters) == (1, 1)
+        yield picture
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await reader.send_json({"id": draining.keys[0], "times": 1, "says": "the last"})
+        await until(lambda: draining.state == "closed", "all has drained")

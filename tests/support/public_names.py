@@ -51,7 +51,7 @@ MEMBERS: Final[dict[type, list[str]]] = {
     ).split(),
     wspool.Stats: (  # likewise
         "borrows waits wait_seconds timeouts dials dial_seconds dial_failures failures "
-        "drained_messages repeats closes copy to_dict"
+        "drained_messages repeats overflows closes copy to_dict"
     ).split(),
     wspool.Quota: "acquire release".split(),
     wspool.LocalQuota: "__init__ acquire release".split(),

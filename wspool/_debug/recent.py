@@ -31,6 +31,8 @@ from wspool.events import (
     ConnectionDrainStarted,
     ConnectionReady,
     Event,
+    StreamCheckedIn,
+    StreamCheckedOut,
 )
 
 SLOT_SECONDS: Final = 1
@@ -95,6 +97,8 @@ class Recent:
         self._began = self._now = began
         # Each connection's state, as far as the events tell it.
         self._state_of: dict[int, State] = {}
+        # How many streams each connection has that are lent.
+        self._streams: Counter[int] = Counter()
         self._counts: Counter[str] = Counter()
         # The seconds of each count since the beginning are its `shift` and its count times now.
         self._shifts: dict[str, float] = dict.fromkeys([*State, WAITING], 0.0)
@@ -110,6 +114,8 @@ class Recent:
             ConnectionCheckOutFailed: self._failed,
             ConnectionCheckedOut: self._checked_out,
             ConnectionCheckedIn: self._checked_in,
+            StreamCheckedOut: self._stream_checked_out,
+            StreamCheckedIn: self._stream_checked_in,
             ConnectionCreated: self._created,
             ConnectionReady: self._ready,
             ConnectionDrainStarted: self._drain_started,
@@ -137,7 +143,7 @@ class Recent:
         if event.reason != CheckOutFailure.CANCELLED:  # its own wish
             self._slot.refused[event.reason] += 1
 
-    def _checked_out(self, event: ConnectionCheckedOut) -> None:
+    def _checked_out(self, event: ConnectionCheckedOut | StreamCheckedOut) -> None:
         self._leave_line(event.duration)
         self._slot.loans += 1
         self._note("wait", event.duration)
@@ -146,6 +152,19 @@ class Recent:
     def _checked_in(self, event: ConnectionCheckedIn) -> None:
         self._note("use", event.duration)
         self._move(event.connection_id, State.IDLE)
+
+    def _stream_checked_out(self, event: StreamCheckedOut) -> None:
+        self._checked_out(event)
+        self._streams[event.connection_id] += 1
+
+    def _stream_checked_in(self, event: StreamCheckedIn) -> None:
+        """The last stream leaves a connection idle, or draining: that is seen by the next look."""
+        self._note("use", event.duration)
+        self._streams[event.connection_id] -= 1
+        if self._streams[event.connection_id] <= 0:
+            del self._streams[event.connection_id]
+            if self._state_of.get(event.connection_id) is State.BUSY:
+                self._move(event.connection_id, State.IDLE)
 
     def _created(self, event: ConnectionCreated) -> None:
         self._move(event.connection_id, State.CONNECTING)

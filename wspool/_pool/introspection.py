@@ -220,6 +220,20 @@ def counts(pool: Pool) -> dict[State, int]:
     return pool._router.queues.counts()
 
 
+def streams(pool: Pool) -> dict[State, int]:
+    """Return how many streams are lent, and how many are draining; from any thread.
+
+    It looks at each connection that has streams: whoever wants no streams pays nothing.
+    """
+    router = pool._router
+    numbers = {State.BUSY: 0, State.DRAINING: 0}
+    if router.streaming.has_route:
+        for link in list(router.queues.busy):
+            for lane in lanes_of(link):
+                numbers[State.DRAINING if lane.is_draining else State.BUSY] += 1
+    return numbers
+
+
 def options(pool: Pool) -> Options:
     """Return the settings in force, secrets included."""
     return pool._router.options

@@ -26,7 +26,8 @@ class Stats:
     succeeded took, token callables and `on_connect` included. `failures` counts the dials that
     failed by the `kind` of their error, `closes` the closed connections by `CloseReason`,
     `refusals` the acquires that got nothing by `CheckOutFailure`, apart from those that were
-    cancelled. `repeats` is how often `run` has done its work once more.
+    cancelled. `repeats` is how often `run` has done its work once more, `overflows` how many
+    streams have lost messages, since they did not read.
     """
 
     # No dataclass: with its module, that would be a sixth of the import of this package.
@@ -38,13 +39,14 @@ class Stats:
     dial_seconds: float
     drained_messages: int
     repeats: int
+    overflows: int
     failures: Counter[str]
     closes: Counter[str]
     refusals: Counter[str]
 
     def __init__(self, **numbers: Any) -> None:
         self.borrows = self.waits = self.timeouts = self.dials = self.drained_messages = 0
-        self.repeats = 0
+        self.repeats = self.overflows = 0
         self.wait_seconds = self.dial_seconds = 0.0
         self.failures, self.closes, self.refusals = Counter(), Counter(), Counter()
         vars(self).update(numbers)

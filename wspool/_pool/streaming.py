@@ -87,7 +87,7 @@ class Streaming:
                 options.max_unread,
                 sorting(options.route),
                 partial(show_safely, options=options, stats=stats),
-                events.stream_overflowed,
+                partial(_note_overflow, stats, events),
             )
             line.max_streams = options.max_streams
 
@@ -307,6 +307,11 @@ def lanes_of(link: Link) -> Iterator[Lane]:
             lane = sharing.lanes.get(slot)
             if lane is not None:
                 yield lane
+
+
+def _note_overflow(stats: Stats, events: Events, lane: Lane) -> None:
+    stats.overflows += 1
+    events.stream_overflowed(lane)
 
 
 def _retire(link: Link, why: CloseReason) -> None:

@@ -732,6 +732,31 @@ async def test_the_last_message_of_an_overflowed_stream_ends_its_drain(make: Mak
             assert next_one.connection.id == other.connection.id
 
 
+async def test_on_release_may_end_the_answer_of_an_overflowed_stream(make: Make) -> None:
+    """It reads what is left, and what comes then; the connection stays, with its neighbours."""
+    read: list[Any] = []
+
+    async def end(stream: WebsocketStream) -> None:
+        assert not stream.is_clean
+        ask = stream.claim()
+        await stream.send_json({"id": ask, "method": "echo"})
+        while (answer := await stream.recv_json())["id"] != ask:
+            read.append(answer["n"])
+
+    pool = make(max_unread=10_000, drain_fence=True, on_release=end)
+    async with pool.get_stream() as other:
+        async with pool.get_stream() as sleeper:
+            key = sleeper.claim()
+            await sleeper.send_json({"id": key, "method": "mute"})
+            flood = [{"id": key, "n": n, "x": "x" * 1000} for n in range(100)]
+            await ask(other, flood, "push")
+        await until(lambda: sleeper.state is State.CLOSED, "it has drained")
+        assert read == list(range(len(read)))
+        assert 5 < len(read) < 12
+        async with pool.get_stream() as next_one:
+            assert next_one.connection.id == other.connection.id
+
+
 # Limits, ages and the pool's own business.
 
 

@@ -105,7 +105,7 @@ class Lane:
         # What has come and was not read.
         self.entries: deque[Entry] = deque()
         self.unread_bytes = 0
-        # Whether something that came is missing, and how many last messages are among it.
+        # Whether something that came is missing, to its borrower; and how many last messages are.
         self.is_overflowed = False
         self.missed_ends = 0
         # Of whoever waits for its next message.
@@ -287,8 +287,8 @@ class Sharing:
 
     def _drop(self, lane: Lane, message: str | bytes) -> None:
         """Lose a message of a stream that reads too slowly, so that the others get theirs."""
-        is_first, lane.is_overflowed = not lane.is_overflowed, True
-        if is_first:
+        if lane.is_lent and not lane.is_overflowed:  # a drain would not read it for anybody
+            lane.is_overflowed = True
             self._terms.on_overflow(lane)
             lane.wake()
         is_last = self.link.is_last

@@ -269,4 +269,8 @@ def stream_of_hook(lane: Lane, after: WebsocketStream) -> WebsocketStream:
     stream = WebsocketStream(None)
     stream._link, stream._lane, stream._uses = after._link, lane, after._uses
     stream._take_over(after)
+    if lane.is_overflowed:  # it may go on: what is missing was its borrower's
+        lane.is_overflowed = False
+        if stream._last_message is not GIVEN_UP:
+            stream._last_message = None
     return stream

@@ -388,19 +388,16 @@ async def _read(
     assert link.wire is not None
     was_clean, awaits = stream.is_clean, _awaits(stream, options)
     ends = 0 if was_clean else stream.outstanding or 1
-    ends = max(0, ends - lane.missed_ends)
-    lane.is_overflowed = False  # what is missing was counted
+    lane.is_overflowed = False  # of what is missing, the last messages are counted
     fence = None
     if awaits and options.drain_fence and not (is_failed and options.drain_until is not None):
         fence = await link.wire.send_ping()
-    while lane.entries or (awaits and ends):
+    while lane.entries or (awaits and ends > lane.missed_ends):
         entry = await sharing.next_entry(lane, drain, until=fence)
         if entry is None:
-            if lane.is_overflowed:
-                raise Discard(CloseReason.DRAIN)
             drain.is_clean = fence is not None and fence.answered is not None and not is_failed
             return  # or the link is lost
         dispose(link, entry[0], options, stats)
         await link.budget.breathe()
         ends -= ends > 0 and is_last(link, entry[0], options)
-    drain.is_clean = was_clean or (awaits and ends == 0)
+    drain.is_clean = was_clean or (awaits and ends <= lane.missed_ends)

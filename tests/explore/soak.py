@@ -139,10 +139,12 @@ class Tally:
 
 WRONGS = (
     "wrong replies",
+    "lost messages",
     "lost slots",
     "leaked tasks",
     "leaked sockets",
     "sockets above max_connections",
+    "streams above max_streams",
     "connections not in the queue of their state",
     "cancellations swallowed",
     "unexpected errors",
@@ -158,6 +160,8 @@ class BorrowerError(Exception):
 
 class Scene:
     """One pool, its server, and its borrowers."""
+
+    setups: Sequence[Setup] = SETUPS
 
     def __init__(self, setup: Setup, connections: int, seed: int, tally: Tally) -> None:
         self.setup = setup
@@ -202,9 +206,12 @@ class Scene:
             if protocol.transport is not None and not protocol.transport.is_closing()
         )
 
-    async def serve(self, peer: Peer) -> None:
+    def look_at_sockets(self) -> None:
         if (count := self.open_sockets()) > self.max_connections:
             self.tally.wrong("sockets above max_connections", f"{self.setup.name}: {count}")
+
+    async def serve(self, peer: Peer) -> None:
+        self.look_at_sockets()
         try:
             async for frame in peer.websocket:
                 if frame.type is WSMsgType.TEXT and frame.data == "hello":
@@ -397,15 +404,16 @@ async def soak(
         lambda _, context: tally.wrong("unexpected errors", f"in the loop: {context}")
     )
     open_files = _open_files()
-    sizes = [max(1, round(connections * setup.share)) for setup in SETUPS]
+    setups = kind.setups
+    sizes = [max(1, round(connections * setup.share)) for setup in setups]
     sizes[0] += connections - sum(sizes)
-    scenes = [kind(setup, size, seed, tally) for setup, size in zip(SETUPS, sizes, strict=True)]
+    scenes = [kind(setup, size, seed, tally) for setup, size in zip(setups, sizes, strict=True)]
     for scene in scenes:
         await scene.start()
 
     end = loop.time() + seconds
     disturbing = [asyncio.create_task(scene.disturb()) for scene in scenes]
-    shares = [setup.share for setup in SETUPS]
+    shares = [setup.share for setup in setups]
     crowd = [
         asyncio.create_task(scene.borrow_until(lambda: loop.time() >= end))
         for scene in random.Random(seed).choices(scenes, shares, k=borrowers)
@@ -456,11 +464,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--borrowers", type=int, default=2000)
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--threads", action="store_true", help="borrowers are threads")
+    parser.add_argument("--streams", action="store_true", help="connections are shared")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     args = parser.parse_args(argv)
     kind: type[Scene] = Scene
-    if args.threads:
+    if args.threads and args.streams:
+        from tests.explore.soak_in_threads import StreamThreadScene as kind
+    elif args.threads:
         from tests.explore.soak_in_threads import ThreadScene as kind
+    elif args.streams:
+        from tests.explore.soak_of_streams import StreamScene as kind
     # The wait after a failure is cut down: this is about borrowing, and not about waiting.
     backoff.full_jitter = lambda longest: random.uniform(0.0, longest / 50.0)
     # Failed dials are meant here, and so is a loop with its hands full.

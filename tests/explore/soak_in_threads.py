@@ -14,7 +14,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.explore.soak import BorrowerError, Scene
-from wspool import BlockingWebsocketConnection, BlockingWebsocketConnectionPool
+from tests.explore.soak_of_streams import StreamScene
+from wspool import (
+    BlockingWebsocketConnection,
+    BlockingWebsocketConnectionPool,
+    BlockingWebsocketStream,
+)
 from wspool._pool import portal
 
 MOST = 1000
@@ -65,11 +70,38 @@ class Connection:
     async def send(self, message: str) -> None:
         self.connection.send(message)
 
+    async def send_json(self, value: Any) -> None:
+        self.connection.send_json(value)
+
     async def recv(self) -> str | bytes:
         return self.connection.recv(self.timeout)
 
     async def close(self) -> None:
         self.connection.close()
+
+
+class Stream:
+    """A blocking stream as the soak test's borrowers know one."""
+
+    def __init__(self, stream: BlockingWebsocketStream) -> None:
+        self.stream = stream
+        self.timeout: float | None = None
+        if borrower.manner == "time out":
+            self.timeout = random.choice([0.0, 0.0005, 0.002, 0.02])
+
+    def __getattr__(self, name: str) -> Any:
+        """What does not wait is as it is."""
+        return getattr(self.stream, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        target = self.stream if name == "outstanding" else self
+        object.__setattr__(target, name, value)
+
+    async def send_json(self, value: Any) -> None:
+        self.stream.send_json(value)
+
+    async def recv_json(self) -> Any:
+        return self.stream.recv_json(self.timeout)
 
 
 class Pool:
@@ -97,6 +129,17 @@ class Pool:
 
     async def acquire_new(self, timeout: float | None) -> Connection:
         return Connection(self.blocking.acquire_new(timeout=timeout))
+
+    async def acquire_stream(self, timeout: float | None) -> Stream:
+        return Stream(self.blocking.acquire_stream(timeout=timeout))
+
+    async def release_stream(self, stream: Stream, *, force_remove: bool = False) -> None:
+        self.blocking.release_stream(stream.stream, force_remove=force_remove)
+
+    @asynccontextmanager
+    async def get_stream(self, timeout: float | None) -> AsyncIterator[Stream]:
+        with self.blocking.get_stream(timeout=timeout) as stream:
+            yield Stream(stream)
 
     async def release(self, connection: Connection, *, force_remove: bool = False) -> None:
         self.blocking.release(connection.connection, force_remove=force_remove)
@@ -155,3 +198,11 @@ class ThreadScene(Scene):
         self.threads.shutdown()
         await asyncio.to_thread(self.pool.blocking.close_all)
         await super().close()
+
+
+class StreamThreadScene(ThreadScene, StreamScene):
+    """One blocking pool with streams, its server, and its borrowers."""
+
+    def may_overflow(self, manner: str) -> bool:
+        """A thread is between two calls while the pool's own reads on."""
+        return True

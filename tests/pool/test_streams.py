@@ -25,6 +25,8 @@ from wspool import (
     WebsocketConnectionPool,
     WebsocketStream,
 )
+from wspool._connection import budget
+from wspool._connection import sharing as sharing_module
 from wspool.testing import Peer, Server
 
 
@@ -193,6 +195,20 @@ async def test_a_push_that_comes_before_its_key_is_claimed_is_received(make: Mak
         assert await ask(stream, [first], "push") == [first]
         stream.claim("0x1")
         assert await stream.recv_json() == first
+
+
+async def test_what_came_before_its_key_was_claimed_is_received_first(make: Make) -> None:
+    """Also where something with another key of the stream's has come after it, and is unread."""
+    async with make().get_stream() as stream:
+        pushes = [{"params": {"subscription": "0x1"}, "n": n} for n in range(3)]
+        await stream.send_json({"id": stream.claim(), "method": "push", "params": pushes})
+        await stream.send_json({"id": stream.claim(), "params": "the end"})
+        assert (await stream.recv_json())["result"] == pushes
+        lane = link_of(stream.connection).sharing.lanes[stream.slot]
+        await until(lambda: lane.entries, "the end has come")
+        stream.claim("0x1")
+        assert [(await stream.recv_json())["n"] for _ in range(3)] == [0, 1, 2]
+        assert (await stream.recv_json())["result"] == "the end"
 
 
 async def test_a_push_that_nobody_claims_is_disposed_of_after_a_second(make: Make) -> None:
@@ -716,6 +732,31 @@ async def test_who_reads_alone_never_overflows(make: Make) -> None:
         for n in range(500):
             assert (await stream.recv_json())["n"] == n
             await asyncio.sleep(0)
+
+
+async def test_who_is_in_recv_never_overflows_whoever_reads(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor while it lets the event loop go on, having read for others: another reads then."""
+    monkeypatch.setattr(sharing_module, "MIN_FRAMES", 1)
+    monkeypatch.setattr(budget, "TURN_SECONDS", -1.0)  # each turn is used up at once
+    pool = make(max_unread=1000)
+    async with pool.get_stream() as a, pool.get_stream() as b, pool.get_stream() as stream:
+        keys = [one.claim() for one in (a, b, stream)]
+        few = [{"id": key, "n": n} for n in range(2) for key in keys[:2]]
+        flood = [{"id": keys[2], "n": n, "x": "x" * 300} for n in range(20)]
+
+        async def read(one: WebsocketStream, count: int) -> None:
+            for _ in range(20):
+                for n in range(count):
+                    assert (await one.recv_json())["n"] == n
+
+        readers = [asyncio.create_task(read(one, 2)) for one in (a, b)]
+        readers.append(asyncio.create_task(read(stream, 20)))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            await stream.send_json({"method": "push", "params": few + flood, "id": None})
+        await asyncio.gather(*readers)
 
 
 async def test_the_last_message_of_an_overflowed_stream_ends_its_drain(make: Make) -> None:

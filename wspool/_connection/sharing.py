@@ -71,6 +71,7 @@ class Lane:
     __slots__ = (
         "callsite",
         "entries",
+        "is_awaited",
         "is_draining",
         "is_lent",
         "is_named",
@@ -108,7 +109,8 @@ class Lane:
         # Whether something that came is missing, to its borrower; and how many last messages are.
         self.is_overflowed = False
         self.missed_ends = 0
-        # Of whoever waits for its next message.
+        # Whether its owner is in recv; of whoever waits there while another reads.
+        self.is_awaited = False
         self.waiter: asyncio.Future[None] | None = None
 
     @property
@@ -124,7 +126,7 @@ class Lane:
         self.wake()
 
     def put_back(self, entry: Entry) -> None:
-        """Let an entry be read next: whoever had taken it was given up."""
+        """Let an entry be read next, before what is there."""
         self.put(entry)
         self.entries.rotate(1)
 
@@ -227,8 +229,8 @@ class Sharing:
             )
         self.keys[key] = lane
         lane.keys[key] = None
-        for entry in self.unclaimed.claim(key):
-            lane.put(entry)
+        for entry in reversed(self.unclaimed.claim(key)):
+            lane.put_back(entry)
 
     def end(self, lane: Lane, *, is_clean: bool, is_given_up: bool = False) -> list[Entry]:
         """Free a lane's slot and its keys; return what nobody has read.
@@ -250,11 +252,10 @@ class Sharing:
 
     # Sorting.
 
-    def sort(self, message: str | bytes, reader: Lane | None = None) -> Lane | None:
+    def sort(self, message: str | bytes) -> Lane | None:
         """Let a message be read by whoever has claimed its key; return that one's lane.
 
-        One that is in recv, as the reader or as one that waits, is not too slow, however much comes
-        in the tick before its turn.
+        One that is in recv is not too slow, however much comes in the tick before its turn.
         """
         terms = self._terms
         key: Any = None
@@ -276,8 +277,7 @@ class Sharing:
                 self.unclaimed.take(key, (message, value), self.link.clock())
         elif lane.is_overflowed or (
             lane.entries
-            and lane.waiter is None
-            and lane is not reader
+            and not lane.is_awaited
             and lane.unread_bytes + len(message) + MESSAGE_OVERHEAD_BYTES > terms.max_unread
         ):
             self._drop(lane, message)
@@ -311,6 +311,7 @@ class Sharing:
         the ping `until` is answered, so that all that was sent before its pong has been returned.
         """
         wire = self._wire
+        lane.is_awaited = True
         try:
             while lane.owner is owner:
                 if lane.entries:
@@ -333,6 +334,7 @@ class Sharing:
                         lane.waiter = None
             return None
         finally:
+            lane.is_awaited = False
             self.hand_over()
 
     async def ping(self, lane: Lane, owner: object) -> float | None:
@@ -372,8 +374,8 @@ class Sharing:
                     return
                 if not is_served:
                     await budget.breathe()
-                    if wire.is_reading or link.owner is not self:
-                        return
+                    if wire.is_reading or link.owner is not self or (lane and lane.entries):
+                        return  # meanwhile another has read
             message = wire.at_hand()
             if message is None:
                 if taken:
@@ -383,7 +385,7 @@ class Sharing:
                     self._wake_pingers()
                     return
             taken += 1
-            own = self.sort(message, lane)
+            own = self.sort(message)
             if lane is not None and own is lane:
                 if is_served and len(lane.entries) > 1:
                     return  # to read ahead for itself alone would only delay what stops the server

@@ -27,6 +27,8 @@ soak: .venv/installed
 	WSPOOL_SCHEDULES=100000 $(BIN)/python -X dev -m pytest -s tests/explore/test_schedules.py
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 120 $(ARGS)
 	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 60 --borrowers 200 --threads
+	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 60 --streams
+	$(BIN)/python -X dev -W error -m tests.explore.soak --seconds 30 --borrowers 200 --threads --streams
 	$(BIN)/python -X dev -W error -m tests.explore.limits --seconds 60
 	$(BIN)/python -W error -m tests.explore.fuzz --seconds 180
 	$(BIN)/python -m tests.explore.attacks

@@ -62,6 +62,8 @@ OPTIONS: Final[dict[str, Any]] = {
     "max_streams": SLOTS,
     "max_unread": MAX_UNREAD,
     "route": "key",
+    # There is a soak of its own for that: tests.explore.limits.
+    "learn_limit": False,
     "drain_timeout": 5.0,
 }
 
@@ -183,13 +185,8 @@ class StreamScene(Scene):
             if manner == "time out":
                 async with asyncio.timeout(self.random.choice([0.0, 0.0005, 0.002, 0.02])):
                     await self.exchange(stream, manner)
-                return
-            try:
+            else:
                 await self.exchange(stream, manner)
-            except StreamOverflowError:
-                if not self.may_overflow(manner):
-                    raise
-                self.tally.outcomes["overflowed"] += 1
 
     def may_overflow(self, manner: str) -> bool:
         """Whether a borrower with this manner may be too slow."""
@@ -197,6 +194,14 @@ class StreamScene(Scene):
 
     async def exchange(self, stream: Any, manner: str) -> None:
         self.tally.borrows += 1
+        try:
+            await self.ask_and_read(stream, manner)
+        except StreamOverflowError:
+            if not self.may_overflow(manner):
+                raise
+            self.tally.outcomes["overflowed"] += 1
+
+    async def ask_and_read(self, stream: Any, manner: str) -> None:
         if manner == "leave without sending":
             stream.claim(f"unused {next(self.requests)}")
             return
@@ -253,16 +258,15 @@ class StreamScene(Scene):
     # The end.
 
     async def count_slots(self) -> None:
-        """Borrow every slot of every connection, use it, and find that there is none beside."""
+        """Borrow every slot of every connection, use all, and find that there is none beside."""
         pool: Any = self.pool
         got: list[Any] = []
         places = self.max_connections * SLOTS
         try:
             async with asyncio.timeout(NET):
                 for _ in range(places):
-                    stream = await pool.acquire_stream(timeout=NET)
-                    got.append(stream)
-                    await self.exchange(stream, "")
+                    got.append(await pool.acquire_stream(timeout=NET))
+                await asyncio.gather(*(self.exchange(stream, "") for stream in got))
         except (TimeoutError, *EXPECTED) as error:
             self.tally.wrong("unexpected errors", f"{self.setup.name}, at the end: {error!r}")
         missing = places - len({(stream.connection.id, stream.slot) for stream in got})

@@ -547,6 +547,27 @@ async def test_a_stream_drains_by_itself_and_holds_its_slot_until_then(make: Mak
         assert other.connection.state is State.BUSY
 
 
+async def test_what_a_stream_has_not_read_is_not_drained_message_by_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among many that have read enough for this turn of the loop, each message would take one."""
+    monkeypatch.setattr(budget, "TURN_SECONDS", -1.0)
+    pool = make(drain_until=is_final)
+    async with pool.get_stream() as other:
+        async with pool.get_stream() as stream:
+            key = stream.claim()
+            await stream.send_json({"id": key, "method": "mute"})
+            answer = [{"id": key, "n": n, "final": n == 89} for n in range(90)]
+            await ask(other, answer, "push")
+            lane = link_of(stream.connection).sharing.lanes[stream.slot]
+            await until(lambda: len(lane.entries) == 90, "all has come")
+        turns = 0
+        while stream.state is not State.CLOSED:
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns < 10
+
+
 async def test_a_fence_ends_the_drain_of_a_stream(make: Make) -> None:
     pool = make(drain_fence=True)
     async with pool.get_stream() as other:

@@ -37,7 +37,7 @@ from wspool._pool.waiting import Line
 logger = logging.getLogger("wspool")
 
 MAX_SHOWN_AT_ONCE: Final = 100
-"""Unread messages of a stream that are disposed of within its release; for more it drains."""
+"""Unread messages of a stream that are disposed of within its release, or one go of its drain."""
 
 
 class StreamDrain:
@@ -392,12 +392,15 @@ async def _read(
     fence = None
     if awaits and options.drain_fence and not (is_failed and options.drain_until is not None):
         fence = await link.wire.send_ping()
+    taken = 0
     while lane.entries or (awaits and ends > lane.missed_ends):
+        if taken and (not lane.entries or taken % MAX_SHOWN_AT_ONCE == 0):
+            await link.budget.breathe()
+        taken += 1
         entry = await sharing.next_entry(lane, drain, until=fence)
         if entry is None:
             drain.is_clean = fence is not None and fence.answered is not None and not is_failed
             return  # or the link is lost
         dispose(link, entry[0], options, stats)
-        await link.budget.breathe()
         ends -= ends > 0 and is_last(link, entry[0], options)
     drain.is_clean = was_clean or (awaits and ends <= lane.missed_ends)

@@ -57,9 +57,11 @@ async def _started(*command: str | Path, port: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def anvil() -> AsyncIterator[str]:
     """An Ethereum node for development, whose time and accounts are always the same."""
-    [program] = needs_npm().glob("node_modules/@foundry-rs/anvil-*/bin/anvil")
+    programs = list(needs_npm().glob("node_modules/@foundry-rs/anvil-*/bin/anvil"))
+    if not programs:
+        pytest.skip("WSPOOL_NPM names no directory with @foundry-rs/anvil")
     options = ("--port", "0", "--timestamp", "1700000000")
-    async with _started(program, *options, port=r"Listening on 127\.0\.0\.1:(\d+)") as uri:
+    async with _started(programs[0], *options, port=r"Listening on 127\.0\.0\.1:(\d+)") as uri:
         yield uri
 
 

@@ -1,4 +1,6 @@
-"""Servers from npm for `tests/pool/test_stream_npm.py`: install `ganache graphql graphql-ws ws`.
+"""Servers from npm for `tests/pool/test_stream_npm.py`; `WSPOOL_NPM` says in which directory.
 
-`WSPOOL_NPM` says in which directory. Each prints its port, and ends with its stdin.
+    npm install --prefix DIRECTORY ganache @foundry-rs/anvil graphql graphql-ws ws
+
+Each prints its port, and ends with its stdin.
 """

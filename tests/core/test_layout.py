@@ -30,7 +30,8 @@ FILES = """
     _pool.blocking
     _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
     _group.repeating _group.pools _group.blocking
-    _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
+    _testing.server _testing.streams _testing.turns _testing.matching _testing.recording
+    _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
     prometheus opentelemetry redis debug testing pytest_plugin

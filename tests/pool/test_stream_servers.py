@@ -16,7 +16,7 @@ from tests import IS_WHOLE
 from tests.conftest import MakePool, until
 from tests.support.inside import link_of, queues_of
 from wspool import StreamOverflowError, WebsocketStream
-from wspool.testing import Peer, Server
+from wspool.testing import Peer, PeerStream, Server, Streams
 
 INTERRUPTIONS = 10_000 if IS_WHOLE else 600
 FLOOD = 100 if IS_WHOLE else 20
@@ -34,44 +34,22 @@ async def close_context(stream: WebsocketStream) -> None:
             await stream.send_json({"context_id": key, "close_context": True})
 
 
-class Contexts:
-    """A server with so many contexts on a connection at most, which lets go of one late.
+def late_contexts(most: int, seconds: float) -> Streams:
+    """A server with so many contexts on a connection at most, each of which lets go late.
 
     At one more it closes with 1008, as ElevenLabs does at the sixth.
     """
 
-    def __init__(self, most: int, seconds: float, most_names: int | None = None) -> None:
-        self.most, self.seconds, self.most_names = most, seconds, most_names
-        self.closes = 0
-        self.most_open = 0
-
-    async def __call__(self, peer: Peer) -> None:
-        opened, names = set[Any](), set[Any]()
-        ends = set[asyncio.Task[None]]()
-
-        async def end(key: Any) -> None:
-            await asyncio.sleep(self.seconds)
-            opened.discard(key)
-            await peer.send_json({"context_id": key, "is_final": True})
-
-        async for message in peer:
+    async def context(stream: PeerStream) -> None:
+        async for message in stream:
             said = json.loads(message)
-            key = said["context_id"]
             if said.get("close_context") or said.get("flush"):
-                task = asyncio.create_task(end(key))
-                ends.add(task)
-                task.add_done_callback(ends.discard)
-                continue
-            opened.add(key)
-            names.add(key)
-            self.most_open = max(self.most_open, len(opened))
-            if len(opened) > self.most or len(names) > (self.most_names or len(names)):
-                self.closes += 1
-                await peer.close(1008, "too many contexts")
+                await asyncio.sleep(seconds)
+                await stream.send_json({"context_id": stream.key, "is_final": True})
                 return
-            await peer.send_json({"context_id": key, "audio": said["text"]})
-        for task in ends:
-            task.cancel()
+            await stream.send_json({"context_id": stream.key, "audio": said["text"]})
+
+    return Streams(context, "context_id", max_streams=most)
 
 
 async def speak(pool: Any, seed: int, key: str | None = None) -> None:
@@ -101,7 +79,7 @@ async def speak(pool: Any, seed: int, key: str | None = None) -> None:
 async def test_a_server_that_counts_contexts_never_sees_one_too_many(
     make_pool: MakePool, most: int, seconds: float, names: int | None, key: str | None
 ) -> None:
-    contexts = Contexts(most, seconds, names)
+    contexts = late_contexts(most, seconds)
     async with Server(contexts) as server:
         pool = make_pool(
             uri=server.uri,
@@ -121,8 +99,9 @@ async def test_a_server_that_counts_contexts_never_sees_one_too_many(
         async with asyncio.TaskGroup() as callers:
             for _ in range(420):
                 callers.create_task(caller())
-        assert contexts.closes == 0
+        assert contexts.refused == 0
         assert contexts.most_open == most, "the server was as full as it may be"
+        assert names is None or len(set(contexts.keys)) <= names
         assert pool.stats.borrows == INTERRUPTIONS
         await until(lambda: not pool.busy_connections, "every slot is free again")
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import wspool
 import wspool.redis
+import wspool.testing
 from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.options import SETTINGS, Setting, Settings
 
@@ -53,6 +54,10 @@ MEMBERS: Final[dict[type, list[str]]] = {
         "borrows waits wait_seconds timeouts dials dial_seconds dial_failures failures "
         "drained_messages repeats overflows closes copy to_dict"
     ).split(),
+    wspool.testing.Peer: (
+        "__init__ recv recv_json expect send send_json flood close drop mute unmute"
+    ).split(),
+    wspool.testing.PeerStream: "__init__ recv recv_json expect send send_json".split(),
     wspool.Quota: "acquire release".split(),
     wspool.LocalQuota: "__init__ acquire release".split(),
     wspool.redis.RedisQuota: "__init__ acquire release close".split(),

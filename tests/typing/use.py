@@ -54,7 +54,7 @@ from wspool import (
     prometheus,
 )
 from wspool.pytest_plugin import WebsocketRecording
-from wspool.testing import Peer, Server, record, replay
+from wspool.testing import Peer, PeerStream, Server, StreamHandler, Streams, record, replay
 
 
 async def fresh_uri() -> str:
@@ -395,6 +395,23 @@ async def use_many_pools() -> None:
         assert_type(picture.members, tuple[MemberSnapshot, ...])
     WebsocketPools(options_of, max_connections=50)
     WebsocketPools(regions, max_connections=5, choose="best")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+async def play_the_server_of_streams() -> None:
+    async def answer(stream: PeerStream) -> None:
+        await stream.expect({"type": "login"})
+        assert_type(await stream.recv(), str | bytes)
+        assert_type(stream.peer, Peer)
+        assert_type(stream.key, Hashable)
+        async for message in stream:
+            assert_type(message, str | bytes)
+
+    streams = Streams(answer, ("params.subscription", "id"), max_streams=5)
+    async with Server(streams):
+        assert_type(streams.most_open, int)
+        assert_type(streams.refused, int)
+    handler: StreamHandler = answer
+    del handler
 
 
 async def play_the_server() -> None:

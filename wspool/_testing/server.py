@@ -20,7 +20,53 @@ TURNS: Final = 10
 """Of the loop, within which a handler that is in `recv` or `send` sees that its client is gone."""
 
 
-class Peer:
+class Speaking:
+    """What can be said and heard, on a connection or on one stream of it."""
+
+    async def recv(self) -> str | bytes:
+        """Return the next message."""
+        raise NotImplementedError
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a message."""
+        raise NotImplementedError
+
+    async def recv_json(self) -> Any:
+        """Return the next message, decoded from JSON; errors are those of `recv` and of `json`."""
+        return json.loads(await self.recv())
+
+    async def expect(self, expected: object) -> None:
+        """Receive the next message, which must be this one.
+
+        A str or bytes is compared as it is, anything else with the message's JSON; what may have
+        any value there is `unittest.mock.ANY`. Raises AssertionError for another message, and
+        when the connection is over before one has come.
+        """
+        try:
+            message: object = await self.recv()
+        except ConnectionError as over:
+            raise AssertionError(f"expected {expected!r}, but {over}") from None
+        if isinstance(message, str | bytes) and not isinstance(expected, str | bytes):
+            message = json.loads(message)
+        if message != expected:
+            raise AssertionError(f"expected {expected!r}, received {message!r}")
+
+    async def send_json(self, value: Any) -> None:
+        """Send this as JSON, in a text message; raises ConnectionError as `send` does."""
+        await self.send(json.dumps(value))
+
+    def __aiter__(self) -> Self:
+        """Iterate over the messages, until the connection is over."""
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        try:
+            return await self.recv()
+        except ConnectionError:
+            raise StopAsyncIteration from None
+
+
+class Peer(Speaking):
     """One connection as the server sees it; a handler gets it, and `Server.peers` has it.
 
     `number` counts the handshakes from 1, `request` is the handshake as aiohttp has it (path,
@@ -65,36 +111,6 @@ class Peer:
             if frame.type not in (WSMsgType.PING, WSMsgType.PONG):
                 raise ConnectionError("the connection is lost, or closed by the server")
 
-    async def recv_json(self) -> Any:
-        """Return the next message, decoded from JSON; errors are those of `recv` and of `json`."""
-        return json.loads(await self.recv())
-
-    async def expect(self, expected: object) -> None:
-        """Receive the next message, which must be this one.
-
-        A str or bytes is compared as it is, anything else with the message's JSON; what may have
-        any value there is `unittest.mock.ANY`. Raises AssertionError for another message, and
-        when the connection is over before one has come.
-        """
-        try:
-            message: object = await self.recv()
-        except ConnectionError as over:
-            raise AssertionError(f"expected {expected!r}, but {over}") from None
-        if isinstance(message, str | bytes) and not isinstance(expected, str | bytes):
-            message = json.loads(message)
-        if message != expected:
-            raise AssertionError(f"expected {expected!r}, received {message!r}")
-
-    def __aiter__(self) -> Self:
-        """Iterate over the messages, until the connection is over."""
-        return self
-
-    async def __anext__(self) -> str | bytes:
-        try:
-            return await self.recv()
-        except ConnectionError:
-            raise StopAsyncIteration from None
-
     # What it does.
 
     async def send(self, message: str | bytes) -> None:
@@ -103,10 +119,6 @@ class Peer:
             await self.websocket.send_str(message)
         else:
             await self.websocket.send_bytes(message)
-
-    async def send_json(self, value: Any) -> None:
-        """Send this as JSON, in a text message; raises ConnectionError as `send` does."""
-        await self.send(json.dumps(value))
 
     async def flood(self, messages: Iterable[str | bytes]) -> None:
         """Send all of these, as fast as the client takes them.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ten tasks ask one Chromium for pages, over three connections to its DevTools protocol.
+"""Ten tasks ask one Chromium for pages, as streams of one connection to its DevTools protocol.
 
     python examples/devtools.py [--uri ws://127.0.0.1:9222/devtools/browser/…]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import itertools
 import json
 import os
 import shutil
@@ -23,14 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wspool import WebsocketConnection, WebsocketConnectionPool
+from wspool import WebsocketConnectionPool, WebsocketStream
 
-GOODBYE = 0  # the id of the last command of a loan; those before it are numbered from 1
+GOODBYE = 1_000_000_000  # the id of the last command of a stream is above this, others are below
+OPTIONS: dict[str, Any] = {
+    "max_streams": 20,
+    "route": ("sessionId", "id"),  # what comes from a page has its session's id
+    "drain_until": lambda message: json.loads(message).get("id", 0) > GOODBYE,
+}
 TITLE = """new Promise(tell => {
     const loaded = () => tell(document.title);
     document.readyState == "complete" ? loaded() : addEventListener("load", loaded);
 })"""
-numbers = itertools.count(1)
 
 
 @asynccontextmanager
@@ -60,17 +63,13 @@ async def chromium() -> AsyncIterator[str]:
             await process.wait()
 
 
-def is_goodbye(message: str | bytes) -> bool:
-    return json.loads(message).get("id") == GOODBYE
-
-
 async def call(
-    connection: WebsocketConnection, method: str, session: str | None = None, **params: Any
+    stream: WebsocketStream, method: str, session: str | None = None, **params: Any
 ) -> Any:
     """Send a command and return its result; the events that come before it are passed over."""
-    command = {"id": next(numbers), "method": method, "params": params}
-    await connection.send_json(command | ({"sessionId": session} if session else {}))
-    while (reply := await connection.recv_json()).get("id") != command["id"]:
+    command = {"id": stream.claim(), "method": method, "params": params}
+    await stream.send_json(command | ({"sessionId": session} if session else {}))
+    while (reply := await stream.recv_json()).get("id") != command["id"]:
         pass
     if "error" in reply:
         raise RuntimeError(f"{method}: {reply['error']['message']}")
@@ -79,33 +78,33 @@ async def call(
 
 async def look(pool: WebsocketConnectionPool, url: str) -> tuple[str, bytes]:
     """Return the title of a page and its picture, a PNG."""
-    async with pool.get_connection() as connection, asyncio.timeout(30):
-        ask = partial(call, connection)
-        # A context goes with its connection, should this task end before it can say goodbye.
-        context = await ask("Target.createBrowserContext", disposeOnDetach=True)
+    async with pool.get_stream() as stream, asyncio.timeout(30):
+        ask = partial(call, stream)
+        # A context goes with its connection too, should this process end before the goodbye.
+        creating = asyncio.create_task(ask("Target.createBrowserContext", disposeOnDetach=True))
         try:
+            context = await asyncio.shield(creating)
             page = await ask("Target.createTarget", url="about:blank", **context)
-            session = (await ask("Target.attachToTarget", **page, flatten=True))["sessionId"]
+            session = stream.claim(
+                (await ask("Target.attachToTarget", **page, flatten=True))["sessionId"]
+            )
             await ask("Page.navigate", session, url=url)
             title = await ask("Runtime.evaluate", session, expression=TITLE, awaitPromise=True)
             picture = await ask("Page.captureScreenshot", session)
             return title["result"]["value"], base64.b64decode(picture["data"])
         finally:
-            # Nobody waits for the reply: the pool reads on up to it, and then lends the connection.
-            goodbye = {"id": GOODBYE, "method": "Target.disposeBrowserContext", "params": context}
-            await connection.send_json(goodbye)
+            # Nobody waits for the reply: the pool reads on up to it, and then lends the slot.
+            goodbye = {"id": stream.claim(GOODBYE + stream.number), "params": await creating}
+            await stream.send_json(goodbye | {"method": "Target.disposeBrowserContext"})
 
 
 async def main(uri: str | None) -> None:
     async with nullcontext(uri) if uri else chromium() as uri:
-        pool = WebsocketConnectionPool(
-            uri=uri, max_connections=3, acquire_timeout=None, drain_until=is_goodbye
-        )
+        pool = WebsocketConnectionPool(uri=uri, max_connections=1, acquire_timeout=None, **OPTIONS)
         async with pool, asyncio.TaskGroup() as group:
             for n in range(1, 11):
                 group.create_task(show(pool, f"data:text/html,<title>Page {n}</title><h1>{n}</h1>"))
-        stats = pool.stats
-        print(f"{stats.borrows} pages, {stats.dials} connections, {stats.drained_messages} drained")
+        print(f"{pool.stats.borrows} pages over {pool.stats.dials} connection")
 
 
 async def show(pool: WebsocketConnectionPool, url: str) -> None:

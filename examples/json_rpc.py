@@ -1,40 +1,37 @@
 #!/usr/bin/env python3
-"""JSON-RPC: requests that share a few connections, and subscriptions that leave nothing behind.
+"""JSON-RPC: requests that share a connection, and subscriptions that leave nothing behind.
 
     python examples/json_rpc.py [URI]
 
 The methods are those of Ethereum nodes: `eth_subscribe` is answered with a name, and from then on
-the server pushes notifications on that connection, also after whoever subscribed has given it back.
-Without a URI the server is `stand_in`, below.
+the server pushes notifications with that name, also after whoever subscribed has gone. Without a
+URI the server is `stand_in`, below.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from wspool import WebsocketConnection, WebsocketConnectionPool
+from wspool import WebsocketConnection, WebsocketConnectionPool, WebsocketStream
 from wspool.testing import Peer, Server
 
-numbers = itertools.count(1)
 
-
-async def send(connection: WebsocketConnection, method: str, *params: Any) -> int:
-    """Send a request and return its id."""
-    number = next(numbers)
+async def send(stream: WebsocketStream, method: str, *params: Any) -> int:
+    """Send a request and return its id, whose reply this stream gets."""
+    number: int = stream.claim()
     request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
-    await connection.send_json(request)
+    await stream.send_json(request)
     return number
 
 
-async def call(connection: WebsocketConnection, method: str, *params: Any) -> Any:
-    number = await send(connection, method, *params)
-    while (reply := await connection.recv_json()).get("id") != number:
+async def call(stream: WebsocketStream, method: str, *params: Any) -> Any:
+    number = await send(stream, method, *params)
+    while (reply := await stream.recv_json()).get("id") != number:
         pass  # a notification
     if "error" in reply:
         raise RuntimeError(f"{method}: {reply['error']['message']}")
@@ -45,57 +42,60 @@ def is_reply(message: str | bytes) -> bool:
     return "id" in json.loads(message)  # notifications have none
 
 
-async def unsubscribe(connection: WebsocketConnection) -> None:
-    name, connection.context = connection.context, None
-    if name:
-        await send(connection, "eth_unsubscribe", name)  # the drain waits for the reply
-    elif name is not None:
-        await connection.close()  # left so early that there is no name to unsubscribe from
+async def keep_alive(connection: WebsocketConnection) -> None:
+    """Ask for something on a connection that nobody else uses meanwhile."""
+    await connection.send_json({"jsonrpc": "2.0", "id": 0, "method": "net_version", "params": []})
+    while (await connection.recv_json()).get("id") != 0:
+        pass
 
 
 def make_pool(uri: str, late: list[str | bytes]) -> WebsocketConnectionPool:
     return WebsocketConnectionPool(
         uri=uri,
         max_connections=3,
+        max_streams=50,  # requests and subscriptions on a connection at a time
+        route=("params.subscription", "id"),  # whose a message is: the name, or the id
         acquire_timeout=10.0,  # a request waits for its turn, instead of failing at once
-        on_release=unsubscribe,  # first,
-        drain_until=is_reply,  # then read up to the reply: no push comes after that
+        drain_until=is_reply,  # whoever is cancelled leaves its slot when the reply has come
         on_drained=lambda _, message: late.append(message),  # what came too late for its reader
-        drain_timeout=5.0,  # a server that does not stop pushing loses the connection
+        drain_timeout=5.0,  # a server that does not reply loses the connection
         min_connections=1,  # stays open when nobody calls:
-        keepalive=lambda connection: call(connection, "net_version"),  # many count no pings
+        keepalive=keep_alive,  # many servers count no pings
         keepalive_interval=300.0,
     )
 
 
 async def request(pool: WebsocketConnectionPool, method: str, *params: Any) -> Any:
     """Return the result; an answer that is an error costs no connection."""
-    async with pool.get_connection() as connection, asyncio.timeout(10):
-        return await call(connection, method, *params)
+    async with pool.get_stream() as stream, asyncio.timeout(10):
+        return await call(stream, method, *params)
 
 
 async def subscribe(pool: WebsocketConnectionPool, *params: Any) -> AsyncGenerator[Any, None]:
-    """Give what the server pushes; close it, by `aclosing`, to give the connection back."""
-    async with pool.get_connection() as connection:
-        connection.context = ""  # the subscription's name, once the server has given it one
-        connection.context = name = await call(connection, "eth_subscribe", *params)
-        while True:
-            push = (await connection.recv_json()).get("params", {})
-            if push.get("subscription") == name:
-                yield push["result"]
+    """Give what the server pushes; close it, by `aclosing`, to end the subscription."""
+    async with pool.get_stream() as stream:
+        naming = asyncio.create_task(call(stream, "eth_subscribe", *params))
+        try:
+            stream.claim(await asyncio.shield(naming))  # what was pushed by now comes too
+            while True:
+                yield (await stream.recv_json())["params"]["result"]
+        finally:
+            async with asyncio.timeout(5):  # whoever leaves early waits for the name, to end it
+                await send(stream, "eth_unsubscribe", await naming)
+            # The pool reads on up to the reply: no push comes after that.
 
 
 async def stand_in(peer: Peer) -> None:
     """Play the server: a subscriber is told of five blocks at once."""
     results = {"eth_blockNumber": "0x10", "eth_subscribe": "0xcd", "eth_unsubscribe": True}
-    async for message in peer.websocket:
-        order = json.loads(message.data)
+    async for message in peer:
+        order = json.loads(message)
         known = order["method"] in results
         answer = {"result": results[order["method"]]} if known else {"error": {"message": "what?"}}
-        await peer.send(json.dumps({"jsonrpc": "2.0", "id": order["id"]} | answer))
+        await peer.send_json({"jsonrpc": "2.0", "id": order["id"]} | answer)
         for block in range(17, 22) if order["method"] == "eth_subscribe" else ():
             params = {"subscription": results["eth_subscribe"], "result": {"number": hex(block)}}
-            await peer.send(json.dumps({"method": "eth_subscription", "params": params}))
+            await peer.send_json({"method": "eth_subscription", "params": params})
 
 
 async def main(uri: str | None = None) -> None:
@@ -108,7 +108,7 @@ async def main(uri: str | None = None) -> None:
                     break  # three more are on their way
         calls = (request(pool, "eth_blockNumber") for _ in range(10))
         print("ten requests:", *await asyncio.gather(*calls))
-        print(f"over {pool.stats.dials} connections. After the release came:", *late, sep="\n")
+        print(f"over {pool.stats.dials} connection. After the end came:", *late, sep="\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.conftest import until
 from tests.docs.test_examples import load, run
-from wspool import ConnectionUnavailableError, WebsocketConnectionPool
+from wspool import ConnectionUnavailableError, StreamSnapshot, WebsocketConnectionPool
 from wspool.testing import Peer, Server
 
 pytestmark = pytest.mark.once
@@ -32,7 +32,7 @@ NET = 10.0
     ("name", "said"),
     [
         ("speech_to_text.py", r"stream 2 broke off(.|\n)*10 streams over 3 connections"),
-        ("json_rpc.py", r"block 0x12\nten requests:( 0x10){10}\nover 3 connections"),
+        ("json_rpc.py", r"block 0x12\nten requests:( 0x10){10}\nover 1 connection\."),
         ("llm_stream.py", r"them back\. \nA pool lends …\nA (.*) back\. \n3 answers over [12] "),
         ("short_lived_tokens.py", r"connection [2-4]\nNo connection(.*) 1 attempt(.*)answered 401"),
     ],
@@ -215,16 +215,26 @@ async def rpc_pool(guide: Any, server: Server, late: list[Any]) -> WebsocketConn
     return pool
 
 
+def streams_of(pool: WebsocketConnectionPool) -> list[StreamSnapshot]:
+    return [stream for shown in pool.snapshot().connections for stream in shown.streams]
+
+
 async def test_a_reply_is_known_by_its_id(server: Server, script: Script) -> None:
+    """Two requests at a time on one connection, which are answered the other way round."""
     guide = load("json_rpc")
     async with await rpc_pool(guide, server, []) as pool:
-        asked = asyncio.create_task(guide.request(pool, "eth_blockNumber", "latest"))
-        peer, order = await script.hears()
-        assert (order["method"], order["params"]) == ("eth_blockNumber", ["latest"])
-        await tell(peer, push(1))
-        await tell(peer, {"id": order["id"] + 1, "result": "another's"})
-        await tell(peer, {"id": order["id"], "result": "mine"})
-        assert await asked == "mine"
+        asked = [
+            asyncio.create_task(guide.request(pool, "eth_blockNumber", which))
+            for which in ("latest", "earliest")
+        ]
+        orders = [await script.hears() for _ in asked]
+        for (_, order), which in zip(orders, ("latest", "earliest"), strict=True):
+            assert (order["method"], order["params"]) == ("eth_blockNumber", [which])
+        await tell(orders[0][0], push(1))
+        for peer, order in reversed(orders):
+            await tell(peer, {"id": order["id"], "result": order["params"][0]})
+        assert [await task for task in asked] == ["latest", "earliest"]
+        assert len(server.requests) == 1
         assert pool.available_connections == 1, "it is clean at once"
 
 
@@ -248,25 +258,24 @@ async def test_the_late_reply_of_a_cancelled_request_is_drained(
         asked = asyncio.create_task(guide.request(pool, "eth_call"))
         peer, order = await script.hears()
         await cancelled(asked)
-        assert pool.pending_connections == 1
+        assert [stream.state for stream in streams_of(pool)] == ["draining"]
         await tell(peer, {"id": order["id"], "result": "late"})
         await until(lambda: pool.available_connections, "the connection is clean")
         assert [json.loads(message)["result"] for message in late] == ["late"]
 
 
-async def test_pushes_after_the_release_go_to_on_drained_and_to_no_borrower(
+async def test_pushes_after_a_subscription_go_to_on_drained_and_to_no_borrower(
     server: Server, script: Script
 ) -> None:
-    """The next borrower gets the connection once the server has confirmed that it is silent."""
+    """Its slot is held until the server has confirmed that it is silent; others go on meanwhile."""
     guide = load("json_rpc")
     late: list[Any] = []
     async with await rpc_pool(guide, server, late) as pool:
         async with aclosing(guide.subscribe(pool, "newHeads")) as heads:
             first = asyncio.create_task(anext(heads))
             peer, order = await script.hears()
+            await tell(peer, push(1))  # before the client knows the name
             await tell(peer, {"id": order["id"], "result": "0xcd"})
-            await tell(peer, push(0, name="0xab"))
-            await tell(peer, push(1))
             assert await first == 1
         _, order = await script.hears()
         assert (order["method"], order["params"]) == ("eth_unsubscribe", ["0xcd"])
@@ -274,32 +283,34 @@ async def test_pushes_after_the_release_go_to_on_drained_and_to_no_borrower(
         for number in (2, 3):
             await tell(peer, push(number))
         await until(lambda: len(late) == 2, "they are drained")
-        assert script.is_silent, "the next borrower waits"
-        await tell(peer, {"id": order["id"], "result": True})
-
-        same, order = await script.hears()
-        assert (same, order["method"]) == (peer, "eth_blockNumber")
-        await tell(peer, {"id": order["id"], "result": "0x10"})
+        same, other = await script.hears()
+        assert (same, other["method"]) == (peer, "eth_blockNumber")
+        await tell(peer, {"id": other["id"], "result": "0x10"})
         assert await following == "0x10"
+        assert [stream.state for stream in streams_of(pool)] == ["draining"]
+        await tell(peer, {"id": order["id"], "result": True})
+        await until(lambda: pool.available_connections, "it has drained")
     assert [json.loads(message) for message in late[:2]] == [push(2), push(3)]
     assert len(server.requests) == 1
 
 
-async def test_whoever_leaves_before_the_subscription_has_a_name_costs_the_connection(
+async def test_whoever_leaves_before_the_subscription_has_a_name_ends_it_nevertheless(
     server: Server, script: Script
 ) -> None:
-    """It could not be ended: the connection must not be lent again."""
     guide = load("json_rpc")
     async with await rpc_pool(guide, server, []) as pool:
         first = asyncio.create_task(anext(guide.subscribe(pool, "newHeads")))
         peer, order = await script.hears()
-        await cancelled(first)
+        first.cancel()
+        await asyncio.sleep(0)
         await tell(peer, {"id": order["id"], "result": "0xcd"})
-        following = asyncio.create_task(guide.request(pool, "eth_blockNumber"))
-        other, order = await script.hears()
-        assert other is not peer
-        await tell(other, {"id": order["id"], "result": "0x10"})
-        assert await following == "0x10"
+        _, order = await script.hears()
+        assert (order["method"], order["params"]) == ("eth_unsubscribe", ["0xcd"])
+        await tell(peer, {"id": order["id"], "result": True})
+        await asyncio.wait([first])
+        assert first.cancelled()
+        await until(lambda: pool.available_connections, "the connection is clean")
+    assert len(server.requests) == 1
 
 
 async def test_an_idle_connection_is_kept_alive_by_a_request(

@@ -15,7 +15,7 @@ import pytest
 
 from tests import IS_WHOLE
 from tests.support.dialogues.clients import DIALOGUES, Dialogue
-from wspool import WebsocketConnection
+from wspool._connection.borrow import Borrow
 from wspool.testing import Server, record, replay
 
 pytestmark = pytest.mark.once
@@ -47,9 +47,9 @@ async def test_a_client_that_says_one_thing_otherwise_fails_with_the_difference(
 ) -> None:
     """The last message of one task, or in binary its last byte, is another."""
     sent = 0
-    send = WebsocketConnection.send
+    send = Borrow.send
 
-    async def mutate(self: WebsocketConnection, message: str | bytes) -> None:
+    async def mutate(self: Borrow, message: str | bytes) -> None:
         nonlocal sent
         sent += 1
         if sent == 8:
@@ -59,7 +59,7 @@ async def test_a_client_that_says_one_thing_otherwise_fails_with_the_difference(
                 message = message[:-1] + bytes([message[-1] ^ 1])
         await send(self, message)
 
-    monkeypatch.setattr(WebsocketConnection, "send", mutate)
+    monkeypatch.setattr(Borrow, "send", mutate)
     with pytest.raises(BaseExceptionGroup) as failed:
         await play(dialogue, dialogue.file, 1, 0)
     [note, *_] = failed.value.__notes__

@@ -221,7 +221,7 @@ DIALOGUES: Final = [
         "devtools",
         servers.chromium,
         {f"page {n}": partial(look, n) for n in range(1, 7)},
-        {"drain_until": devtools.is_goodbye},
+        devtools.OPTIONS | {"max_streams": 1},
         ignore=("id", "sessionId", "browserContextId", "targetId"),
     ),
 ]

@@ -38,7 +38,7 @@ FAULTS = [
         4,
         "an answer that was given up reaches whoever has the connection alone",
         sharing.Sharing.end,
-        "self._is_unclean or is_given_up",
+        "self.is_unclean or is_given_up",
         "False",
     ),
     Fault(

@@ -27,6 +27,7 @@ from wspool import (
 )
 from wspool._connection import budget
 from wspool._connection import sharing as sharing_module
+from wspool._connection.routes import UNPARSED
 from wspool.testing import Peer, Server
 
 
@@ -295,6 +296,20 @@ async def test_json_is_parsed_once(make: Make, monkeypatch: pytest.MonkeyPatch) 
         assert await stream.recv_json() == {"id": key, "result": None}
         # Once by the server of the test, which has the question, and once by the pool.
         assert len(parsed) == 2
+
+
+async def test_much_that_waits_is_kept_as_it_came(make: Make) -> None:
+    """Parsed, it may take many times the memory that max_unread allows."""
+    pool = make()
+    async with pool.get_stream() as stream, pool.get_stream() as other:
+        key = stream.claim()
+        flood = [{"id": key, "n": n, "x": [0] * 5000} for n in range(20)]
+        await ask(other, flood, "push")
+        entries = link_of(stream.connection).sharing.lanes[stream.slot].entries
+        parsed = [value is not UNPARSED for _, value in entries]
+        assert parsed == [True] * sum(parsed) + [False] * (20 - sum(parsed))
+        assert 1 < sum(parsed) < 10
+        assert [await stream.recv_json() for _ in flood] == flood
 
 
 async def test_a_callable_route_leaves_the_parsing_to_recv_json(make: Make) -> None:
@@ -778,6 +793,38 @@ async def test_who_is_in_recv_never_overflows_whoever_reads(
         for _ in range(20):
             await stream.send_json({"method": "push", "params": few + flood, "id": None})
         await asyncio.gather(*readers)
+
+
+async def test_one_reads_at_a_time_also_while_it_lets_the_event_loop_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that wait for each other before every message would let a flood through drop by drop."""
+    monkeypatch.setattr(sharing_module, "MIN_FRAMES", 1)
+    monkeypatch.setattr(budget, "TURN_SECONDS", -1.0)
+    breathe = budget.Budget.breathe
+    at_once = most = times = 0
+
+    async def count(self: budget.Budget) -> None:
+        nonlocal at_once, most, times
+        times += 1
+        at_once += 1
+        most = max(most, at_once)
+        await breathe(self)
+        at_once -= 1
+
+    monkeypatch.setattr(budget.Budget, "breathe", count)
+    pool = make(max_unread=1000)
+    async with pool.get_stream() as sleeper, pool.get_stream() as a, pool.get_stream() as b:
+        key = sleeper.claim()
+
+        async def chat(stream: WebsocketStream) -> None:
+            flood = [{"id": key, "x": "x" * 100}] * 50
+            for _ in range(5):
+                assert len(await ask(stream, flood, "push")) == 50
+
+        await asyncio.gather(chat(a), chat(b))
+    assert most == 1
+    assert times > 20
 
 
 async def test_the_last_message_of_an_overflowed_stream_ends_its_drain(make: Make) -> None:

@@ -19,7 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES
 from wspool._connection.callsites import Callsite
@@ -31,6 +31,9 @@ from wspool._connection.unclaimed import Entry, Unclaimed
 from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
 
 logger = logging.getLogger("wspool")
+
+MAX_PARSED_BYTES: Final = 64 * 1024
+"""Of what waits for one stream the JSON is kept too; of the rest it may be many times as much."""
 
 
 class Terms:
@@ -145,11 +148,12 @@ class Sharing:
     """The shares of one link, and what has come for none of them."""
 
     __slots__ = (
-        "_is_unclean",
+        "_is_pausing",
         "_number",
         "_pingers",
         "_terms",
         "_waiting",
+        "is_unclean",
         "keys",
         "lanes",
         "link",
@@ -163,8 +167,10 @@ class Sharing:
         self.lanes: dict[int, Lane] = {}
         self.keys: dict[Hashable, Lane] = {}
         self._number = 0
-        # Whether an answer that was given up may still come.
-        self._is_unclean = False
+        # Whether an answer that was given up may still come, to the next who has it alone.
+        self.is_unclean = False
+        # Whether the one that reads for all lets the event loop go on, before it reads more.
+        self._is_pausing = False
         # Who waits while another reads, in order; those among them that wait for a pong.
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._pingers: list[asyncio.Future[None]] = []
@@ -180,11 +186,6 @@ class Sharing:
     @property
     def is_full(self) -> bool:
         return len(self.lanes) >= self._terms.max_streams
-
-    @property
-    def is_unclean(self) -> bool:
-        """Whether an answer that was given up may still come, to the next who has it alone."""
-        return self._is_unclean
 
     def begin(self) -> None:
         """Sort what had come before the first stream."""
@@ -238,7 +239,7 @@ class Sharing:
         `is_clean`: nothing more is to come for its keys. `is_given_up`: an answer surely is.
         """
         del self.lanes[lane.slot]
-        self._is_unclean = self._is_unclean or is_given_up
+        self.is_unclean = self.is_unclean or is_given_up
         for key in lane.keys:
             del self.keys[key]
         if not is_clean:
@@ -282,7 +283,7 @@ class Sharing:
         ):
             self._drop(lane, message)
         else:
-            lane.put((message, value))
+            lane.put((message, value if lane.unread_bytes < MAX_PARSED_BYTES else UNPARSED))
         return lane
 
     def _drop(self, lane: Lane, message: str | bytes) -> None:
@@ -310,7 +311,6 @@ class Sharing:
         None when no more can come: the link is lost, the owner is another, something is missing, or
         the ping `until` is answered, so that all that was sent before its pong has been returned.
         """
-        wire = self._wire
         lane.is_awaited = True
         try:
             while lane.owner is owner:
@@ -320,7 +320,7 @@ class Sharing:
                     return None
                 if lane.is_overflowed or self.link.owner is not self:
                     return None
-                if not wire.is_reading:
+                if not self._is_read:
                     await self._read(lane, until)
                     continue
                 waiter = lane.waiter = self._stand_by()
@@ -345,7 +345,7 @@ class Sharing:
             while ping.answered is None:
                 if lane.owner is not owner or self.link.owner is not self:
                     return None
-                if not wire.is_reading:
+                if not self._is_read:
                     await self._read(None, ping)
                     continue
                 waiter = self._stand_by()
@@ -373,9 +373,13 @@ class Sharing:
                 if is_served and budget.is_spent:
                     return
                 if not is_served:
-                    await budget.breathe()
+                    self._is_pausing = True
+                    try:
+                        await budget.breathe()
+                    finally:
+                        self._is_pausing = False
                     if wire.is_reading or link.owner is not self or (lane and lane.entries):
-                        return  # meanwhile another has read
+                        return  # meanwhile the pool has read
             message = wire.at_hand()
             if message is None:
                 if taken:
@@ -424,10 +428,14 @@ class Sharing:
 
         One that is woken already, for whatever reason, reads on or calls this when it goes.
         """
-        if self._waiting and self.link.owner is self and not self._wire.is_reading:
+        if self._waiting and self.link.owner is self and not self._is_read:
             waiter = next(iter(self._waiting))
             if not waiter.done():
                 waiter.set_result(None)
+
+    @property
+    def _is_read(self) -> bool:
+        return self._is_pausing or self._wire.is_reading
 
     @property
     def _wire(self) -> Wire:

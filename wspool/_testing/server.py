@@ -86,6 +86,8 @@ class Peer(Speaking):
         self.websocket = websocket
         self.received: list[str | bytes] = []
         self._all_received = all_received
+        # Whether a message could not be sent, whatever else there is to see of the connection.
+        self._has_failed = False
         self._unmuted = asyncio.Event()
         self._unmuted.set()
 
@@ -115,10 +117,14 @@ class Peer(Speaking):
 
     async def send(self, message: str | bytes) -> None:
         """Send a message; raises ConnectionError when the connection is over."""
-        if isinstance(message, str):
-            await self.websocket.send_str(message)
-        else:
-            await self.websocket.send_bytes(message)
+        try:
+            if isinstance(message, str):
+                await self.websocket.send_str(message)
+            else:
+                await self.websocket.send_bytes(message)
+        except ConnectionError:
+            self._has_failed = True
+            raise
 
     async def flood(self, messages: Iterable[str | bytes]) -> None:
         """Send all of these, as fast as the client takes them.
@@ -158,7 +164,8 @@ class Peer(Speaking):
 
     def _is_over(self) -> bool:
         transport = self.request.transport
-        return self.websocket.closed or transport is None or transport.is_closing()
+        is_closed = self.websocket.closed or transport is None or transport.is_closing()
+        return is_closed or self._has_failed
 
 
 async def echo(peer: Peer) -> None:

@@ -19,7 +19,8 @@ FILES = """
     _connection.scrubbing _connection.callsites _connection.states _connection.queues
     _connection.aiohttp_internals _connection.budget _connection.wire _connection.link
     _connection.facts _connection.dialogue _connection.borrow _connection.loan
-    _connection.routes _connection.unclaimed _connection.sharing _connection.stream
+    _connection.routes _connection.unclaimed _connection.terms _connection.sharing
+    _connection.stream
     _pool.checks _pool.connect_options _pool.options _pool.sessions
     _pool.stats _pool.listeners _pool.waiting _pool.limit _pool.capacity _pool.retiring
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, Final
 
@@ -25,8 +25,9 @@ from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES
 from wspool._connection.callsites import Callsite
 from wspool._connection.errors import ENDS_PROGRAM
 from wspool._connection.link import Link
-from wspool._connection.routes import UNPARSED, Sort
+from wspool._connection.routes import UNPARSED
 from wspool._connection.states import CloseReason, State
+from wspool._connection.terms import Terms
 from wspool._connection.unclaimed import Entry, Unclaimed
 from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
 
@@ -34,38 +35,6 @@ logger = logging.getLogger("wspool")
 
 MAX_PARSED_BYTES: Final = 64 * 1024
 """Of what waits for one stream the JSON is kept too; of the rest it may be many times as much."""
-
-
-class Terms:
-    """What the lanes of one pool have in common."""
-
-    def __init__(
-        self,
-        max_streams: int,
-        max_unread: int,
-        sort: Sort,
-        on_nobody: Callable[[Link, str | bytes], object],
-        on_overflow: Callable[[Lane], object],
-    ) -> None:
-        self.max_streams = max_streams
-        # Bytes that wait for one stream, while others read.
-        self.max_unread = max_unread
-        self.sort = sort
-        # Is given each message that no stream will read; is told of a stream that was too slow.
-        self.on_nobody = on_nobody
-        self.on_overflow = on_overflow
-        # Whether it was said that the route does not work.
-        self._has_complained = False
-
-    def complain(self, error: BaseException) -> None:
-        """Say once in the life of a pool that its route does not work."""
-        if not self._has_complained:
-            self._has_complained = True
-            logger.error(
-                "route raised, or returned what is no key; such messages belong to nobody. This is "
-                "said once for each pool",
-                exc_info=error,
-            )
 
 
 class Lane:

@@ -20,9 +20,10 @@ from wspool._connection.link import Link
 from wspool._connection.loan import called
 from wspool._connection.queues import Queues
 from wspool._connection.routes import sorting
-from wspool._connection.sharing import Lane, Sharing, Terms
+from wspool._connection.sharing import Lane, Sharing
 from wspool._connection.states import CloseReason, State
 from wspool._connection.stream import WebsocketStream, stream_of_hook
+from wspool._connection.terms import Terms
 from wspool._pool.attending import Attending
 from wspool._pool.capacity import Capacity
 from wspool._pool.draining import discarding, dispose, is_last, show_safely

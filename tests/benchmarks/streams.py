@@ -18,6 +18,10 @@ CALLERS: Final = 64
 CALLS: Final = 10
 """Of each caller, in one turn of a comparison."""
 
+FLOOD_MESSAGES: Final = 256
+FLOOD_TEXT: Final = "x" * 4000
+"""A mebibyte in all, for a stream that does not read."""
+
 
 class HandWritten:
     """A reader task with a future for each call, as users write it: nobody gives up."""
@@ -31,7 +35,8 @@ class HandWritten:
     async def _read(self) -> None:
         async for message in self._websocket:
             answer = json.loads(message.data)
-            self._answers.pop(answer["id"]).set_result(answer)
+            if (waiter := self._answers.pop(answer["id"], None)) is not None:
+                waiter.set_result(answer)
 
     async def call(self, params: Any) -> Any:
         number = next(self._ids)
@@ -119,6 +124,40 @@ async def call_on_a_held_stream(pool: Any, bench: Bench) -> Comparison:
 async def held_streams(bench: Bench) -> Comparison:
     async with bench.pool(max_streams=CALLERS, route="id") as pool:
         return await call_on_a_held_stream(pool, bench)
+
+
+@benchmark(
+    "a call behind 1 MiB for a stream that does not read",
+    "a reader task with futures, written by hand, which drops it",
+    AtMost(2),
+)
+async def flooded_stream(bench: Bench) -> Comparison:
+    options = {"max_streams": 2, "route": "id", "max_unread": len(FLOOD_TEXT)}
+    async with (
+        bench.pool(**options) as pool,
+        bench.websocket() as websocket,
+        pool.get_stream() as sleeper,
+        pool.get_stream() as stream,
+    ):
+        hand_written = HandWritten(websocket)
+        flood = json.dumps({"id": sleeper.claim(), "params": FLOOD_TEXT})
+        unknown = json.dumps({"id": 0, "params": FLOOD_TEXT})
+        key = stream.claim()
+
+        async def ours() -> None:
+            for _ in range(FLOOD_MESSAGES):
+                await stream.send(flood)
+            await stream.send_json({"id": key, "params": "hello"})
+            await stream.recv_json()
+
+        async def theirs() -> None:
+            for _ in range(FLOOD_MESSAGES):
+                await websocket.send_str(unknown)
+            await hand_written.call("hello")
+
+        compared = await bench.compare(ours, theirs)
+        await hand_written.close()
+        return compared
 
 
 @benchmark(

@@ -33,12 +33,14 @@ FILES = """
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
+    _redis.script
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
     _cli.tapping _cli.probe _cli.recording _cli.commands
 """
 FOLDERS = [
-    f"wspool.{name}" for name in ("_connection", "_pool", "_group", "_testing", "_debug", "_cli")
+    f"wspool.{name}"
+    for name in ("_connection", "_pool", "_group", "_testing", "_debug", "_redis", "_cli")
 ]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]
 ORDER.insert(ORDER.index("wspool._cli.shared"), "wspool")

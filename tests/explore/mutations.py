@@ -319,82 +319,89 @@ MUTATIONS: Final = (
 )
 
 
+REDIS: Final = "tests/parts/test_redis.py::"
+
+
 def _in_redis(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
-    return Mutation(number, pathology, f"tests/parts/test_redis.py::{test}", "redis.py", old, new)
+    return Mutation(number, pathology, f"{REDIS}{test}", "redis.py", old, new)
+
+
+def _in_script(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
+    return Mutation(number, pathology, f"{REDIS}{test}", "_redis/script.py", old, new)
 
 
 REDIS_MUTATIONS: Final = (
-    _in_redis(
+    _in_script(
         101,
         "more leases than the limit",
         "test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit",
         "if is_there or size(leases) < limit then",
         "if true then",
     ),
-    _in_redis(
+    _in_script(
         102,
         "a lease is given twice when an answer is lost",
         "test_a_lease_whose_answer_was_lost_is_given_once",
         "if redis.call('ZSCORE', leases, id) then",
         "if false then",
     ),
-    _in_redis(
+    _in_script(
         103,
         "one process takes all turns",
         "test_each_process_has_one_lease_in_its_turn",
         "if served then redis.call('ZADD', queue, now, worker) end",
         "",
     ),
-    _in_redis(
+    _in_script(
         104,
         "the line stops at a process that has died",
         "test_who_waits_and_does_not_ask_loses_its_turn",
         "'-inf', now)) do leave(who) end",
         "'-inf', now)) do end",
     ),
-    _in_redis(
+    _in_script(
         105,
         "dials in bursts",
         "test_dials_of_all_processes_are_spaced_evenly",
         "due, turn, served = due + interval,",
         "due, turn, served = due,",
     ),
-    _in_redis(
+    _in_script(
         106,
         "all leases end in an outage",
         "test_after_an_outage_nothing_expires_before_all_could_renew",
         "passed > 0.4 * lease and now + grace or had.kept",
         "had.kept",
     ),
-    _in_redis(
+    _in_script(
         107,
         "all leases end when the clock goes forward",
         "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
         "passed > 0.4 * lease and now + grace or had.kept",
         "had.kept",
     ),
-    _in_redis(
+    _in_script(
         108,
         "no lease ends when the clock goes back",
         "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
         "math.max(1, clock - had.clock)",
         "clock - had.clock",
     ),
-    _in_redis(
+    _in_script(
         109,
         "the loss of one key goes unnoticed",
         "test_after_a_loss_of_data_those_who_had_leases_come_first",
         "if is_torn or not epoch then",
         "is_torn = false\nif not epoch then",
     ),
-    _in_redis(
+    _in_script(
         110,
         "what others hold is given when data is lost",
         "test_who_waits_while_data_is_lost_does_not_get_what_others_hold",
         "if shut == 0 and (is_torn or",
         "if false and (is_torn or",
     ),
-    _in_redis(
+    _in_script(
         111,
         "each that learns of a loss stops the others",
         "test_who_comes_back_from_lost_data_again_and_again_does_not_stop_the_others",
@@ -415,35 +422,35 @@ REDIS_MUTATIONS: Final = (
         "        if gone:\n",
         "        if leases:\n",
     ),
-    _in_redis(
+    _in_script(
         114,
         "leases are evicted",
         "test_a_server_short_of_memory_that_evicts_what_can_expire_spares_the_quota",
         "  redis.call('PERSIST', state)",
         "  redis.call('EXPIRE', leases, 86400)\n  redis.call('PERSIST', state)",
     ),
-    _in_redis(
+    _in_script(
         115,
         "the state is evicted",
         "test_nothing_that_matters_has_a_time_to_live",
         "  redis.call('PERSIST', state)",
         "  ",
     ),
-    _in_redis(
+    _in_script(
         116,
         "a released lease lies idle until somebody asks",
         "test_a_released_lease_goes_to_the_next_in_line_at_once",
         "redis.pcall('PUBLISH', queue .. ':' .. who, '')",
         "redis.pcall('PUBLISH', queue, '')",
     ),
-    _in_redis(
+    _in_script(
         117,
         "everybody is told of each lease",
         "test_whoever_leaves_room_tells_those_whom_it_is_for",
         "if not told[who] then",
         "if true then",
     ),
-    _in_redis(
+    _in_script(
         118,
         "no right to channels: dials fail",
         "test_where_nothing_can_be_heard_who_waits_asks",

@@ -21,6 +21,7 @@ from tests.conftest import MakePool, echoes, until
 from tests.explore.fleet import CountingServer, Worker, hire, leases_since, time_of
 from tests.support.redis_server import RedisServer
 from wspool import CloseReason, ConnectionUnavailableError, State, redis
+from wspool._redis.script import SCRIPT
 from wspool.redis import AHEAD, LASTS, PATIENCE, PAUSES, RedisQuota
 
 LEASE = 10.0
@@ -42,8 +43,8 @@ class Clockwork:
 
     def __init__(self, client: Redis, limit: int, interval: float = 0.0) -> None:
         time = "redis.call('TIME')"
-        assert redis._SCRIPT.count(time) == 1
-        source = redis._SCRIPT.replace(time, "{KEYS[5], 0}")
+        assert SCRIPT.count(time) == 1
+        source = SCRIPT.replace(time, "{KEYS[5], 0}")
         self._script = client.register_script(source)
         self._client = client
         self.limit, self.interval = limit, interval

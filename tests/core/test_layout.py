@@ -33,7 +33,7 @@ FILES = """
     _testing.server _testing.turns _testing.matching _testing.recording _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
-    _redis.script
+    _redis.script _redis.offers _redis.listening
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
     _cli.tapping _cli.probe _cli.recording _cli.commands
@@ -52,6 +52,7 @@ EXTRAS = {
     "wspool.opentelemetry": {"opentelemetry"},
     "wspool.pytest_plugin": {"pytest", "pytest_asyncio"},
     "wspool.redis": {"redis"},
+    "wspool._redis.listening": {"redis"},
 }
 """The optional parts with what they need beyond the core's dependencies; no other imports them."""
 

@@ -93,7 +93,8 @@ class RedisQuota(LeaseQueue):
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
     lease: seconds after which a process that has died gives its share back.
 
-    One object may serve all pools of an event loop. Close it after them, or use `async with`.
+    Who waits has idle connections closed to be served, those of other processes too. One object may
+    serve all pools of an event loop. Close it after them, or use `async with`.
     Raises ValueError for another key, and for a limit, a rate or a lease of 0 or less.
     """
 
@@ -212,6 +213,7 @@ class RedisQuota(LeaseQueue):
         self._keeper = self._woken = self._listener.task = None
         self._offers = Offers(self._holders, self._wake)
         self._promises.clear()
+        self._needed = 0
         self._answered_at = loop.time()
         self._renew_at = 0.0
         self._epoch = ""

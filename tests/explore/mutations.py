@@ -490,7 +490,7 @@ REDIS_MUTATIONS: Final = (
         "what was promised is taken once more",
         "test_no_more_is_taken_than_is_missing",
         "_redis/script.py",
-        " + size(promises)",
+        " - size(promises)",
         "",
     ),
     _reclaiming(
@@ -519,14 +519,6 @@ REDIS_MUTATIONS: Final = (
     ),
     _reclaiming(
         126,
-        "leases are missing that others are to enter",
-        "test_nothing_is_missing_while_those_who_hold_leases_enter_them_again",
-        "_redis/script.py",
-        "return now < shut and 0 or math.max",
-        "return math.max",
-    ),
-    _reclaiming(
-        127,
         "nobody is told that leases are missing",
         "test_who_waits_has_what_is_idle_in_another_process",
         "_redis/script.py",
@@ -534,7 +526,7 @@ REDIS_MUTATIONS: Final = (
         "queue, called",
     ),
     _reclaiming(
-        128,
+        127,
         "all are told with each question",
         "test_all_are_told_once_when_leases_are_missing_and_when_none_is",
         "_redis/script.py",
@@ -542,7 +534,7 @@ REDIS_MUTATIONS: Final = (
         "if true then",
     ),
     _reclaiming(
-        129,
+        128,
         "one is closed for a dial that nobody waits for",
         "test_nobody_is_closed_for_a_dial_that_nobody_waits_for",
         "redis.py",
@@ -550,7 +542,7 @@ REDIS_MUTATIONS: Final = (
         "self._needed = len(wanted)",
     ),
     _reclaiming(
-        130,
+        129,
         "who comes to wait for a dial is not told of",
         "test_nobody_is_closed_for_a_dial_that_nobody_waits_for",
         "redis.py",
@@ -558,7 +550,7 @@ REDIS_MUTATIONS: Final = (
         "if False:",
     ),
     _reclaiming(
-        131,
+        130,
         "a call that was not heard is never noticed",
         "test_a_call_that_was_not_heard_is_noticed_at_the_renewal",
         "redis.py",
@@ -566,7 +558,7 @@ REDIS_MUTATIONS: Final = (
         "pass",
     ),
     _reclaiming(
-        132,
+        131,
         "a call is forgotten by an older answer",
         "test_a_call_that_is_newer_than_an_answer_counts",
         "redis.py",
@@ -574,7 +566,7 @@ REDIS_MUTATIONS: Final = (
         "if True:",
     ),
     _reclaiming(
-        133,
+        132,
         "what was said before it listens goes unnoticed",
         "test_a_subscription_that_was_cut_is_made_anew_and_what_was_said_meanwhile_is_asked_for",
         "redis.py",
@@ -582,7 +574,7 @@ REDIS_MUTATIONS: Final = (
         "if False:",
     ),
     _reclaiming(
-        134,
+        133,
         "a promise is not withdrawn",
         "test_what_was_lent_in_the_meantime_is_not_closed_and_another_gives_its_own",
         "redis.py",
@@ -590,7 +582,7 @@ REDIS_MUTATIONS: Final = (
         "[]",
     ),
     _reclaiming(
-        135,
+        134,
         "the one that is idle for longest is not the first",
         "test_the_one_that_is_idle_for_longer_goes_first",
         "_redis/offers.py",
@@ -598,7 +590,7 @@ REDIS_MUTATIONS: Final = (
         "HOLD_SECONDS",
     ),
     _reclaiming(
-        136,
+        135,
         "what is busy at a call is not given afterwards",
         "test_what_is_busy_is_given_once_it_is_idle",
         "_redis/offers.py",
@@ -606,7 +598,7 @@ REDIS_MUTATIONS: Final = (
         "pass",
     ),
     _reclaiming(
-        137,
+        136,
         "who may not listen tries for ever",
         "test_where_nothing_may_be_heard_it_is_said_once_and_noticed_at_the_renewal",
         "_redis/listening.py",

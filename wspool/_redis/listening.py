@@ -39,9 +39,10 @@ class Listener:
         self._silence = silence
         self._on_message, self._is_of_use = on_message, is_of_use
         self.task: asyncio.Task[None] | None = None
-        # One more connection has to be there for the questions; some have no right to listen.
+        # Clients of a cluster were once without; one more connection has to be there for the
+        # questions; and some have no right to listen.
         connections = getattr(client, "connection_pool", None)
-        self.is_able: bool = getattr(connections, "max_connections", 2) > 1
+        self.is_able = hasattr(client, "pubsub") and getattr(connections, "max_connections", 2) > 1
 
     def start(self, *channels: str) -> None:
         """Listen from now on, if it can and does not yet."""

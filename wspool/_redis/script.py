@@ -74,8 +74,7 @@ local function need(who, count)
 end
 -- How many of these neither are there nor were promised.
 local function missing()
-  local coming = math.max(0, limit - size(leases)) + size(promises)
-  return now < shut and 0 or math.max(0, had.needed - coming)
+  return math.max(0, had.needed - math.max(0, limit - size(leases)) - size(promises))
 end
 local function leave(who)
   redis.call('ZREM', queue, who)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import wspool
+from tests import ROOT
 
 PACKAGE = Path(wspool.__file__).parent
 
@@ -131,6 +133,11 @@ def test_no_file_imports_one_below_its_own_in_the_order() -> None:
         ours = set(imports(trees[module])) & set(ORDER)
         below = ours - set(ORDER[:position])
         assert not below, f"{module} imports what is not above it"
+
+
+def test_each_folder_is_in_the_distribution() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["setuptools"]["packages"] == ["wspool", *sorted(FOLDERS)]
 
 
 def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> None:

@@ -72,6 +72,10 @@ class Holder(Protocol):
     def idle_since(self) -> float:
         """The time since when its longest-idle link is idle; infinity if none is."""
 
+    @property
+    def idle_times(self) -> list[float]:
+        """The times since when its idle links are idle."""
+
     def give_up(self) -> None:
         """Close that link."""
 
@@ -136,42 +140,16 @@ class LeaseQueue:
             self._leaving.add(lease)
 
     def _reclaim(self) -> None:
-        """Have as many of the longest-idle links closed as leases are missing."""
-        while self._waiting:
-            holders = {lease.holder for lease in self._held if lease.holder is not None}
-            holder = min(holders, key=lambda holder: holder.idle_since, default=None)
-            # The question that costs most comes last: at the limit, nearly all are in use.
-            if holder is None or holder.idle_since == float("inf") or not self._is_missing():
-                return
-            holder.give_up()
+        """See to it that idle links close as far as leases are missing that somebody waits for."""
+        raise NotImplementedError
 
     def _is_owed(self, holder: Holder) -> bool:
         """Return whether what this one gets back is for others, who have waited for longer."""
-        if not self._waiting:
-            return False  # as nearly always
-        return self._is_missing(before=holder)
-
-    def _is_missing(self, beside: int = 0, before: Holder | None = None) -> bool:
-        """Return whether a lease must come back before all who wait have theirs, and some beside.
-
-        `before`: those only who have waited for longer than this one's.
-        """
-        coming = self._coming() - beside
-        since = before.since if before is not None else float("inf")
-        for holder, leases in self._leases_of().items():
-            if coming < 0:
-                break
-            if holder is not before and holder.since < since:
-                coming -= holder.wanted(leases)
-        return coming < 0
+        raise NotImplementedError
 
     def _leases_of(self) -> Counter[Holder]:
         """Return for how many leases the dials of each pool wait."""
         return Counter(lease.holder for lease in self._waiting if lease.holder is not None)
-
-    def _coming(self) -> int:
-        """Return how many leases there are to give, or will be without anybody's doing."""
-        raise NotImplementedError
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -271,5 +249,31 @@ class LocalQuota(LeaseQueue):
 
         return min(self._waiting, key=since)
 
-    def _coming(self) -> int:
-        return len(self._leaving) + max(0, self.limit - len(self._held))
+    def _reclaim(self) -> None:
+        """Have as many of the longest-idle links closed as leases are missing."""
+        while self._waiting:
+            holders = {lease.holder for lease in self._held if lease.holder is not None}
+            holder = min(holders, key=lambda holder: holder.idle_since, default=None)
+            # The question that costs most comes last: at the limit, nearly all are in use.
+            if holder is None or holder.idle_since == float("inf") or not self._is_missing():
+                return
+            holder.give_up()
+
+    def _is_owed(self, holder: Holder) -> bool:
+        if not self._waiting:
+            return False  # as nearly always
+        return self._is_missing(before=holder)
+
+    def _is_missing(self, beside: int = 0, before: Holder | None = None) -> bool:
+        """Return whether a lease must come back before all who wait have theirs, and some beside.
+
+        `before`: those only who have waited for longer than this one's.
+        """
+        coming = len(self._leaving) + max(0, self.limit - len(self._held)) - beside
+        since = before.since if before is not None else float("inf")
+        for holder, leases in self._leases_of().items():
+            if coming < 0:
+                break
+            if holder is not before and holder.since < since:
+                coming -= holder.wanted(leases)
+        return coming < 0

@@ -4,16 +4,20 @@
     pool = WebsocketConnectionPool(uri=uri, quota=quota)
 
 Each socket of each process has a lease, an entry of a sorted set that ends by itself. Whatever
-happens is a run of one script, which is atomic and reads the time from the server's clock alone.
-It takes back, renews and gives leases, all that a process has to ask in one go; one task for each
-`RedisQuota` runs it when a dial or a released lease is due, every sixth of `lease` seconds while
-leases are held, and, while dials wait, every 50 ms to 1 s, the sooner the nearer its turn is. A
-borrow of an idle connection asks nothing.
+happens is a run of one script (`_redis/script.py`), which is atomic and reads the time from the
+server's clock alone. It takes back, renews and gives leases, all that a process has to ask in one
+go; one task for each `RedisQuota` runs it when a dial or a released lease is due, every sixth of
+`lease` seconds while leases are held, and, while dials wait, every 50 ms to 1 s, the sooner the
+nearer its turn is. A borrow of an idle connection asks nothing.
 
 - Who waits, waits in a queue of processes, not of dials: each gets one lease in its turn, then
   goes to the end. One that has not asked for `PATIENCE` seconds leaves it.
 - Whoever leaves room publishes that to those in line whom it is for, and they ask at once. This is
   a hint: who does not hear it asks in time.
+- Who waits says for how many leases somebody really does. When some begin to be missing, all hear
+  it, and each offers what it has idle, the sooner the longer that is (`_redis/offers.py`). Redis
+  takes as much of it as is missing: each promise counts as a lease to come, until it is kept,
+  withdrawn, or `PATIENCE` seconds old. Who does not hear it learns of it with the next renewal.
 - Dials are spaced evenly, and the script says up to `AHEAD` seconds before when one may begin.
 - Redis does not answer: leases stay what they were, and dials wait. After an outage, and likewise
   when the server's clock was set forward, nothing ends for a while, so that all who are alive can
@@ -46,6 +50,9 @@ import random
 import uuid
 from typing import TYPE_CHECKING, Final, Self
 
+from wspool._redis.listening import Listener
+from wspool._redis.offers import Offers
+from wspool._redis.script import SCRIPT
 from wspool.quota import Holder, Lease, LeaseQueue, interval_of
 
 if TYPE_CHECKING:
@@ -74,140 +81,20 @@ RENEWED: Final = 1 / 6
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two questions for a lease: at least, at most."""
 
-_SCRIPT: Final = """
-local leases, queue, heard, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local worker, limit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local interval, ahead, patience = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local poll, known = tonumber(ARGV[7]), ARGV[8]
-local wanted, released = tonumber(ARGV[9]), tonumber(ARGV[10])
-local time = redis.call('TIME')
-local clock = time[1] * 1000000 + time[2]  -- all times are in microseconds
-local grace = math.floor(lease / 3)
-
-local function size(key) return redis.call('ZCARD', key) end
-local function leave(who)
-  redis.call('ZREM', queue, who)
-  redis.call('ZREM', heard, who)
-end
-
--- Where some of the data is gone, all of it is: it begins again, as another epoch. Those who had
--- leases may enter them before anybody gets another, once an epoch.
-local epoch, had = redis.call('HGET', state, 'epoch'), {}
-for _, name in ipairs({'leases', 'queue', 'clock', 'now', 'due', 'kept', 'shut'}) do
-  had[name] = tonumber(redis.call('HGET', state, name) or 0)
-end
-local is_torn = had.leases ~= size(leases) or had.queue ~= size(queue) or had.queue ~= size(heard)
-if is_torn or not epoch then
-  redis.call('DEL', leases, queue, heard, state)
-  epoch = worker .. '.' .. string.format('%.0f', clock)
-  had = {clock = clock, now = clock, due = 0, kept = 0, shut = 0}
-end
--- The fleet's time stands still when the server's clock goes back.
-local passed = math.max(1, clock - had.clock)
-local now = had.now + passed
--- Nobody was heard of, or the clock went forward: let those who are alive renew theirs first.
-local kept = passed > 0.4 * lease and now + grace or had.kept
-local shut = had.shut
-if shut == 0 and (is_torn or known ~= '' and known ~= epoch) then shut = now + grace end
-
--- When the next dial may begin; how many may within `ahead`.
-local due = math.max(now, math.min(had.due, now + ahead + interval))
-local function room()
-  local free = now < shut and 0 or limit - size(leases)
-  if interval == 0 then return free end
-  return math.min(free, math.floor((now + ahead - due) / interval) + 1)
-end
--- Who may come and ask for that: the first in line.
-local function welcome()
-  local places = room()
-  return places > 0 and redis.call('ZRANGE', queue, 0, places - 1) or {}
-end
-local told = {}
-for _, who in ipairs(welcome()) do told[who] = true end
-
-for i = 11 + wanted, 10 + wanted + released do
-  redis.call('ZREM', leases, ARGV[i])
-end
-local lost, gone = {}, 0
-for i = 11 + wanted + released, #ARGV do
-  local is_there = redis.call('ZSCORE', leases, ARGV[i])
-  if not is_there then gone = gone + 1 end
-  if is_there or size(leases) < limit then
-    redis.call('ZADD', leases, now + lease, ARGV[i])
-  else
-    lost[#lost + 1] = i - 11 - wanted - released
-  end
-end
-if now >= kept then
-  redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
-end
-for _, who in ipairs(redis.call('ZRANGEBYSCORE', heard, '-inf', now)) do leave(who) end
-
-local delays, pause, waits, served = {}, 0, false, false
-if wanted > 0 then
-  redis.call('ZADD', queue, 'NX', now, worker)
-  redis.call('ZADD', heard, now + patience, worker)
-  local turn, round, places = redis.call('ZRANK', queue, worker), size(queue), room()
-  for i = 1, wanted do
-    local id = ARGV[10 + i]
-    if redis.call('ZSCORE', leases, id) then  -- given before, and the answer was lost
-      delays[i] = 0
-    elseif turn < places then
-      redis.call('ZADD', leases, now + lease, id)
-      delays[i] = due - now
-      due, turn, served = due + interval, turn + round, true
-    else
-      delays[i], waits = -1, true
-    end
-  end
-end
-if waits then
-  if served then redis.call('ZADD', queue, now, worker) end
-  local turn = redis.call('ZRANK', queue, worker)
-  pause = math.max(1, due + interval * turn - now - ahead)
-  if now < shut or turn >= limit - size(leases) then pause = math.max(pause, poll * (turn + 1)) end
-else
-  leave(worker)
-end
-
--- Whoever leaves room tells those whom it is for, if the server lets us.
-for _, who in ipairs(welcome()) do
-  if not told[who] then redis.pcall('PUBLISH', queue .. ':' .. who, '') end
-end
-
-redis.call('HSET', state, 'epoch', epoch, 'leases', size(leases), 'queue', size(queue),
-  'clock', clock, 'now', now, 'due', due, 'kept', kept, 'shut', shut)
-if size(queue) + size(leases) > 0 then
-  redis.call('PERSIST', state)  -- whatever can expire, a server short of memory may evict
-else
-  redis.call('EXPIRE', state, 86400)
-end
-return {lost, delays, pause, gone, epoch}
-"""
-"""One step of one process, for Redis 5 or newer.
-
-ARGV: the process, limit, lease, interval, ahead, patience, the pause of the next in line, the epoch
-that this process knows or nothing, how many ids of leases it wants, how many it gives back; then
-the ids of these, those, and the ones that it renews.
-
-Returns which of the latter are lost; for each that it wants, in how many microseconds its dial may
-begin, or -1; in how many microseconds to ask again, or 0; how many of those that it renews were not
-there; the epoch.
-"""
-
 
 class RedisQuota(LeaseQueue):
     """A limit on the sockets, and the dials per second, of all processes that use this key.
 
     client: a URL, or a `redis.asyncio` client, which is not closed. One of its connections is used
-        for each question, and one more is kept while dials wait.
+        for each question, and one more is kept while leases are held or dials wait.
     key: names the quota, in Redis and in errors, so it is no place for a secret; it is not empty
         and does not begin with `}`.
     limit: sockets at most.
     dials_per_second: attempts of dials that may begin in a second, evenly spaced; None: no limit.
     lease: seconds after which a process that has died gives its share back.
 
-    One object may serve all pools of an event loop. Close it after them, or use `async with`.
+    Who waits has idle connections closed to be served, those of other processes too. One object may
+    serve all pools of an event loop. Close it after them, or use `async with`.
     Raises ValueError for another key, and for a limit, a rate or a lease of 0 or less.
     """
 
@@ -240,12 +127,11 @@ class RedisQuota(LeaseQueue):
 
             client = Redis.from_url(client)
         self._client = client
-        self._script = client.register_script(_SCRIPT)
-        # To listen takes a connection of its own, so one more has to be there for the questions.
-        connections = getattr(client, "connection_pool", None)
-        self._can_listen = getattr(connections, "max_connections", 2) > 1
+        self._script = client.register_script(SCRIPT)
         # In one hash slot, for a cluster: that of what is between the first { and the next }.
-        self._keys = [f"{{{key}}}:{part}" for part in ("leases", "queue", "heard", "state")]
+        parts = ("leases", "queue", "heard", "state", "promises")
+        self._keys = [f"{{{key}}}:{part}" for part in parts]
+        self._call = f"{self._keys[1]}:needed"
         # Leases that Redis has not been told of yet, and who waits for that.
         self._releases: dict[Lease, asyncio.Future[None]] = {}
         # Why Redis has not answered the last time, if it has not; the loop's time when it last has.
@@ -257,8 +143,14 @@ class RedisQuota(LeaseQueue):
         self._renew_at = 0.0
         # Which data in Redis our leases or our turn are in, since it may be lost.
         self._epoch: bytes | str = ""
-        # The task that hears when it is our turn.
-        self._listener: asyncio.Task[None] | None = None
+        # What hears when it is our turn, and when somebody waits; how often it has heard that.
+        self._listener = Listener(client, lease, self._hear, lambda: self._is_in_use)
+        self._calls = 0
+        # What others may have, and how much of it Redis may have been promised.
+        self._offers = Offers(self._holders, self._wake)
+        self._promises: list[str] = []
+        # For how many of our waiting leases somebody was waiting when Redis was last asked.
+        self._needed = 0
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -285,6 +177,7 @@ class RedisQuota(LeaseQueue):
         """Take a lease back, and return a future that is done when Redis knows of it."""
         told = self._enter().create_future()
         self._held.discard(lease)
+        self._leaving.discard(lease)
         if self._is_closed:  # it expires
             told.set_result(None)
         else:
@@ -297,7 +190,8 @@ class RedisQuota(LeaseQueue):
         self._is_closed = True
         if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
-        if tasks := [task for task in (self._keeper, self._listener) if task is not None]:
+        self._offers.stop()
+        if tasks := [one for one in (self._keeper, self._listener.task) if one is not None]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -316,13 +210,41 @@ class RedisQuota(LeaseQueue):
         # Not before: a process that was forked is another one.
         self._worker = uuid.uuid4().hex
         self._ids = itertools.count(1)
-        self._keeper = self._woken = self._listener = None
+        self._keeper = self._woken = self._listener.task = None
+        self._offers = Offers(self._holders, self._wake)
+        self._promises.clear()
+        self._needed = 0
         self._answered_at = loop.time()
         self._renew_at = 0.0
         self._epoch = ""
 
-    def _is_missing(self, beside: int = 0, before: Holder | None = None) -> bool:
-        return False  # what others hold is not known here
+    @property
+    def _is_in_use(self) -> bool:
+        return bool(self._waiting or self._releases or self._held)
+
+    def _reclaim(self) -> None:
+        """Ask at once if somebody has begun to wait for dials that had been nobody's."""
+        if not self._needed and self._need():
+            self._wake()
+
+    def _is_owed(self, holder: Holder) -> bool:
+        return False  # who waits has what is idle; a new dial for each loan would slow all down
+
+    def _need(self) -> int:
+        return sum(holder.wanted(leases) for holder, leases in self._leases_of().items())
+
+    def _holders(self) -> set[Holder]:
+        return {lease.holder for lease in self._held if lease.holder is not None}
+
+    def _hear(self, channel: str, said: str | None) -> None:
+        """Hear what a process has published, or that it is heard from now on."""
+        if channel == self._call and said is not None:
+            self._calls += 1
+            self._offers.hear(is_wanted=said == "1")
+            return
+        if said is None:
+            self._renew_at = 0.0  # something may have been said before
+        self._wake()
 
     def _make(self) -> Lease:
         return Lease(f"{self._worker}:{next(self._ids)}")
@@ -358,7 +280,8 @@ class RedisQuota(LeaseQueue):
                 await asyncio.sleep(random.uniform(0.0, min(PAUSES[1], self.lease / 12)))
                 continue
             self._answered_at = loop.time()
-            if not (self._waiting or self._releases or self._held):
+            if not self._is_in_use:
+                self._offers.stop()
                 return
             if self._held:
                 pause = min(pause, self._renew_at - loop.time())
@@ -382,23 +305,35 @@ class RedisQuota(LeaseQueue):
 
     async def _step(self, loop: asyncio.AbstractEventLoop) -> float:
         """Run the script once, with all that there is to ask; return when to ask again."""
-        began = loop.time()
+        began, calls = loop.time(), self._calls
         wanted, released = list(self._waiting), list(self._releases)
-        is_due = began >= self._renew_at
-        renewed = list(self._held) if is_due else []
-        if not (wanted or released or renewed):
+        renewed: list[Lease] = []
+        if began >= self._renew_at:
+            renewed = list(self._held)
+            self._renew_at = began + self.lease * RENEWED
+        # As many stand as leases are about to be given back.
+        withdrawn = self._promises[len(self._leaving) :]
+        offered = [f"{self._worker}:{next(self._ids)}" for _ in range(self._offers.count())]
+        if not (wanted or released or renewed or withdrawn or offered):
             return self.lease
+        self._needed = self._need()
         times = (self.lease * LASTS, self._interval, AHEAD, PATIENCE, PAUSES[0])
         args: list[bytes | str | int] = [self._worker, self.limit]
         args += [round(one * 1e6) for one in times]
-        args += [self._epoch, len(wanted), len(released)]
-        args += [lease.id for lease in (*wanted, *released, *renewed)]
-        async with asyncio.timeout(self.lease / 8):
-            lost, delays, pause, gone, epoch = await self._script(keys=self._keys, args=args)
-        is_new = self._epoch not in ("", epoch)
-        if is_due:
-            self._renew_at = began + self.lease * RENEWED
-        elif is_new:
+        args += [self._epoch, self._needed]
+        args += [len(some) for some in (wanted, released, offered, withdrawn)]
+        args += [lease.id for lease in (*wanted, *released)]
+        args += [*offered, *withdrawn, *(lease.id for lease in renewed)]
+        # Should there be no answer, Redis may have taken them.
+        self._promises += offered
+        try:
+            async with asyncio.timeout(self.lease / 8):
+                answer = await self._script(keys=self._keys, args=args)
+        except BaseException:
+            self._renew_at = 0.0
+            raise
+        lost, delays, pause, gone, epoch, taken, is_wanted = answer
+        if self._epoch not in ("", epoch) and not renewed:
             self._renew_at = began
         self._forget(released)
         self._lose([renewed[index] for index in lost], gone)
@@ -406,36 +341,23 @@ class RedisQuota(LeaseQueue):
             if delay >= 0 and lease in self._waiting:
                 lease.begins = loop.time() + delay / 1e6
                 self._give(lease)
+        over = {*withdrawn, *offered[taken:]}
+        self._promises = [promise for promise in self._promises if promise not in over]
+        self._offers.give_up(taken)
+        if calls == self._calls:  # else what was heard meanwhile is newer
+            self._offers.hear(is_wanted=bool(is_wanted))
         # Where nothing of ours is left, another epoch is no loss.
         self._epoch = epoch if pause or self._held else ""
+        if self._is_in_use:
+            self._listener.start(f"{self._keys[1]}:{self._worker}", self._call)
+        if len(self._promises) > len(self._leaving):
+            return 0.0  # some were lent meanwhile: others have to give theirs
         if not pause:  # nobody waits
             return self.lease
-        if self._can_listen and (self._listener is None or self._listener.done()):
-            self._listener = asyncio.Task(self._listen(), loop=loop)
         least, most = PAUSES
         # Often enough to find what the dead have left before a whole lease is over.
         seconds: float = max(least, min(most, self.lease / 30, pause / 1e6))
         return seconds * random.uniform(0.8, 1.2)
-
-    async def _listen(self) -> None:
-        """Let the keeper ask when it is our turn, until nobody has waited for a whole lease.
-
-        What is heard is a hint: whoever hears nothing, for whatever reason, asks in time anyway.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        while not task.cancelling():  # the client may have swallowed that
-            try:
-                async with self._client.pubsub() as pubsub:
-                    await pubsub.subscribe(f"{self._keys[1]}:{self._worker}")
-                    # The first message is that this was done: something may have come before.
-                    while await pubsub.get_message(timeout=self.lease) is not None:
-                        self._wake()
-            except Exception as error:
-                logger.debug("cannot listen, %s: %s: %r", type(error).__name__, error, self)
-                await asyncio.sleep(PAUSES[1])
-            if not self._waiting:
-                return
 
     def _lose(self, leases: list[Lease], gone: int) -> None:
         for lease in leases:

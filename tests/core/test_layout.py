@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import wspool
+from tests import ROOT
 
 PACKAGE = Path(wspool.__file__).parent
 
@@ -35,12 +37,14 @@ FILES = """
     _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
+    _redis.script _redis.offers _redis.listening
     prometheus opentelemetry redis debug testing pytest_plugin
     _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
     _cli.tapping _cli.probe _cli.recording _cli.commands
 """
 FOLDERS = [
-    f"wspool.{name}" for name in ("_connection", "_pool", "_group", "_testing", "_debug", "_cli")
+    f"wspool.{name}"
+    for name in ("_connection", "_pool", "_group", "_testing", "_debug", "_redis", "_cli")
 ]
 ORDER = [*FOLDERS, *(f"wspool.{name}" for name in FILES.split())]
 ORDER.insert(ORDER.index("wspool._cli.shared"), "wspool")
@@ -52,6 +56,7 @@ EXTRAS = {
     "wspool.opentelemetry": {"opentelemetry"},
     "wspool.pytest_plugin": {"pytest", "pytest_asyncio"},
     "wspool.redis": {"redis"},
+    "wspool._redis.listening": {"redis"},
 }
 """The optional parts with what they need beyond the core's dependencies; no other imports them."""
 
@@ -130,6 +135,11 @@ def test_no_file_imports_one_below_its_own_in_the_order() -> None:
         ours = set(imports(trees[module])) & set(ORDER)
         below = ours - set(ORDER[:position])
         assert not below, f"{module} imports what is not above it"
+
+
+def test_each_folder_is_in_the_distribution() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["setuptools"]["packages"] == ["wspool", *sorted(FOLDERS)]
 
 
 def test_the_package_needs_nothing_beyond_aiohttp_transitions_and_backoff() -> None:

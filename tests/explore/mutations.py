@@ -319,82 +319,94 @@ MUTATIONS: Final = (
 )
 
 
+REDIS: Final = "tests/parts/test_redis.py::"
+RECLAIMING: Final = "tests/parts/test_redis_reclaiming.py::"
+
+
 def _in_redis(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
-    return Mutation(number, pathology, f"tests/parts/test_redis.py::{test}", "redis.py", old, new)
+    return Mutation(number, pathology, f"{REDIS}{test}", "redis.py", old, new)
+
+
+def _in_script(number: int, pathology: str, test: str, old: str, new: str) -> Mutation:
+    return Mutation(number, pathology, f"{REDIS}{test}", "_redis/script.py", old, new)
+
+
+def _reclaiming(number: int, pathology: str, test: str, file: str, old: str, new: str) -> Mutation:
+    return Mutation(number, pathology, f"{RECLAIMING}{test}", file, old, new)
 
 
 REDIS_MUTATIONS: Final = (
-    _in_redis(
+    _in_script(
         101,
         "more leases than the limit",
         "test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit",
         "if is_there or size(leases) < limit then",
         "if true then",
     ),
-    _in_redis(
+    _in_script(
         102,
         "a lease is given twice when an answer is lost",
         "test_a_lease_whose_answer_was_lost_is_given_once",
         "if redis.call('ZSCORE', leases, id) then",
         "if false then",
     ),
-    _in_redis(
+    _in_script(
         103,
         "one process takes all turns",
         "test_each_process_has_one_lease_in_its_turn",
         "if served then redis.call('ZADD', queue, now, worker) end",
         "",
     ),
-    _in_redis(
+    _in_script(
         104,
         "the line stops at a process that has died",
         "test_who_waits_and_does_not_ask_loses_its_turn",
         "'-inf', now)) do leave(who) end",
         "'-inf', now)) do end",
     ),
-    _in_redis(
+    _in_script(
         105,
         "dials in bursts",
         "test_dials_of_all_processes_are_spaced_evenly",
         "due, turn, served = due + interval,",
         "due, turn, served = due,",
     ),
-    _in_redis(
+    _in_script(
         106,
         "all leases end in an outage",
         "test_after_an_outage_nothing_expires_before_all_could_renew",
         "passed > 0.4 * lease and now + grace or had.kept",
         "had.kept",
     ),
-    _in_redis(
+    _in_script(
         107,
         "all leases end when the clock goes forward",
         "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
         "passed > 0.4 * lease and now + grace or had.kept",
         "had.kept",
     ),
-    _in_redis(
+    _in_script(
         108,
         "no lease ends when the clock goes back",
         "test_whatever_becomes_of_the_servers_clock_leases_last_as_long_as_before",
         "math.max(1, clock - had.clock)",
         "clock - had.clock",
     ),
-    _in_redis(
+    _in_script(
         109,
         "the loss of one key goes unnoticed",
         "test_after_a_loss_of_data_those_who_had_leases_come_first",
         "if is_torn or not epoch then",
         "is_torn = false\nif not epoch then",
     ),
-    _in_redis(
+    _in_script(
         110,
         "what others hold is given when data is lost",
         "test_who_waits_while_data_is_lost_does_not_get_what_others_hold",
         "if shut == 0 and (is_torn or",
         "if false and (is_torn or",
     ),
-    _in_redis(
+    _in_script(
         111,
         "each that learns of a loss stops the others",
         "test_who_comes_back_from_lost_data_again_and_again_does_not_stop_the_others",
@@ -405,8 +417,8 @@ REDIS_MUTATIONS: Final = (
         112,
         "leases lost in Redis are entered late",
         "test_whoever_learns_that_data_was_lost_enters_its_leases_at_once",
-        "elif is_new:",
-        "elif False:",
+        'if self._epoch not in ("", epoch) and not renewed:',
+        "if False:",
     ),
     _in_redis(
         113,
@@ -415,45 +427,46 @@ REDIS_MUTATIONS: Final = (
         "        if gone:\n",
         "        if leases:\n",
     ),
-    _in_redis(
+    _in_script(
         114,
         "leases are evicted",
         "test_a_server_short_of_memory_that_evicts_what_can_expire_spares_the_quota",
         "  redis.call('PERSIST', state)",
         "  redis.call('EXPIRE', leases, 86400)\n  redis.call('PERSIST', state)",
     ),
-    _in_redis(
+    _in_script(
         115,
         "the state is evicted",
         "test_nothing_that_matters_has_a_time_to_live",
         "  redis.call('PERSIST', state)",
         "  ",
     ),
-    _in_redis(
+    _in_script(
         116,
         "a released lease lies idle until somebody asks",
         "test_a_released_lease_goes_to_the_next_in_line_at_once",
         "redis.pcall('PUBLISH', queue .. ':' .. who, '')",
         "redis.pcall('PUBLISH', queue, '')",
     ),
-    _in_redis(
+    _in_script(
         117,
         "everybody is told of each lease",
         "test_whoever_leaves_room_tells_those_whom_it_is_for",
         "if not told[who] then",
         "if true then",
     ),
-    _in_redis(
+    _in_script(
         118,
         "no right to channels: dials fail",
         "test_where_nothing_can_be_heard_who_waits_asks",
-        "redis.pcall('PUBLISH'",
-        "redis.call('PUBLISH'",
+        "redis.pcall('PUBLISH', queue .. ':' .. who",
+        "redis.call('PUBLISH', queue .. ':' .. who",
     ),
-    _in_redis(
+    Mutation(
         119,
         "to listen takes the last connection",
-        "test_where_nothing_can_be_heard_who_waits_asks",
+        f"{REDIS}test_where_nothing_can_be_heard_who_waits_asks",
+        "_redis/listening.py",
         '"max_connections", 2) > 1',
         '"max_connections", 2) > 0',
     ),
@@ -463,6 +476,134 @@ REDIS_MUTATIONS: Final = (
         "test_a_key_that_redis_would_not_keep_in_one_place_is_a_value_error",
         ' or key.startswith("}")',
         "",
+    ),
+    _reclaiming(
+        121,
+        "each process closes one for a single waiter",
+        "test_no_more_is_taken_than_is_missing",
+        "_redis/script.py",
+        "math.min(#offered, missing())",
+        "#offered",
+    ),
+    _reclaiming(
+        122,
+        "what was promised is taken once more",
+        "test_no_more_is_taken_than_is_missing",
+        "_redis/script.py",
+        " - size(promises)",
+        "",
+    ),
+    _reclaiming(
+        123,
+        "a promise stands that nobody keeps",
+        "test_a_promise_that_was_withdrawn_or_not_kept_in_time_is_none",
+        "_redis/script.py",
+        "redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)",
+        "",
+    ),
+    _reclaiming(
+        124,
+        "a promise stands that was withdrawn",
+        "test_a_promise_that_was_withdrawn_or_not_kept_in_time_is_none",
+        "_redis/script.py",
+        "for _, id in ipairs(withdrawn) do redis.call('ZREM', promises, id) end",
+        "",
+    ),
+    _reclaiming(
+        125,
+        "leases are missing for the dead",
+        "test_nothing_is_missing_for_those_who_have_died_or_wait_no_more",
+        "_redis/script.py",
+        "  need(who, 0)\n",
+        "",
+    ),
+    _reclaiming(
+        126,
+        "nobody is told that leases are missing",
+        "test_who_waits_has_what_is_idle_in_another_process",
+        "_redis/script.py",
+        "queue .. ':needed', called",
+        "queue, called",
+    ),
+    _reclaiming(
+        127,
+        "all are told with each question",
+        "test_all_are_told_once_when_leases_are_missing_and_when_none_is",
+        "_redis/script.py",
+        "if called ~= had.called then",
+        "if true then",
+    ),
+    _reclaiming(
+        128,
+        "one is closed for a dial that nobody waits for",
+        "test_nobody_is_closed_for_a_dial_that_nobody_waits_for",
+        "redis.py",
+        "self._needed = self._need()",
+        "self._needed = len(wanted)",
+    ),
+    _reclaiming(
+        129,
+        "who comes to wait for a dial is not told of",
+        "test_nobody_is_closed_for_a_dial_that_nobody_waits_for",
+        "redis.py",
+        "if not self._needed and self._need():",
+        "if False:",
+    ),
+    _reclaiming(
+        130,
+        "a call that was not heard is never noticed",
+        "test_a_call_that_was_not_heard_is_noticed_at_the_renewal",
+        "redis.py",
+        "self._offers.hear(is_wanted=bool(is_wanted))",
+        "pass",
+    ),
+    _reclaiming(
+        131,
+        "a call is forgotten by an older answer",
+        "test_a_call_that_is_newer_than_an_answer_counts",
+        "redis.py",
+        "if calls == self._calls:",
+        "if True:",
+    ),
+    _reclaiming(
+        132,
+        "what was said before it listens goes unnoticed",
+        "test_a_subscription_that_was_cut_is_made_anew_and_what_was_said_meanwhile_is_asked_for",
+        "redis.py",
+        "if said is None:",
+        "if False:",
+    ),
+    _reclaiming(
+        133,
+        "a promise is not withdrawn",
+        "test_what_was_lent_in_the_meantime_is_not_closed_and_another_gives_its_own",
+        "redis.py",
+        "self._promises[len(self._leaving) :]",
+        "[]",
+    ),
+    _reclaiming(
+        134,
+        "the one that is idle for longest is not the first",
+        "test_the_one_that_is_idle_for_longer_goes_first",
+        "_redis/offers.py",
+        "max(0.0, HOLD_SECONDS - sooner)",
+        "HOLD_SECONDS",
+    ),
+    _reclaiming(
+        135,
+        "what is busy at a call is not given afterwards",
+        "test_what_is_busy_is_given_once_it_is_idle",
+        "_redis/offers.py",
+        "self._alarm = loop.call_at(max(following, now + SOONER_SECONDS), self._look)",
+        "pass",
+    ),
+    _reclaiming(
+        136,
+        "who may not listen tries for ever",
+        "test_where_nothing_may_be_heard_it_is_said_once_and_noticed_at_the_renewal",
+        "_redis/listening.py",
+        "self.is_able = False",
+        "pass",
     ),
 )
 

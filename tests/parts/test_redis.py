@@ -10,7 +10,7 @@ import itertools
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,69 +19,12 @@ from redis.crc import key_slot
 
 from tests.conftest import MakePool, echoes, until
 from tests.explore.fleet import CountingServer, Worker, hire, leases_since, time_of
+from tests.support.redis_quotas import KEYS, LEASE, Clockwork, Quotas, counted
 from tests.support.redis_server import RedisServer
 from wspool import CloseReason, ConnectionUnavailableError, State, redis
-from wspool.redis import AHEAD, LASTS, PATIENCE, PAUSES, RedisQuota
-
-LEASE = 10.0
-
-KEYS = [f"{{k}}:{part}" for part in ("leases", "queue", "heard", "state")]
-
-
-@pytest.fixture
-async def server_of_redis() -> AsyncIterator[RedisServer]:
-    async with RedisServer() as server:
-        yield server
-
+from wspool.redis import AHEAD, LASTS, PATIENCE, RedisQuota
 
 # The script, on a clock of the test's.
-
-
-class Clockwork:
-    """Runs the script for whom a test wants, at the time that a test wants."""
-
-    def __init__(self, client: Redis, limit: int, interval: float = 0.0) -> None:
-        time = "redis.call('TIME')"
-        assert redis._SCRIPT.count(time) == 1
-        source = redis._SCRIPT.replace(time, "{KEYS[5], 0}")
-        self._script = client.register_script(source)
-        self._client = client
-        self.limit, self.interval = limit, interval
-        self.now = 1_000_000.0
-        # By how much somebody has set the server's clock.
-        self.skew = 0.0
-        # What each process knows of the data that it has something in.
-        self.epochs: dict[str, str] = {}
-
-    async def step(
-        self,
-        worker: str,
-        wanted: Sequence[str] = (),
-        released: Sequence[str] = (),
-        renewed: Sequence[str] = (),
-    ) -> tuple[list[str], dict[str, float], float]:
-        """Return the lost leases, those given with their delays, and the pause."""
-        self.now += 0.000001  # no two at once, as with the server's clock
-        times = (LEASE, self.interval, AHEAD, PATIENCE, PAUSES[0])
-        args: list[Any] = [worker, self.limit, *(round(one * 1e6) for one in times)]
-        args += [self.epochs.get(worker, ""), len(wanted), len(released)]
-        args += [*wanted, *released, *renewed]
-        keys = [*KEYS, repr(self.now + self.skew)]
-        lost, delays, pause, self.gone, epoch = await self._script(keys=keys, args=args)
-        given = {id: delay / 1e6 for id, delay in zip(wanted, delays, strict=True) if delay >= 0}
-        has_some = pause or given or len(lost) < len(renewed)
-        self.epochs[worker] = epoch if has_some else ""
-        assert await self.leases() <= self.limit
-        return [renewed[index] for index in lost], given, pause / 1e6
-
-    async def leases(self) -> int:
-        return int(await self._client.zcard("{k}:leases"))
-
-
-@pytest.fixture
-async def client(server_of_redis: RedisServer) -> AsyncIterator[Redis]:
-    async with server_of_redis.client() as client:
-        yield client
 
 
 async def test_in_any_order_of_steps_there_are_no_more_leases_than_the_limit(
@@ -332,41 +275,8 @@ async def test_whoever_leaves_room_tells_those_whom_it_is_for(client: Redis) -> 
 # Pools in this process.
 
 
-class Quotas:
-    """Several `RedisQuota` of one key, as several processes have them."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self.server = server
-        self.made: list[RedisQuota] = []
-
-    def __call__(self, limit: int, lease: float = 30.0, **options: Any) -> RedisQuota:
-        self.made.append(RedisQuota(self.server.url, "key", limit, lease=lease, **options))
-        return self.made[-1]
-
-
-@pytest.fixture
-async def make_quota(server_of_redis: RedisServer) -> AsyncIterator[Quotas]:
-    quotas = Quotas(server_of_redis)
-    yield quotas
-    for quota in quotas.made:
-        await quota.close()
-
-
 def held(quota: RedisQuota) -> int:
     return len(quota._held)
-
-
-def counted(quota: RedisQuota) -> list[list[Any]]:
-    """Return a list to which the arguments of each step are added."""
-    steps = []
-    script = quota._script
-
-    async def step(*, keys: list[str], args: list[Any]) -> Any:
-        steps.append(args)
-        return await script(keys=keys, args=args)
-
-    quota._script = step  # type: ignore[assignment]
-    return steps
 
 
 async def test_borrows_ask_nothing_of_redis(make_pool: MakePool, make_quota: Quotas) -> None:

@@ -184,6 +184,11 @@ class Share:
         link = next(iter(self._idle), None)
         return link.idle_since if link is not None else float("inf")
 
+    @property
+    def idle_times(self) -> list[float]:
+        """The times since when its idle links are idle."""
+        return [link.idle_since for link in self._idle]
+
     def give_up(self) -> None:
         """Close the link that is idle for longest."""
         self._make_room(1)

@@ -1,0 +1,1 @@
+"""The parts of `wspool.redis`. They know no pool."""

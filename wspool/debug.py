@@ -38,18 +38,20 @@ from wspool._debug.asgi import TAKE_SECONDS, Application
 from wspool._debug.guarding import Origin
 from wspool._debug.site import HEADERS, STREAM_HEADERS, Asked, Site
 from wspool._debug.views import View
+from wspool._group.looking import Shown
+from wspool._group.pools import WebsocketPools
 from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["asgi", "setup"]
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)+")
 
-Shown = WebsocketConnectionPool | web.AppKey[WebsocketConnectionPool]
+Given = Shown | web.AppKey[WebsocketConnectionPool] | web.AppKey[WebsocketPools]
 
 
 def setup(
     app: web.Application,
-    *pools: Shown,
+    *pools: Given,
     prefix: str = "/debug/wspool",
     allowed_hosts: Iterable[str] = (),
     history: bool = False,
@@ -82,7 +84,7 @@ def setup(
 
 
 def asgi(
-    *pools: WebsocketConnectionPool | str,
+    *pools: Shown | str,
     allowed_hosts: Iterable[str] = (),
     history: bool = False,
 ) -> Application:
@@ -103,9 +105,9 @@ def _check_pools(pools: tuple[object, ...], function: str, key: type) -> None:
     if not pools:
         raise TypeError(f"{function}() was given no pool to show")
     for pool in pools:
-        if not isinstance(pool, (WebsocketConnectionPool, key)):
+        if not isinstance(pool, (WebsocketConnectionPool, WebsocketPools, key)):
             raise TypeError(
-                f"{pool!r} is neither a WebsocketConnectionPool nor a "
+                f"{pool!r} is no WebsocketConnectionPool, no WebsocketPools and no "
                 f"{'web.AppKey' if key is web.AppKey else 'key of the state, a string'}"
             )
 
@@ -118,7 +120,7 @@ class _Mounted:
     """A page on an aiohttp application: its requests, and the streams of those who look at it."""
 
     def __init__(
-        self, app: web.Application, site: Site, shown: tuple[Shown, ...], *, with_history: bool
+        self, app: web.Application, site: Site, shown: tuple[Given, ...], *, with_history: bool
     ) -> None:
         self._app = app
         self._site = site

@@ -474,3 +474,17 @@ async def test_a_picture_has_the_members_with_their_keys(
     assert shown["members"][0]["pool"]["counts"]["busy"] == 1
     assert picture.total_connections == 1
     assert "regions" in repr(group)
+
+
+async def test_who_may_not_wait_hears_so_at_once_beside_a_dial_that_has_no_place(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    """The dial was begun for one whose time was up."""
+    group = make_group(uris(servers, "ab"), max_connections=1)
+    async with group.get_connection():
+        with pytest.raises(ConnectionPoolTimeoutError):
+            await group.acquire(timeout=0.01)
+        assert any(group[key]._router.queues.connecting for key in "ab")
+        async with asyncio.timeout(1):
+            with pytest.raises(ConnectionPoolExhaustedError, match="max_connections allows"):
+                await group.acquire()

@@ -14,6 +14,7 @@ from typing import Self
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionBusyError,
+    ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
@@ -24,6 +25,7 @@ from wspool._group.roster import Roster
 from wspool._pool.attending import is_same
 from wspool._pool.checks import check_timeout
 from wspool._pool.options import ACQUIRE_TIMEOUT
+from wspool._pool.stats import count_refusal
 
 
 class Door:
@@ -97,8 +99,9 @@ class CommonDoor(Door):
         loop = asyncio.get_running_loop()
         loan._since = loop.time()
         alarm: asyncio.TimerHandle | None = None
-        roster.check_total(loan)
+        roster.events.check_out_started()
         try:
+            roster.check_total(loan)
             if loan._timeout:
                 alarm = loop.call_later(loan._timeout, self._time_out, loan)
             crowd.join(loan)
@@ -112,8 +115,9 @@ class CommonDoor(Door):
                     raise ConnectionPoolUnavailableError(f"The group {roster!r} was closed")
                 crowd.join(loan, at_the_head=True)
                 await loan._waiter
-        except BaseException:
+        except BaseException as error:
             self._leave(loan)
+            roster.count_refusal(error, loop.time() - loan._since)
             raise
         finally:
             if alarm is not None:
@@ -149,6 +153,7 @@ class CommonDoor(Door):
             f"No connection within {loan._timeout} s: {self._roster!r}{last}"
         )
         error.__cause__ = cause
+        self._roster.stats.timeouts += 1
         self._roster.crowd.fail(loan, error)
 
 
@@ -179,7 +184,12 @@ class KeyDoor(Door):
         if not is_lent:
             if loan._timeout is ACQUIRE_TIMEOUT:
                 loan._timeout = member.pool.acquire_timeout
-            self._roster.check_total(loan, member)
+            try:
+                self._roster.check_total(loan, member)
+            except ConnectionPoolExhaustedError as error:
+                count_refusal(member.router.stats, error)
+                member.router.events.check_out_failed(error, 0.0)
+                raise
         return is_lent
 
     async def wait(self, loan: Borrow) -> None:
@@ -200,9 +210,12 @@ class KeyDoor(Door):
             except TimeoutError as error:
                 if not timer.expired():
                     raise
-                raise ConnectionPoolTimeoutError(
+                late = ConnectionPoolTimeoutError(
                     f"No connection within {seconds} s: options_of has not returned. {roster!r}"
-                ) from error
+                )
+                roster.stats.timeouts += 1
+                roster.count_refusal(late, asyncio.get_running_loop().time() - began)
+                raise late from error
         if seconds:  # of which the making has taken its part
             waited = asyncio.get_running_loop().time() - began
             loan._timeout = max(0.001, seconds - waited)

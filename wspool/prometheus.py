@@ -155,22 +155,30 @@ class _Durations:
     def __init__(self, shown: Shown) -> None:
         self._shown = ref(shown)
         self._of: dict[str, dict[str, _Histogram]] = {}
+        self._changing = threading.Lock()  # by a scrape, and by the events of a new pool
         self._metrics = {kind: name for name, (_, kinds) in _HISTOGRAMS.items() for kind in kinds}
 
     def hear(self, event: Any) -> None:
         if (metric := self._metrics.get(type(event))) is not None:
-            self.of(event.pool)[metric].add(event.duration)
-
-    def of(self, pool: str) -> dict[str, _Histogram]:
-        """Return the histograms of a pool; those of pools that are gone are forgotten by then."""
-        if (known := self._of.get(pool)) is None:
-            names = {pool, *_names(self._shown())}
-            self._of = {name: known for name, known in list(self._of.items()) if name in names}
-            known = self._of[pool] = {name: _Histogram() for name in _HISTOGRAMS}
-        return known
+            if (known := self._of.get(event.pool)) is None:
+                known = self._keep(event.pool)[event.pool]
+            known[metric].add(event.duration)
 
     def read(self) -> dict[str, dict[str, _Histogram]]:
-        return {name: self.of(name) for name in _names(self._shown())}
+        """Return the histograms of each pool, and of those whom none has served."""
+        return self._keep().copy()
+
+    def _keep(self, *pools: str) -> dict[str, dict[str, _Histogram]]:
+        """Begin what is new, and forget what is gone, since pools may come and go for ever."""
+        with self._changing:
+            known = self._of
+            names = [*pools, *_names(self._shown())]
+            self._of = {name: known.get(name) or _histograms_of_one() for name in names}
+            return self._of
+
+
+def _histograms_of_one() -> dict[str, _Histogram]:
+    return {name: _Histogram() for name in _HISTOGRAMS}
 
 
 def _names(shown: Shown | None) -> Iterator[str]:

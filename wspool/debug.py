@@ -38,7 +38,6 @@ from wspool._debug.asgi import TAKE_SECONDS, Application
 from wspool._debug.guarding import Origin
 from wspool._debug.site import HEADERS, STREAM_HEADERS, Asked, Site
 from wspool._debug.views import View
-from wspool._group.looking import Shown
 from wspool._group.pools import WebsocketPools
 from wspool._pool.pool import WebsocketConnectionPool
 
@@ -46,12 +45,17 @@ __all__ = ["asgi", "setup"]
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)+")
 
-Given = Shown | web.AppKey[WebsocketConnectionPool] | web.AppKey[WebsocketPools]
+Shown = (
+    WebsocketConnectionPool
+    | WebsocketPools
+    | web.AppKey[WebsocketConnectionPool]
+    | web.AppKey[WebsocketPools]
+)
 
 
 def setup(
     app: web.Application,
-    *pools: Given,
+    *pools: Shown,
     prefix: str = "/debug/wspool",
     allowed_hosts: Iterable[str] = (),
     history: bool = False,
@@ -84,7 +88,7 @@ def setup(
 
 
 def asgi(
-    *pools: Shown | str,
+    *pools: WebsocketConnectionPool | WebsocketPools | str,
     allowed_hosts: Iterable[str] = (),
     history: bool = False,
 ) -> Application:
@@ -120,7 +124,7 @@ class _Mounted:
     """A page on an aiohttp application: its requests, and the streams of those who look at it."""
 
     def __init__(
-        self, app: web.Application, site: Site, shown: tuple[Given, ...], *, with_history: bool
+        self, app: web.Application, site: Site, shown: tuple[Shown, ...], *, with_history: bool
     ) -> None:
         self._app = app
         self._site = site

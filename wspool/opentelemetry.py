@@ -51,6 +51,7 @@ from wspool._group import looking
 from wspool._group.looking import Shown
 from wspool._group.pools import WebsocketPools
 from wspool._pool import introspection
+from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["instrument"]
 
@@ -203,7 +204,8 @@ _lock = threading.Lock()
 
 
 def instrument(
-    pool: Shown, meter_provider: metrics.MeterProvider | None = None
+    pool: WebsocketConnectionPool | WebsocketPools,
+    meter_provider: metrics.MeterProvider | None = None,
 ) -> Callable[[], None]:
     """Export a pool or a group through this meter provider, and return a callable that ends that.
 

@@ -191,13 +191,15 @@ def _names(shown: Shown | None) -> Iterator[str]:
 class PoolCollector(Collector):
     """Reads pools and groups, which it holds weakly. A registry takes one; `add` gives it more."""
 
-    def __init__(self, *pools: Shown) -> None:
+    def __init__(self, *pools: WebsocketConnectionPool | WebsocketPools) -> None:
         self._shown: WeakValueDictionary[str, Shown] = WeakValueDictionary()
         self._durations: WeakKeyDictionary[Shown, _Durations] = WeakKeyDictionary()
         for pool in pools:
             self.add(pool)
 
-    def add(self, pool: Shown, *, histograms: bool = True) -> Callable[[], None]:
+    def add(
+        self, pool: WebsocketConnectionPool | WebsocketPools, *, histograms: bool = True
+    ) -> Callable[[], None]:
         """Export this pool or group too, and return a callable that ends that.
 
         The histograms, and with them percentiles, cost some microseconds a loan. Raises ValueError
@@ -286,7 +288,7 @@ _lock = threading.Lock()
 
 
 def register(
-    pool: Shown,
+    pool: WebsocketConnectionPool | WebsocketPools,
     registry: CollectorRegistry = REGISTRY,
     *,
     histograms: bool = True,

@@ -38,13 +38,19 @@ from wspool._debug.asgi import TAKE_SECONDS, Application
 from wspool._debug.guarding import Origin
 from wspool._debug.site import HEADERS, STREAM_HEADERS, Asked, Site
 from wspool._debug.views import View
+from wspool._group.pools import WebsocketPools
 from wspool._pool.pool import WebsocketConnectionPool
 
 __all__ = ["asgi", "setup"]
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)+")
 
-Shown = WebsocketConnectionPool | web.AppKey[WebsocketConnectionPool]
+Shown = (
+    WebsocketConnectionPool
+    | WebsocketPools
+    | web.AppKey[WebsocketConnectionPool]
+    | web.AppKey[WebsocketPools]
+)
 
 
 def setup(
@@ -82,7 +88,7 @@ def setup(
 
 
 def asgi(
-    *pools: WebsocketConnectionPool | str,
+    *pools: WebsocketConnectionPool | WebsocketPools | str,
     allowed_hosts: Iterable[str] = (),
     history: bool = False,
 ) -> Application:
@@ -103,9 +109,9 @@ def _check_pools(pools: tuple[object, ...], function: str, key: type) -> None:
     if not pools:
         raise TypeError(f"{function}() was given no pool to show")
     for pool in pools:
-        if not isinstance(pool, (WebsocketConnectionPool, key)):
+        if not isinstance(pool, (WebsocketConnectionPool, WebsocketPools, key)):
             raise TypeError(
-                f"{pool!r} is neither a WebsocketConnectionPool nor a "
+                f"{pool!r} is no WebsocketConnectionPool, no WebsocketPools and no "
                 f"{'web.AppKey' if key is web.AppKey else 'key of the state, a string'}"
             )
 

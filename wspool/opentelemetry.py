@@ -1,4 +1,4 @@
-"""Pools as OpenTelemetry metrics: for the extra `opentelemetry`.
+"""Pools and groups as OpenTelemetry metrics: for the extra `opentelemetry`.
 
 The names follow OpenTelemetry's own for database connection pools (`db.client.connection.*`). All
 begin with `wspool.connection.` and have the attribute `wspool.connection.pool.name`; but for
@@ -28,6 +28,15 @@ Histograms, in seconds, told by the pool's events, and so from `instrument` on:
     wait_time         from acquire to the loan, 0 where one was idle
     use_time          a loan
     drain_time        a drain that ended well
+
+Of a group each pool has these, as long as it is a member. Acquires that no pool has served, since
+any could have, have the group's name for their pool. Further, with the attribute wspool.group.name:
+
+    wspool.group.max        {connection}  max_connections, of all pools together
+    wspool.group.places     {connection}  places that are taken of these
+    wspool.group.member_in  {pool}        of each pool: 1 if it serves those without a key, else 0
+
+Keys are no attributes, since they may be secrets: see `wspool.prometheus`.
 """
 
 from __future__ import annotations
@@ -41,6 +50,9 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 from opentelemetry import metrics
 
 from wspool import events
+from wspool._group import looking
+from wspool._group.looking import Shown
+from wspool._group.pools import WebsocketPools
 from wspool._pool import introspection
 from wspool._pool.pool import WebsocketConnectionPool
 
@@ -49,6 +61,7 @@ __all__ = ["instrument"]
 PREFIX: Final = "wspool.connection."
 LEARNED: Final = "wspool.learned_limit"
 POOL: Final = "wspool.connection.pool.name"
+GROUP: Final = "wspool.group.name"
 STATE: Final = "wspool.connection.state"
 REASON: Final = "wspool.connection.reason"
 
@@ -58,7 +71,7 @@ BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.
 Those that OpenTelemetry advises for database calls, and a minute and ten: loans can be long.
 """
 
-Row = tuple[str, str, str, Callable[[WebsocketConnectionPool], Mapping[Any, int]]]
+Row = tuple[str, str, str, Callable[[Any], Mapping[Any, int]]]
 """Unit, description, an attribute beside the pool's name ("": none), the number for each value."""
 
 _GAUGES: Final[dict[str, Row]] = {
@@ -71,6 +84,19 @@ _GAUGES: Final[dict[str, Row]] = {
         "Limit of each connection",
         "",
         lambda pool: {"": introspection.options(pool).max_streams},
+    ),
+}
+
+_OF_GROUPS: Final[dict[str, tuple[str, str, Callable[[WebsocketPools], Mapping[str, int]]]]] = {
+    # Unit, description, the number for each pool ("": for all together).
+    "wspool.group.max": ("{connection}", "Limit of all", lambda group: {"": group.max_connections}),
+    "wspool.group.places": ("{connection}", "Taken", lambda group: {"": looking.places(group)}),
+    "wspool.group.member_in": (
+        "{pool}",
+        "Whether a pool serves those without a key",
+        lambda group: {
+            member.pool.name: int(member.health == "in") for member in looking.members_of(group)
+        },
     ),
 }
 
@@ -116,15 +142,17 @@ class _Instruments:
     """
 
     def __init__(self, meter: metrics.Meter) -> None:
-        self._pools: WeakValueDictionary[str, WebsocketConnectionPool] = WeakValueDictionary()
+        self._shown: WeakValueDictionary[str, Shown] = WeakValueDictionary()
         gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
         for name, row in _GAUGES.items():
-            gauge(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
+            gauge(PREFIX + name, [partial(self._observe, name, row)], row[0], row[1])
+        for name, (unit, what, observe) in _OF_GROUPS.items():
+            gauge(name, [partial(self._observe_groups, observe)], unit, what)
         meter.create_observable_gauge(
-            LEARNED, [partial(self._observe, _LEARNED)], _LEARNED[0], _LEARNED[1]
+            LEARNED, [partial(self._observe, LEARNED, _LEARNED)], _LEARNED[0], _LEARNED[1]
         )
         for name, row in _COUNTERS.items():
-            counter(PREFIX + name, [partial(self._observe, row)], row[0], row[1])
+            counter(PREFIX + name, [partial(self._observe, name, row)], row[0], row[1])
         self._histograms: dict[type[Any], metrics.Histogram] = {
             kind: meter.create_histogram(
                 PREFIX + name, "s", what, explicit_bucket_boundaries_advisory=BUCKETS
@@ -134,37 +162,54 @@ class _Instruments:
         for stream, connection in _OF_STREAMS.items():
             self._histograms[stream] = self._histograms[connection]
 
-    def _observe(self, row: Row, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-        attribute, read = row[2:]
-        for known in self._pools.valuerefs():
-            if (pool := known()) is not None:
-                for value, number in read(pool).items():
-                    attributes = {POOL: known.key, attribute: str(value)}
-                    attributes.pop("", None)
-                    yield metrics.Observation(number, attributes)
+    def _all(self) -> list[Shown]:
+        return [one for one in (known() for known in self._shown.valuerefs()) if one is not None]
 
-    def add(self, pool: WebsocketConnectionPool) -> Callable[[], None]:
+    def _observe(
+        self, metric: str, row: Row, _: metrics.CallbackOptions
+    ) -> Iterator[metrics.Observation]:
+        attribute, read = row[2:]
+        shown = self._all()
+        pools: dict[str, Any] = {**looking.by_name(shown)}
+        if metric in looking.OF_UNSERVED:
+            pools |= looking.unserved(shown)
+        for name, pool in pools.items():
+            for value, number in read(pool).items():
+                attributes = {POOL: name, attribute: str(value)}
+                attributes.pop("", None)
+                yield metrics.Observation(number, attributes)
+
+    def _observe_groups(
+        self, read: Callable[[WebsocketPools], Mapping[str, int]], _: metrics.CallbackOptions
+    ) -> Iterator[metrics.Observation]:
+        for group in looking.groups_of(self._all()):
+            for pool, number in read(group).items():
+                attributes = {GROUP: group.name, POOL: pool}
+                if not pool:
+                    del attributes[POOL]
+                yield metrics.Observation(number, attributes)
+
+    def add(self, pool: Shown) -> Callable[[], None]:
         name = pool.name
-        known = self._pools.get(name)
+        known = self._shown.get(name)
         if known is not None and not known.is_closed:
             raise ValueError(
                 f"A pool named {name!r} is instrumented already: {known!r}; give each its own name"
             )
-        attributes = {POOL: name}
         histograms = self._histograms
 
         def record(event: Any) -> None:
             if (histogram := histograms.get(type(event))) is not None:
-                histogram.record(event.duration, attributes)
+                histogram.record(event.duration, {POOL: event.pool})
 
         unsubscribe = pool.subscribe(record)
-        self._pools[name] = pool
+        self._shown[name] = pool
         added = ref(pool)
 
         def end() -> None:
             unsubscribe()
-            if (pool := added()) is not None and self._pools.get(name) is pool:
-                del self._pools[name]
+            if (pool := added()) is not None and self._shown.get(name) is pool:
+                del self._shown[name]
 
         return end
 
@@ -179,9 +224,10 @@ _lock = threading.Lock()
 
 
 def instrument(
-    pool: WebsocketConnectionPool, meter_provider: metrics.MeterProvider | None = None
+    pool: WebsocketConnectionPool | WebsocketPools,
+    meter_provider: metrics.MeterProvider | None = None,
 ) -> Callable[[], None]:
-    """Export a pool through this meter provider, and return a callable that ends that.
+    """Export a pool or a group through this meter provider, and return a callable that ends that.
 
     None stands for the global provider.
 

@@ -1,4 +1,4 @@
-"""Pools as Prometheus metrics, read at the moment of a scrape: for the extra `prometheus`.
+"""Pools and groups as Prometheus metrics, read at a scrape: for the extra `prometheus`.
 
 A scrape reads the lengths of queues and `pool.stats`: its cost does not depend on how many
 connections there are, unless they have streams, and it may come from any thread. One that comes
@@ -31,13 +31,23 @@ metric begins with `wspool_connection_`; all have the label `pool`, the pool's n
     use_duration_seconds       histogram: a loan
     drain_duration_seconds     histogram: a drain that ended well
     dial_duration_seconds      histogram: the attempt of a dial that succeeded
+
+Of a group each pool has these, as long as it is a member. Acquires that no pool has served, since
+any could have, have the group's name for their `pool`. Further, with the label `group`:
+
+    wspool_group_max                  gauge: max_connections, of all pools together
+    wspool_group_places               gauge: places that are taken of these
+    wspool_group_member_in{pool}      gauge: 1 if the pool serves those without a key, else 0
+
+Keys are no labels, since they may be secrets: a pool is named after the group, with a number. Who
+wants to tell pools apart by key gives them names, as `name` in their options.
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
@@ -53,6 +63,9 @@ from prometheus_client.registry import Collector
 
 from wspool import events
 from wspool._connection.states import CloseReason
+from wspool._group import looking
+from wspool._group.looking import Shown
+from wspool._group.pools import WebsocketPools
 from wspool._pool import introspection
 from wspool._pool.pool import WebsocketConnectionPool
 
@@ -90,7 +103,7 @@ def _refusals(pool: WebsocketConnectionPool) -> Mapping[Any, float]:
     return dict.fromkeys(REASONS, 0) | dict(pool.stats.refusals)
 
 
-Read = Callable[[WebsocketConnectionPool], Mapping[Any, float]]
+Read = Callable[[Any], Mapping[Any, float]]
 
 _GAUGES: Final[dict[str, tuple[str, str, Read]]] = {
     # Name: what it is, the label beside the pool's name ("": none), the number for each value.
@@ -149,94 +162,135 @@ class _Histogram:
 
 
 class _Durations:
-    """The histograms of one pool; listens to it, and does not hold it."""
+    """The histograms of a pool, or of each of a group; listens to it, and does not hold it."""
 
-    def __init__(self) -> None:
-        self.of = {name: _Histogram() for name in _HISTOGRAMS}
-        self._by_kind = {
-            kind: self.of[name] for name, (_, kinds) in _HISTOGRAMS.items() for kind in kinds
-        }
+    def __init__(self, shown: Shown) -> None:
+        self._shown = ref(shown)
+        self._of: dict[str, dict[str, _Histogram]] = {}
+        self._changing = threading.Lock()  # by a scrape, and by the events of a new pool
+        self._metrics = {kind: name for name, (_, kinds) in _HISTOGRAMS.items() for kind in kinds}
 
     def hear(self, event: Any) -> None:
-        if (histogram := self._by_kind.get(type(event))) is not None:
-            histogram.add(event.duration)
+        if (metric := self._metrics.get(type(event))) is not None:
+            if (known := self._of.get(event.pool)) is None:
+                known = self._keep(event.pool)[event.pool]
+            known[metric].add(event.duration)
+
+    def read(self) -> dict[str, dict[str, _Histogram]]:
+        """Return the histograms of each pool, and of those whom none has served."""
+        return self._keep().copy()
+
+    def _keep(self, *pools: str) -> dict[str, dict[str, _Histogram]]:
+        """Begin what is new, and forget what is gone, since pools may come and go for ever."""
+        with self._changing:
+            known = self._of
+            names = [*pools, *_names(self._shown())]
+            self._of = {name: known.get(name) or _histograms_of_one() for name in names}
+            return self._of
+
+
+def _histograms_of_one() -> dict[str, _Histogram]:
+    return {name: _Histogram() for name in _HISTOGRAMS}
+
+
+def _names(shown: Shown | None) -> Iterator[str]:
+    """Give the names of its pools, and its own."""
+    if shown is not None:
+        yield shown.name
+        yield from (pool.name for pool in looking.pools_of(shown))
 
 
 class PoolCollector(Collector):
-    """Reads pools, which it holds weakly. A registry takes one; `add` gives it more pools."""
+    """Reads pools and groups, which it holds weakly. A registry takes one; `add` gives it more."""
 
-    def __init__(self, *pools: WebsocketConnectionPool) -> None:
-        self._pools: WeakValueDictionary[str, WebsocketConnectionPool] = WeakValueDictionary()
-        self._durations: WeakKeyDictionary[WebsocketConnectionPool, _Durations] = (
-            WeakKeyDictionary()
-        )
+    def __init__(self, *pools: WebsocketConnectionPool | WebsocketPools) -> None:
+        self._shown: WeakValueDictionary[str, Shown] = WeakValueDictionary()
+        self._durations: WeakKeyDictionary[Shown, _Durations] = WeakKeyDictionary()
         for pool in pools:
             self.add(pool)
 
-    def add(self, pool: WebsocketConnectionPool, *, histograms: bool = True) -> Callable[[], None]:
-        """Export this pool too, and return a callable that ends that.
+    def add(
+        self, pool: WebsocketConnectionPool | WebsocketPools, *, histograms: bool = True
+    ) -> Callable[[], None]:
+        """Export this pool or group too, and return a callable that ends that.
 
         The histograms, and with them percentiles, cost some microseconds a loan. Raises ValueError
         for a name that is taken; a closed pool gives its place to a new one.
         """
         name = pool.name
-        known = self._pools.get(name)
+        known = self._shown.get(name)
         if known is not None and not known.is_closed:
             raise ValueError(
                 f"A pool named {name!r} is exported already: {known!r}; give each its own name"
             )
         unsubscribe: Callable[[], object] = bool
         if histograms:
-            durations = self._durations[pool] = _Durations()
+            durations = self._durations[pool] = _Durations(pool)
             unsubscribe = pool.subscribe(durations.hear)
-        self._pools[name] = pool
+        self._shown[name] = pool
         added = ref(pool)
 
         def remove() -> None:
             unsubscribe()
-            if (pool := added()) is not None and self._pools.get(name) is pool:
-                del self._pools[name]
+            if (pool := added()) is not None and self._shown.get(name) is pool:
+                del self._shown[name]
                 self._durations.pop(pool, None)
 
         return remove
 
     def describe(self) -> list[Metric]:
         """Return the metrics without numbers, as registries ask for."""
-        return [*_families({}), *_histograms({})]
+        return [*_families([]), *_histograms([])]
 
     def collect(self) -> list[Metric]:
         """Return the numbers of this moment, from any thread."""
-        known = {one.key: one() for one in self._pools.valuerefs()}
-        pools = {name: pool for name, pool in known.items() if pool is not None}
-        durations = {name: self._durations.get(pool) for name, pool in pools.items()}
-        return [*_families(pools), *_histograms(durations)]
+        shown = [one for one in (known() for known in self._shown.valuerefs()) if one is not None]
+        durations = [self._durations[one] for one in shown if one in self._durations]
+        return [*_families(shown), *_histograms(durations)]
 
 
-def _families(pools: Mapping[str, WebsocketConnectionPool]) -> list[Metric]:
+def _families(shown: Sequence[Shown]) -> list[Metric]:
+    pools, unserved = looking.by_name(shown), looking.unserved(shown)
     what = "Connections that the server admits, where that was learned"
     learned = GaugeMetricFamily("wspool_learned_limit", what, labels=("pool",))
     for name, pool in pools.items():
         if (limit := pool.learned_limit) is not None:
             learned.add_metric((name,), limit)
-    families: list[Metric] = [learned]
+    families: list[Metric] = [learned, *_of_groups(looking.groups_of(shown))]
     for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
         for metric, (what, label, read) in table.items():
             labels = ("pool", label) if label else ("pool",)
             family = kind(f"wspool_connection_{metric}", what, labels=labels)
-            for name, pool in pools.items():
-                for value, number in read(pool).items():
+            readable: dict[str, Any] = {**pools}
+            if metric in looking.OF_UNSERVED:
+                readable |= unserved
+            for name, one in readable.items():
+                for value, number in read(one).items():
                     family.add_metric((name, value)[: len(labels)], number)
             families.append(family)
     return families
 
 
-def _histograms(pools: Mapping[str, _Durations | None]) -> list[Metric]:
+def _of_groups(groups: Sequence[WebsocketPools]) -> list[Metric]:
+    most = GaugeMetricFamily("wspool_group_max", "Limit of all pools", labels=("group",))
+    places = GaugeMetricFamily("wspool_group_places", "Places taken", labels=("group",))
+    what = "Whether a pool serves those without a key"
+    is_in = GaugeMetricFamily("wspool_group_member_in", what, labels=("group", "pool"))
+    for group in groups:
+        most.add_metric((group.name,), group.max_connections)
+        places.add_metric((group.name,), looking.places(group))
+        for member in looking.members_of(group):
+            is_in.add_metric((group.name, member.pool.name), member.health == "in")
+    return [most, places, is_in]
+
+
+def _histograms(all_durations: Sequence[_Durations]) -> list[Metric]:
+    pools = {name: of for durations in all_durations for name, of in durations.read().items()}
     families: list[Metric] = []
     for metric, (what, _) in _HISTOGRAMS.items():
         family = HistogramMetricFamily(f"wspool_connection_{metric}", what, labels=("pool",))
-        for name, durations in pools.items():
-            if durations is not None:
-                family.add_metric((name,), *durations.of[metric].read())
+        for name, histograms in pools.items():
+            family.add_metric((name,), *histograms[metric].read())
         families.append(family)
     return families
 
@@ -246,12 +300,12 @@ _lock = threading.Lock()
 
 
 def register(
-    pool: WebsocketConnectionPool,
+    pool: WebsocketConnectionPool | WebsocketPools,
     registry: CollectorRegistry = REGISTRY,
     *,
     histograms: bool = True,
 ) -> Callable[[], None]:
-    """Export a pool through a registry, and return a callable that ends that.
+    """Export a pool or a group through a registry, and return a callable that ends that.
 
     The histograms, and with them percentiles, cost some microseconds a loan. Raises ValueError for
     a name that is taken; a closed pool gives its place to a new one.

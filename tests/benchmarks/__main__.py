@@ -18,6 +18,7 @@ from time import perf_counter
 from tests.benchmarks import (  # noqa: F401 (they register)
     checkouts,
     echoes,
+    groups,
     importing,
     streams,
     threads,

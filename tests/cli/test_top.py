@@ -27,7 +27,7 @@ from tests.support import commands
 from tests.support.strangers import of_another_protocol
 from wspool import Stats, WebsocketConnection, WebsocketConnectionPool, debug
 from wspool._cli import commands as command_line
-from wspool._cli import top
+from wspool._cli import snapshots, top
 from wspool._cli.shared import printable
 from wspool._pool.introspection import BorrowerSnapshot, PoolSnapshot, WaiterSnapshot
 from wspool.testing import Peer, Server
@@ -133,7 +133,7 @@ async def closed_ones(pool: WebsocketConnectionPool, count: int) -> None:
 
 
 def read_back(pool: WebsocketConnectionPool) -> PoolSnapshot:
-    snapshot: PoolSnapshot = top.as_made(
+    snapshot: PoolSnapshot = snapshots.as_made(
         PoolSnapshot, json.loads(json.dumps(pool.snapshot().to_dict()))
     )
     return snapshot
@@ -155,7 +155,7 @@ async def test_what_is_read_is_the_snapshot_that_was_served(make_pool: MakePool)
     assert snapshot.connections
     assert snapshot.gone
     assert snapshot.waiting
-    assert top.as_made(PoolSnapshot, json.loads(json.dumps(snapshot.to_dict()))) == snapshot
+    assert snapshots.as_made(PoolSnapshot, json.loads(json.dumps(snapshot.to_dict()))) == snapshot
     for connection in (one, two, third):
         await pool.release(connection)
     await pool.release(await waiting)
@@ -164,7 +164,7 @@ async def test_what_is_read_is_the_snapshot_that_was_served(make_pool: MakePool)
 async def test_a_field_that_a_newer_version_adds_is_no_trouble(make_pool: MakePool) -> None:
     snapshot = make_pool().snapshot()
     found = json.loads(json.dumps(snapshot.to_dict() | {"weather": "fine"}))
-    assert top.as_made(PoolSnapshot, found) == snapshot
+    assert snapshots.as_made(PoolSnapshot, found) == snapshot
 
 
 async def test_a_field_that_an_older_version_lacks_is_as_if_there_was_nothing_to_say(
@@ -173,7 +173,7 @@ async def test_a_field_that_an_older_version_lacks_is_as_if_there_was_nothing_to
     snapshot = make_pool().snapshot()
     found = json.loads(json.dumps(snapshot.to_dict()))
     del found["failure"]
-    assert top.as_made(PoolSnapshot, found) == snapshot
+    assert snapshots.as_made(PoolSnapshot, found) == snapshot
 
 
 async def test_json_is_the_snapshot_and_nothing_else(application: Application) -> None:
@@ -396,7 +396,7 @@ async def test_what_is_not_json_is_one_line(
 async def test_an_answer_without_end_is_one_line(
     application: Application, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top, "MAX_ANSWER_BYTES", 2**16)
+    monkeypatch.setattr(snapshots, "MAX_ANSWER_BYTES", 2**16)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -412,7 +412,7 @@ async def test_an_answer_without_end_is_one_line(
 async def test_a_mute_server_is_one_line(
     application: Application, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(snapshots, "ANSWER_SECONDS", 0.05)
 
     ended = asyncio.Event()
 

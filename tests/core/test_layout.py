@@ -32,15 +32,15 @@ FILES = """
     _pool.blocking_borrow _pool.blocking_connection _pool.blocking_stream _pool.blocking_lender
     _pool.blocking
     _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
-    _group.repeating _group.pools _group.blocking
+    _group.repeating _group.pools _group.blocking _group.looking
     _testing.server _testing.streams _testing.turns _testing.matching _testing.recording
     _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site
     _debug.asgi
     _redis.script _redis.offers _redis.listening
     prometheus opentelemetry redis debug testing pytest_plugin
-    _cli.shared _cli.keys _cli.demo _cli.top _cli.answers _cli.observations _cli.advice
-    _cli.tapping _cli.probe _cli.recording _cli.commands
+    _cli.shared _cli.keys _cli.demo _cli.snapshots _cli.top _cli.answers _cli.observations
+    _cli.advice _cli.tapping _cli.probe _cli.recording _cli.commands
 """
 FOLDERS = [
     f"wspool.{name}"

@@ -40,7 +40,7 @@ def means(recent: Recent, second: int) -> dict[str, float]:
 def test_use_is_measured_however_short_the_loans_are() -> None:
     """400 loans of a millisecond in a second are a use of 0.4, whenever one looks."""
     recent = Recent(T0)
-    recent.see({1: State.IDLE}, [], T0)
+    recent.see({("p", 1): State.IDLE}, [], T0)
     for n in range(400):
         lend(recent, T0 + n / 400, 0.001)
     recent.advance(T0 + 1)
@@ -50,7 +50,7 @@ def test_use_is_measured_however_short_the_loans_are() -> None:
 
 def test_a_loan_that_goes_on_counts_in_each_second() -> None:
     recent = Recent(T0)
-    recent.see({1: State.IDLE}, [], T0)
+    recent.see({("p", 1): State.IDLE}, [], T0)
     lend(recent, T0 + 0.75, 1.5)
     recent.advance(T0 + 3)
     assert [means(recent, n).get("busy", 0.0) for n in range(3)] == [0.25, 1.0, 0.25]
@@ -88,7 +88,7 @@ def test_each_state_has_its_share_of_a_life() -> None:
 def test_what_is_told_late_is_not_counted_twice() -> None:
     """A look may come between an event and its telling."""
     recent = Recent(T0)
-    recent.see({1: State.BUSY}, [], T0)
+    recent.see({("p", 1): State.BUSY}, [], T0)
     recent.hear(ConnectionCheckedOut("p", T0, 1, 0.0))
     recent.advance(T0 + 1)
     assert means(recent, 0) == {"busy": 1.0}
@@ -96,8 +96,8 @@ def test_what_is_told_late_is_not_counted_twice() -> None:
 
 def test_a_look_puts_right_what_no_event_tells() -> None:
     recent = Recent(T0)
-    recent.see({1: State.CLOSED, 2: State.IDLE}, [], T0)
-    recent.see({2: State.BUSY}, [], T0 + 0.5)
+    recent.see({("p", 1): State.CLOSED, 2: State.IDLE}, [], T0)
+    recent.see({("p", 2): State.BUSY}, [], T0 + 0.5)
     recent.advance(T0 + 1)
     assert means(recent, 0) == {"closed": 0.5, "idle": 0.5, "busy": 0.5}
 
@@ -150,7 +150,7 @@ def test_a_minute_of_durations_is_kept_and_five_of_means() -> None:
 
 def test_a_pool_that_was_quiet_for_days_is_measured_on_at_once() -> None:
     recent = Recent(T0)
-    recent.see({1: State.IDLE}, [], T0)
+    recent.see({("p", 1): State.IDLE}, [], T0)
     lend(recent, T0, 0.5)
     later = T0 + 10 * 86_400
     lend(recent, later, 0.5)
@@ -163,7 +163,7 @@ def test_a_pool_that_was_quiet_for_days_is_measured_on_at_once() -> None:
 
 def test_a_clock_that_is_set_back_stands_still() -> None:
     recent = Recent(T0)
-    recent.see({1: State.IDLE}, [], T0)
+    recent.see({("p", 1): State.IDLE}, [], T0)
     recent.advance(T0 + 2)
     lend(recent, T0 - 3600, 1.0)
     recent.advance(T0 + 3)

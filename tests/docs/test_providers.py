@@ -221,3 +221,23 @@ def test_each_provider_has_a_source(cells: list[str]) -> None:
     assert found
     text = (DOCS / "providers.md").read_text(encoding="utf-8")
     assert re.search(rf"^\[{found[1]}\]: https://", text, re.MULTILINE)
+
+
+async def test_of_several_keys_one_that_is_revoked_costs_no_caller_anything() -> None:
+    async with (
+        Server() as server,
+        NAMES["pools_of_keys"](
+            "openai", ["canary-1", "canary-2", "canary-3"], uri=server.uri, max_connections=6
+        ) as pools,
+    ):
+        server.refuse(401)
+        for _ in range(6):
+            async with pools.get_connection() as connection:
+                assert await echoes(connection)
+        out = [member for member in pools.snapshot().members if not member.is_in]
+        assert len(out) == 1
+        assert "401" in out[0].why
+        assert out[0].pool.name.startswith("openai key ")
+        async with pools.get_connection("key 2") as connection:
+            assert connection.headers["Authorization"] == "Bearer canary-2"
+        assert "canary" not in repr(pools)

@@ -133,7 +133,7 @@ async def test_a_probe_leaves_the_greeting_to_the_first_borrower(
 
 
 async def test_a_probe_that_fails_is_repeated_until_one_lives(
-    servers: Servers, make_group: MakeGroup, short_pauses: None
+    servers: Servers, make_group: MakeGroup, short_pauses: None, no_backoff: None
 ) -> None:
     group = make_group(uris(servers, "ab"), choose="first", max_retries=1)
     for _ in range(4):

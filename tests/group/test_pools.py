@@ -474,3 +474,52 @@ async def test_a_picture_has_the_members_with_their_keys(
     assert shown["members"][0]["pool"]["counts"]["busy"] == 1
     assert picture.total_connections == 1
     assert "regions" in repr(group)
+
+
+async def test_who_may_not_wait_hears_so_at_once_beside_a_dial_that_has_no_place(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    """The dial was begun for one whose time was up."""
+    group = make_group(uris(servers, "ab"), max_connections=1)
+    async with group.get_connection():
+        with pytest.raises(ConnectionPoolTimeoutError):
+            await group.acquire(timeout=0.01)
+        assert any(group[key]._router.queues.connecting for key in "ab")
+        async with asyncio.timeout(1):
+            with pytest.raises(ConnectionPoolExhaustedError, match="max_connections allows"):
+                await group.acquire()
+
+
+async def test_one_that_waits_for_a_pool_that_is_removed_gets_its_successor(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    """The options may have been old ones, such as a token."""
+    calls: list[str] = []
+
+    async def options_of(key: str) -> dict[str, Any]:
+        calls.append(key)
+        return {"uri": servers["a" if len(calls) == 1 else "b"].uri, "max_connections": 1}
+
+    group = make_group(options_of, acquire_timeout=5.0)
+    async with group.get_connection("k"):
+        waiting = asyncio.create_task(group.acquire("k"))
+        await until(lambda: group.waiters, "it waits")
+        group.remove("k")
+        connection = await waiting
+        assert connection.uri == servers["b"].uri
+        await group.release(connection)
+    assert calls == ["k", "k"]
+
+
+async def test_one_that_waits_for_a_key_that_the_mapping_has_no_more_hears_so(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    group = make_group(uris(servers, "ab"), max_connections=1, acquire_timeout=5.0)
+    async with group.get_connection("a"):
+        waiting = asyncio.create_task(group.acquire("a"))
+        await until(lambda: group.waiters, "it waits")
+        group.remove("a")
+        with pytest.raises(ConnectionPoolUnavailableError):
+            await waiting
+        with pytest.raises(KeyError):
+            group.get_connection("a")

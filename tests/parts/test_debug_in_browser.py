@@ -24,7 +24,13 @@ from aiohttp.test_utils import TestServer
 
 from tests.conftest import MakePool, echoes, needs_chromium, until
 from tests.support.inside import link_of
-from wspool import ConnectionUnavailableError, State, WebsocketConnectionPool, debug
+from wspool import (
+    ConnectionUnavailableError,
+    State,
+    WebsocketConnectionPool,
+    WebsocketPools,
+    debug,
+)
 from wspool._connection import states
 from wspool._debug import asgi, pictures, site, views
 from wspool.testing import Server
@@ -685,6 +691,74 @@ async def test_one_page_leads_to_the_other_pools(look: OpenPage, make_pool: Make
         await page.locator("#connections tbody tr").click()
         await page.locator("#history li", has_text="idle → busy").wait_for()
     assert await page.title() == "two & more · wspool"
+
+
+async def test_a_group_shows_its_members_and_leads_to_each(
+    look: OpenPage, server: Server, make_pool: MakePool
+) -> None:
+    """Keys are text, whatever is in them, and the row of one that is gone goes too."""
+    regions = {
+        HOSTILE: {"uri": server.uri},
+        "far": {"uri": server.uri},
+        "third": {"uri": server.uri},
+    }
+    async with WebsocketPools(regions, max_connections=4, name="regions") as group:
+        page = await look(group, make_pool(name="alone"))
+
+        async def members() -> list[list[str]]:
+            rows: list[list[str]] = await page.evaluate(
+                """() => [...document.querySelectorAll("#members tbody tr")].map((row) =>
+                    [...row.children].map((cell) => cell.textContent))"""
+            )
+            return [[row[0], row[1].partition(" in ")[0], *row[2:]] for row in rows]
+
+        await eventually(lambda: page.locator("#places").text_content(), lambda: "0 / 4")
+        group.eject("third", 60.0)
+        async with group.get_connection(HOSTILE), group.get_connection("far"):
+            await eventually(
+                members,
+                lambda: [
+                    ["third", "out, probed", "0", "0", "0", "0", "0", "ejected"],
+                    [HOSTILE, "in", "1", "1", "0", "1", "0", ""],
+                    ["far", "in", "1", "1", "0", "1", "0", ""],
+                ],
+            )
+            assert await page.locator("#places").text_content() == "2 / 4"
+            names = page.locator("#connections td.id")
+            assert await names.all_text_contents() == ["1#1", "2#1"]
+            await names.nth(1).click()
+            await page.locator("#details-title", has_text="2#1 busy").wait_for()
+            await page.locator("#history li", has_text="idle → busy").wait_for()
+            await page.keyboard.press("Escape")
+            directory = os.environ.get("WSPOOL_SCREENSHOTS")
+            if directory:
+                await page.screenshot(path=Path(directory) / "debug_page_group.png")
+            await page.locator("#members a", has_text="far").click()
+            await eventually(lambda: page.locator("#name").text_content(), lambda: "regions-2")
+            assert not await page.locator("#group").is_visible()
+            assert await page.locator("#connections td.id").all_text_contents() == ["#1"]
+            links = await page.locator("#pools a").all_text_contents()
+            assert links == ["regions", "alone", "regions-2"]
+        await page.locator("#pools a", has_text="regions").first.click()
+        group.remove("far")
+        await eventually(
+            lambda: page.locator("#members td:first-child").all_text_contents(),
+            lambda: ["third", HOSTILE],
+        )
+
+
+async def test_a_phone_needs_no_sideways_scrolling_for_a_group_either(
+    look: OpenPage, server: Server
+) -> None:
+    keys = ["near", "a-key-without-a-single-blank-" * 4]
+    async with WebsocketPools(
+        {key: {"uri": server.uri} for key in keys}, max_connections=4
+    ) as group:
+        group.eject(keys[1], 60.0)
+        page = await look(group, viewport=PHONE, is_mobile=True, has_touch=True)
+        await page.locator("#members tr[data-health=out]").wait_for()
+        width = "() => [document.documentElement.scrollWidth, innerWidth]"
+        assert await page.evaluate(width) == [PHONE["width"]] * 2
 
 
 async def test_a_phone_needs_no_sideways_scrolling(

@@ -393,6 +393,9 @@ async def use_many_pools() -> None:
         picture = pools.snapshot()
         assert_type(picture, GroupSnapshot)
         assert_type(picture.members, tuple[MemberSnapshot, ...])
+        assert_type(pools.stats, Stats)
+        assert_type(pools.trouble, Trouble | None)
+        pools.subscribe(print)()
     WebsocketPools(options_of, max_connections=50)
     WebsocketPools(regions, max_connections=5, choose="best")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 

@@ -1,8 +1,6 @@
-"""`python -m wspool top`: a pool of another process, live in the terminal.
+"""`python -m wspool top`: a pool or a group of another process, live in the terminal.
 
-It reads the pool's snapshot as JSON over HTTP, as the debug page serves it, and believes nothing of
-what it reads: the JSON must have the fields and types of a `PoolSnapshot`, and what cannot be
-printed is taken out of every text. No header, user-info or query value is shown.
+What cannot be printed is taken out of every text. `snapshots.py` reads them.
 """
 
 from __future__ import annotations
@@ -13,166 +11,27 @@ import io
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from http import HTTPStatus
+from dataclasses import dataclass, field
 from time import perf_counter
-from types import UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final
 
 import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
 
 from wspool._cli import shared
 from wspool._cli.keys import pressed
-from wspool._cli.shared import Trouble, printable, program, status_name
-from wspool._connection.scrubbing import scrub_error, scrub_uri, secrets_of
+from wspool._cli.shared import Trouble, printable, program
+from wspool._cli.snapshots import Snapshot, Source
 from wspool._connection.states import State
+from wspool._group.pictures import GroupSnapshot, MemberSnapshot
 from wspool._pool.introspection import BorrowerSnapshot, ConnectionSnapshot, PoolSnapshot
-
-ANSWER_SECONDS: Final = 5.0
-"""For the server to answer."""
-
-MAX_ANSWER_BYTES: Final = 2**26
-"""A picture of 5,000 connections has a sixth of that."""
 
 HINT: Final = "q quit, n next"
 """The keys, in few words."""
 
 FIXED_LINES: Final = 16
 """Of a picture: neither connections nor last closes, one for the cursor included."""
-
-
-# Reading.
-
-
-class Source:
-    """An address that serves the snapshot of a pool."""
-
-    def __init__(self, url: str, headers: list[tuple[str, str]]) -> None:
-        self._url = _address(url)
-        self._headers = CIMultiDict(headers)
-        self._secrets = secrets_of(url, {str(n): value for n, (_, value) in enumerate(headers)})
-        # The JSON of the last picture.
-        self.json: Any = None
-
-    async def read(self, session: aiohttp.ClientSession) -> PoolSnapshot:
-        """Return the pool as it is now, or raise Trouble."""
-        found = await self._json(session, self._url)
-        try:
-            snapshot: PoolSnapshot = as_made(PoolSnapshot, found)
-            if missing := set(State) - snapshot.counts.keys():
-                raise ValueError(f"counts has no {str(min(missing))!r}")
-        except ValueError as error:
-            raise self._trouble(f"the answer is not the snapshot of a pool: {error}") from None
-        self.json = found
-        return snapshot
-
-    async def switch(self, session: aiohttp.ClientSession, shown: str, step: int) -> None:
-        """Read another pool of the same page from now on: so many after the one shown."""
-        path = self._url.raw_path.removesuffix("/snapshot") + "/pools"
-        names = await self._json(session, self._url.with_path(path, encoded=True))
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and names):
-            raise self._trouble("the answer has no names of pools")
-        index = names.index(shown) + step if shown in names else 0
-        self._url = self._url.update_query(pool=names[index % len(names)])
-
-    async def _json(self, session: aiohttp.ClientSession, url: URL) -> Any:
-        try:
-            body = await self._fetch(session, url)
-        except TimeoutError:
-            raise self._trouble(f"no answer within {ANSWER_SECONDS:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            scrubbed = scrub_error(error, self._secrets)
-            raise self._trouble(str(scrubbed) or type(error).__name__) from None
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError):
-            raise self._trouble("the answer is not JSON") from None
-
-    async def _fetch(self, session: aiohttp.ClientSession, url: URL) -> bytes:
-        # A redirect would take the headers to another server.
-        get = session.get(url, headers=self._headers, allow_redirects=False)
-        async with asyncio.timeout(ANSWER_SECONDS), get as response:
-            if response.status != HTTPStatus.OK:
-                raise self._trouble(f"the server answered {_status(response.status)}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise self._trouble(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
-            return bytes(body)
-
-    def _trouble(self, what: str) -> Trouble:
-        return Trouble(printable(f"{scrub_uri(self._url)}: {what}"))
-
-
-def _address(url: str) -> URL:
-    """Return the address of the snapshot; `url` may be that of the page, a prefix of it."""
-    try:
-        found = URL(url if "://" in url else f"http://{url}")
-        is_http = found.scheme in ("http", "https") and found.host and found.port
-        is_http = is_http and not re.search(r"\s", url)
-    except ValueError:
-        is_http = False
-    if not is_http:  # and it may have a password anywhere
-        raise Trouble("the address is not a URL like http://host/path or https://host/path")
-    path = found.raw_path.rstrip("/")
-    if not path.endswith("/snapshot"):
-        path += "/snapshot"
-    query = f"?{found.raw_query_string}" if found.raw_query_string else ""
-    return URL(f"{found.with_path(path, encoded=True)}{query}", encoded=True)
-
-
-def _status(status: int) -> str:
-    name = status_name(status)
-    if status == HTTPStatus.UNAUTHORIZED:
-        return f"{name}; -H 'Name: value' sends what the application asks for"
-    if status == HTTPStatus.NOT_FOUND:
-        return f"{name}; is that the prefix of the debug page, and the ?pool= one of its pools?"
-    return name
-
-
-_hints = cache(get_type_hints)
-
-
-@cache
-def _optional(kind: Any) -> set[str]:
-    """Return the fields that a snapshot of an older version may be without."""
-    found = fields(kind) if is_dataclass(kind) else ()
-    return {field.name for field in found if field.default is not MISSING}
-
-
-def as_made(kind: Any, value: Any, where: str = "it") -> Any:
-    """Return a value of a snapshot's JSON as the object that it was made from.
-
-    Raise ValueError where it is none; fields of a newer version are left out, and those that an
-    older one does not have are as their class says.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return None if value is None else as_made(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(as_made(arguments[0], item, f"an item of {where}") for item in value)
-    if origin in (dict, Counter) and isinstance(value, dict):
-        number = arguments[1] if origin is dict else int
-        return origin({k: as_made(number, n, f"an item of {where}") for k, n in value.items()})
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    if kind in (str, bool, int) and type(value) is kind:
-        return value
-    if kind is State and value in list(State):
-        return State(value)
-    if isinstance(kind, type) and (hints := _hints(kind)) and isinstance(value, dict):
-        given = hints.keys() & value.keys()
-        if missing := hints.keys() - given - _optional(kind):
-            raise ValueError(f"{where} has no {min(missing)!r}")
-        return kind(**{name: as_made(hints[name], value[name], name) for name in given})
-    raise ValueError(f"{where} is of another type")
 
 
 # Showing.
@@ -186,7 +45,7 @@ class View:
     there are.
     """
 
-    snapshot: PoolSnapshot
+    snapshot: Snapshot
     read_at: float = field(default_factory=perf_counter)
     rates: tuple[float, float] | None = None
     trouble: str = ""
@@ -196,7 +55,7 @@ class View:
     def age(self) -> float:
         return perf_counter() - self.read_at
 
-    def following(self, snapshot: PoolSnapshot) -> View:
+    def following(self, snapshot: Snapshot) -> View:
         """Return the view of the next picture."""
         before, seconds = self.snapshot, snapshot.at - self.snapshot.at
         borrows = snapshot.stats.borrows - before.stats.borrows
@@ -248,13 +107,16 @@ def picture(view: View, height: int) -> Any:
 
     snapshot = view.snapshot
     room = max(0, height - FIXED_LINES)
-    gone = min(len(snapshot.gone), max(room // 4, room - len(snapshot.connections)))
     states = shared.table(
         snapshot.counts, view.figures(), scale=max(10, snapshot.max_connections), box=None
     )
     _fit(states)
+    above = (_header(view), Text(), states, Text())
+    if isinstance(snapshot, GroupSnapshot):
+        return Group(*above, *_members(snapshot, room))
+    gone = min(len(snapshot.gone), max(room // 4, room - len(snapshot.connections)))
     connections = _connections(snapshot, room - gone)
-    return Group(_header(view), Text(), states, Text(), *connections, Text(), _gone(snapshot, gone))
+    return Group(*above, *connections, Text(), _gone(snapshot, gone))
 
 
 def _header(view: View) -> Any:
@@ -266,14 +128,56 @@ def _header(view: View) -> Any:
     if view.trouble:
         parts = [name, age, (f"trying again: {view.trouble}", "red")]
     else:
-        parts = [name, (view.status, colour), age, (printable(snapshot.uri), "")]
-        if snapshot.learned_limit is not None:
-            parts.insert(3, (f"the server admits {snapshot.learned_limit}", "yellow"))
+        parts = [name, (view.status, colour), age]
+        if isinstance(snapshot, GroupSnapshot):
+            parts.append((f"{snapshot.total_connections} of {snapshot.max_connections} open", ""))
+            if out := sum(not member.is_in for member in snapshot.members):
+                parts.append((f"{out} of {len(snapshot.members)} out", "yellow"))
+        else:
+            if snapshot.learned_limit is not None:
+                parts.append((f"the server admits {snapshot.learned_limit}", "yellow"))
+            parts.append((printable(snapshot.uri), ""))
     if view.hint:
         parts.insert(0, (view.hint, "dim reverse"))
     header = Text("  ").join(Text(text, style) for text, style in parts)
     header.no_wrap, header.overflow = True, "ellipsis"
     return header
+
+
+def _members(snapshot: GroupSnapshot, room: int) -> Iterator[Any]:
+    """Give the members in so many rows: those that are out first, then those with most to do."""
+    found = sorted(
+        snapshot.members,
+        key=lambda one: (one.is_in, one.is_removed, -one.pool.waiters, -sum(_open(one))),
+    )
+    shown = found if len(found) <= room else found[: max(0, room - 1)]
+    rows = [_member(member, snapshot.at) for member in shown]
+    columns = ["pool", "health", "open", "busy", "waiting", "loans", "losses", "key", "why"]
+    yield _plain_table(columns, rows, left={"pool", "health", "key", "why"})
+    if more := len(found) - len(shown):
+        from rich.text import Text
+
+        yield Text(f"… and {more:,} more", "dim")
+
+
+def _member(member: MemberSnapshot, now: float) -> list[str]:
+    pool = member.pool
+    health = "in"
+    if member.is_removed:
+        health = "removed"
+    elif not member.is_in:
+        left = max(0.0, (member.out_until or now) - now)
+        health = f"out, probed in {left:.0f} s"
+    numbers = (sum(_open(member)), pool.counts.get(State.BUSY, 0), pool.waiters)
+    return [
+        *(pool.name, health),
+        *(f"{number:,}" for number in (*numbers, pool.stats.borrows, member.losses)),
+        *(str(member.key), member.why or pool.failure or ""),
+    ]
+
+
+def _open(member: MemberSnapshot) -> list[int]:
+    return [member.pool.counts.get(state, 0) for state in (State.IDLE, State.BUSY, State.DRAINING)]
 
 
 def _connections(snapshot: PoolSnapshot, room: int) -> Iterator[Any]:
@@ -383,7 +287,7 @@ def _console() -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the pool and return the exit status, as `--help` tells it."""
+    """Show it and return the exit status, as `--help` tells it."""
     try:
         if args.json and not args.once:
             raise Trouble("--json needs --once")

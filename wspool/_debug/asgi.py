@@ -17,7 +17,7 @@ from wspool._debug import views
 from wspool._debug.guarding import Origin
 from wspool._debug.site import HEADERS, STREAM_HEADERS, Answer, Asked, Site
 from wspool._debug.views import Reader, View
-from wspool._pool.pool import WebsocketConnectionPool
+from wspool._group.looking import Shown
 
 STREAM_SECONDS: Final = 5.0
 """After which a stream ends, and so the longest that it holds up a shutdown."""
@@ -33,13 +33,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-Shown = WebsocketConnectionPool | str
+Given = Shown | str
 
 
 class Application:
     """What a server calls for each request."""
 
-    def __init__(self, site: Site, shown: tuple[Shown, ...], *, with_history: bool) -> None:
+    def __init__(self, site: Site, shown: tuple[Given, ...], *, with_history: bool) -> None:
         self._site = site
         self._shown = shown
         self._with_history = with_history
@@ -66,13 +66,13 @@ class Application:
         pools = []
         for shown in self._shown:
             pool = state.get(shown) if isinstance(shown, str) else shown
-            if not isinstance(pool, WebsocketConnectionPool):
+            if not isinstance(pool, Shown):
                 raise LookupError(
                     f"the state of the application's lifespan has no pool under {shown!r}, but "
                     f"{pool!r}; yield {{{shown!r}: pool}} in the lifespan"
                 )
             pools.append(pool)
-        if [view.pool for view in self._site.views.values()] != pools:
+        if [view.shown for view in self._site.views.values()] != pools:
             self._site.show(pools, with_history=self._with_history)
 
     async def _show(self, view: View, reader: Reader, receive: Receive, send: Send) -> bool:

@@ -1,4 +1,4 @@
-"""The last minutes of a pool, as its events tell them: how much each state was used, and how long.
+"""The last minutes of a pool or a group, as events tell them: how used each state was, how long.
 
 A count that is looked at twice a second misses loans of a millisecond, however many there are.
 So use is measured: the mean number of connections in a state is the seconds that they have spent
@@ -65,6 +65,14 @@ The use is a loan, the dial an attempt that succeeded.
 """
 
 
+Connection = tuple[str, int]
+"""The pool's name, and the connection's id there."""
+
+
+def _connection(event: Any) -> Connection:
+    return event.pool, event.connection_id
+
+
 class _Slot:
     """One second: what happened in it, and, once it is over, the means."""
 
@@ -96,9 +104,9 @@ class Recent:
     def __init__(self, began: float) -> None:
         self._began = self._now = began
         # Each connection's state, as far as the events tell it.
-        self._state_of: dict[int, State] = {}
+        self._state_of: dict[Connection, State] = {}
         # How many streams each connection has that are lent.
-        self._streams: Counter[int] = Counter()
+        self._streams: Counter[Connection] = Counter()
         self._counts: Counter[str] = Counter()
         # The seconds of each count since the beginning are its `shift` and its count times now.
         self._shifts: dict[str, float] = dict.fromkeys([*State, WAITING], 0.0)
@@ -147,44 +155,45 @@ class Recent:
         self._leave_line(event.duration)
         self._slot.loans += 1
         self._note("wait", event.duration)
-        self._move(event.connection_id, State.BUSY)
+        self._move(_connection(event), State.BUSY)
 
     def _checked_in(self, event: ConnectionCheckedIn) -> None:
         self._note("use", event.duration)
-        self._move(event.connection_id, State.IDLE)
+        self._move(_connection(event), State.IDLE)
 
     def _stream_checked_out(self, event: StreamCheckedOut) -> None:
         self._checked_out(event)
-        self._streams[event.connection_id] += 1
+        self._streams[_connection(event)] += 1
 
     def _stream_checked_in(self, event: StreamCheckedIn) -> None:
         """The last stream leaves a connection idle, or draining: that is seen by the next look."""
         self._note("use", event.duration)
-        self._streams[event.connection_id] -= 1
-        if self._streams[event.connection_id] <= 0:
-            del self._streams[event.connection_id]
-            if self._state_of.get(event.connection_id) is State.BUSY:
-                self._move(event.connection_id, State.IDLE)
+        connection = _connection(event)
+        self._streams[connection] -= 1
+        if self._streams[connection] <= 0:
+            del self._streams[connection]
+            if self._state_of.get(connection) is State.BUSY:
+                self._move(connection, State.IDLE)
 
     def _created(self, event: ConnectionCreated) -> None:
-        self._move(event.connection_id, State.CONNECTING)
+        self._move(_connection(event), State.CONNECTING)
 
     def _ready(self, event: ConnectionReady) -> None:
         self._note("dial", event.duration)
-        self._move(event.connection_id, State.IDLE)
+        self._move(_connection(event), State.IDLE)
 
     def _drain_started(self, event: ConnectionDrainStarted) -> None:
-        self._move(event.connection_id, State.DRAINING)
+        self._move(_connection(event), State.DRAINING)
 
     def _is_back(self, event: ConnectionDrained | ConnectionChecked) -> None:
-        self._move(event.connection_id, State.IDLE)
+        self._move(_connection(event), State.IDLE)
 
     def _closed(self, event: ConnectionClosed) -> None:
-        self._move(event.connection_id, State.CLOSED)
+        self._move(_connection(event), State.CLOSED)
         if event.reason in LOSSES:
             self._slot.lost[event.reason] += 1
 
-    def see(self, state_of: Mapping[int, State], waits: list[float], now: float) -> None:
+    def see(self, state_of: Mapping[Connection, State], waits: list[float], now: float) -> None:
         """Be told how it really is: there are things without an event, such as the end of a socket.
 
         `waits` are the seconds for which each has waited by now.
@@ -206,7 +215,7 @@ class Recent:
         while self._now >= self._slot_end:
             self._end_slot(self._slot_end)
 
-    def _move(self, id: int, state: State) -> None:
+    def _move(self, id: Connection, state: State) -> None:
         before = self._state_of.get(id)
         if before is not state:
             self._state_of[id] = state

@@ -19,11 +19,15 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Final, NamedTuple
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
+from wspool._connection import states
 from wspool._debug import guarding, pictures
 from wspool._debug.guarding import Origin
 from wspool._debug.pictures import dumps
 from wspool._debug.views import View
+from wspool._group import looking
+from wspool._group.looking import Shown
 from wspool._pool.pool import WebsocketConnectionPool
 
 MAX_READERS: Final = 100
@@ -76,11 +80,13 @@ class Answer(NamedTuple):
 
 
 class Site:
-    """One mounted page: the views of its pools, and whom it answers."""
+    """One mounted page: the views of its pools and groups, and whom it answers."""
 
     def __init__(self, allowed_hosts: Iterable[str]) -> None:
         self._allowed = guarding.checked(allowed_hosts)
         self.views: dict[str, View] = {}
+        # Those of groups' members, by the pools, for as long as somebody looks.
+        self._of_members: WeakValueDictionary[WebsocketConnectionPool, View] = WeakValueDictionary()
         folder = files("wspool") / "page"
         self._files = {
             "/" if name == "index.html" else f"/{name}": Answer(
@@ -89,21 +95,40 @@ class Site:
             for name, kind in _FILES.items()
         }
 
-    def show(self, pools: Iterable[WebsocketConnectionPool], *, with_history: bool) -> None:
-        """Show these pools; those that were shown before keep their views."""
-        wanted = list(pools)
-        names = [pool.name for pool in wanted]
+    def show(self, wanted: Iterable[Shown], *, with_history: bool) -> None:
+        """Show these; those that were shown before keep their views."""
+        wanted = list(wanted)
+        names = [shown.name for shown in wanted]
         if len(set(names)) < len(names):
             raise ValueError(f"the pools are called {names}; give each a name of its own")
-        known = {view.pool: view for view in self.views.values()}
-        for pool in known.keys() - set(wanted):
-            known[pool].end()
+        known = {view.shown: view for view in self.views.values()}
+        for shown in known.keys() - set(wanted):
+            known[shown].end()
         self.views = {
-            pool.name: known.get(pool) or View(pool, with_history=with_history) for pool in wanted
+            shown.name: known.get(shown) or View(shown, with_history=with_history)
+            for shown in wanted
         }
 
+    def names(self) -> list[str]:
+        """Return what there is to choose from, each group before its members."""
+        names = {
+            name: None
+            for view in self.views.values()
+            for name in (view.shown.name, *(pool.name for pool in looking.pools_of(view.shown)))
+        }
+        return list(names)
+
+    def _view(self, name: str) -> View | None:
+        """Return the view of a pool or a group, or of a member of one."""
+        if (view := self.views.get(name)) is not None:
+            return view
+        pool = looking.by_name(view.shown for view in self.views.values()).get(name)
+        if pool is None:
+            return None
+        return self._of_members.get(pool) or self._of_members.setdefault(pool, View(pool))
+
     def end(self) -> None:
-        """Listen to no pool any more but for those who look."""
+        """Listen to nothing any more but for those who look."""
         for view in self.views.values():
             view.end()
 
@@ -125,16 +150,17 @@ class Site:
         if (file := self._files.get(asked.path)) is not None:
             return file
         if asked.path == "/pools":
-            return _json(dumps(list(self.views)))
+            return _json(dumps(self.names()))
         name = asked.query.get("pool", next(iter(self.views)))
-        if (view := self.views.get(name)) is None:
+        if (view := self._view(name)) is None:
             return _plain(HTTPStatus.NOT_FOUND, f"no pool {name!r}; there are {list(self.views)}")
         if asked.path == "/events":
             return self._admitted(view)
         return _OF_A_POOL[asked.path](view, asked)
 
     def _admitted(self, view: View) -> Answer | View:
-        if sum(len(view.readers) for view in self.views.values()) < MAX_READERS:
+        views = [*self.views.values(), *self._of_members.values()]
+        if sum(len(view.readers) for view in views) < MAX_READERS:
             return view
         return _plain(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -148,15 +174,17 @@ def _snapshot(view: View, _: Asked) -> Answer:
 
 
 def _diagram(view: View, _: Asked) -> Answer:
-    return _plain(HTTPStatus.OK, view.pool.state_diagram())
+    return _plain(HTTPStatus.OK, states.diagram(looking.counts(view.shown)))
 
 
 def _connection(view: View, asked: Asked) -> Answer:
-    return _json(dumps(pictures.connection(view.pool, asked.query.get("id", ""))))
+    pools, id = looking.pools_of(view.shown), asked.query.get("id", "")
+    found = (pictures.connection(pool, id) for pool in pools)
+    return _json(dumps(next((one for one in found if one is not None), None)))
 
 
 def _dump(view: View, _: Asked) -> Answer:
-    name = re.sub(r"[^\w.-]", "_", view.pool.name)
+    name = re.sub(r"[^\w.-]", "_", view.shown.name)
     disposition = f"attachment; filename*=UTF-8''{quote(f'wspool-{name}.json')}"
     return _json(view.dump())._replace(headers={"Content-Disposition": disposition})
 

@@ -1,7 +1,7 @@
-"""A pool as all see it that look at it: each picture is made once, and while somebody waits.
+"""A pool or a group as all see it that look: each picture is made once, and while somebody waits.
 
 While nobody looks there is no task, no timer and no subscription, unless a history was asked for:
-then the pool is listened to from the beginning.
+then it is listened to from the beginning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from wspool._connection.states import TRANSITIONS, State
 from wspool._debug import pictures
 from wspool._debug.pictures import dumps
 from wspool._debug.recent import Recent
-from wspool._pool import introspection
-from wspool._pool.pool import WebsocketConnectionPool
+from wspool._group import looking
+from wspool._group.looking import Shown
 from wspool.events import (
     ConnectionCheckedIn,
     ConnectionCheckedOut,
@@ -44,15 +44,15 @@ _LOANS: Final = (ConnectionCheckedOut, ConnectionCheckedIn)
 
 
 class View:
-    """One pool, and those who look at it."""
+    """One pool or group, and those who look at it."""
 
-    def __init__(self, pool: WebsocketConnectionPool, *, with_history: bool = False) -> None:
-        self.pool = pool
-        # One for each open stream. The pool is listened to while there is any.
+    def __init__(self, shown: Shown, *, with_history: bool = False) -> None:
+        self.shown = shown
+        # One for each open stream. It is listened to while there is any.
         self.readers: set[object] = set()
         self._history = object() if with_history else None
         self._unsubscribe: Callable[[], object] | None = None
-        # What has happened since the pool is listened to: the last events, and what they come to.
+        # What has happened since it is listened to: the last events, and what they come to.
         self._unshown = _Unshown()
         self._recent = Recent(time())
         # Looks for closed connections whose sockets have gone since, which is no event.
@@ -94,7 +94,7 @@ class View:
     def _listen(self) -> None:
         if self._unsubscribe is None:
             self._recent = Recent(time())
-            self._unsubscribe = self.pool.subscribe(self._hear)
+            self._unsubscribe = self.shown.subscribe(self._hear)
             self._see()
 
     def _listen_no_more(self) -> None:
@@ -116,14 +116,14 @@ class View:
     def _look_again(self) -> None:
         self._second_look = None
         self._see()
-        if introspection.counts(self.pool)[State.CLOSED]:
+        if looking.counts(self.shown)[State.CLOSED]:
             loop = asyncio.get_running_loop()
             self._second_look = loop.call_later(SECOND_LOOK_SECONDS, self._look_again)
 
     def _see(self) -> None:
         # What was published before now is heard before all is counted anew.
-        introspection.settle(self.pool)
-        self._recent.see(*introspection.pulse(self.pool), time())
+        looking.settle(self.shown)
+        self._recent.see(*looking.pulse(self.shown), time())
 
     # Showing.
 
@@ -135,7 +135,7 @@ class View:
                 "states": list(State),
                 "transitions": TRANSITIONS,
                 "pools": list(pools),
-                "settings": pictures.settings(self.pool),
+                "settings": pictures.settings(self.shown),
                 "past": self._recent.slots(),
             }
         )
@@ -161,7 +161,7 @@ class View:
         try:
             frame = b"data: %b\n\n" % dumps(self._picture())
         except Exception:
-            logger.exception("a debug page of %r broke down; the pool goes on", self.pool)
+            logger.exception("a debug page of %r broke down; the pool goes on", self.shown)
             frame = b""
         for waiter in self._picture_waiters:
             if not waiter.done():
@@ -169,16 +169,16 @@ class View:
 
     def _picture(self) -> dict[str, Any]:
         self._see()
-        shown = pictures.picture(self.pool) | self._unshown.take()
-        return shown | {
+        picture = pictures.picture(self.shown) | self._unshown.take()
+        return picture | {
             "slots": self._recent.slots(PICTURE_SLOTS),
             "minute": self._recent.summary(),
         }
 
     def snapshot(self) -> bytes:
-        """Return the pool's snapshot as JSON, the same to all for as long as a picture lasts."""
+        """Return the snapshot as JSON, the same to all for as long as a picture lasts."""
         if not self._snapshot:
-            self._snapshot = dumps(self.pool.snapshot().to_dict())
+            self._snapshot = dumps(self.shown.snapshot().to_dict())
             asyncio.get_running_loop().call_later(PICTURE_SECONDS, self._forget)
         return self._snapshot
 
@@ -194,8 +194,8 @@ class View:
         return dumps(
             {
                 "versions": pictures.versions(),
-                "settings": pictures.settings(self.pool),
-                "snapshot": self.pool.snapshot().to_dict(),
+                "settings": pictures.settings(self.shown),
+                "snapshot": self.shown.snapshot().to_dict(),
                 "measured": measured,
             }
         )

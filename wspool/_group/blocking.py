@@ -20,9 +20,12 @@ from wspool._group.roster import OptionsOf
 from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
 from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.blocking_stream import BlockingWebsocketStream
+from wspool._pool.introspection import Trouble
+from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT
 from wspool._pool.portal import Portal
 from wspool._pool.repeating import Attempt
+from wspool._pool.stats import Stats
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -84,6 +87,20 @@ class BlockingWebsocketPools(BlockingLender):
     def total_connections(self) -> int:
         """The connections that are open: idle, busy and draining, of all pools."""
         return self.pools.total_connections
+
+    @property
+    def stats(self) -> Stats:
+        """What has happened since the group was made, in all pools; a copy."""
+        return self.pools.stats
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why no pool can be dialled; None while the dials of one are well."""
+        return self.pools.trouble
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event, in the loop's thread; return a callable that ends it."""
+        return self.pools.subscribe(listener)
 
     def snapshot(self) -> GroupSnapshot:
         """Return a frozen picture of the group; its `.to_dict()` is fit for JSON."""

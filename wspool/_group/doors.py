@@ -14,6 +14,7 @@ from typing import Self
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
     ConnectionBusyError,
+    ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
@@ -24,10 +25,13 @@ from wspool._group.roster import Roster
 from wspool._pool.attending import is_same
 from wspool._pool.checks import check_timeout
 from wspool._pool.options import ACQUIRE_TIMEOUT
+from wspool._pool.stats import count_refusal
 
 
 class Door:
     """A door of a group: what lends a loan, and routes it while it waits."""
+
+    __slots__ = ("_acquire_timeout", "_roster")
 
     def __init__(self, roster: Roster, acquire_timeout: float | None) -> None:
         self._roster = roster
@@ -55,6 +59,8 @@ class Door:
 
 class CommonDoor(Door):
     """For those who take a connection of any member."""
+
+    __slots__ = ()
 
     def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         roster = self._roster
@@ -97,8 +103,9 @@ class CommonDoor(Door):
         loop = asyncio.get_running_loop()
         loan._since = loop.time()
         alarm: asyncio.TimerHandle | None = None
-        roster.check_total(loan)
+        roster.events.check_out_started()
         try:
+            roster.check_total(loan)
             if loan._timeout:
                 alarm = loop.call_later(loan._timeout, self._time_out, loan)
             crowd.join(loan)
@@ -112,8 +119,9 @@ class CommonDoor(Door):
                     raise ConnectionPoolUnavailableError(f"The group {roster!r} was closed")
                 crowd.join(loan, at_the_head=True)
                 await loan._waiter
-        except BaseException:
+        except BaseException as error:
             self._leave(loan)
+            roster.count_refusal(error, loop.time() - loan._since)
             raise
         finally:
             if alarm is not None:
@@ -149,70 +157,103 @@ class CommonDoor(Door):
             f"No connection within {loan._timeout} s: {self._roster!r}{last}"
         )
         error.__cause__ = cause
+        self._roster.stats.timeouts += 1
         self._roster.crowd.fail(loan, error)
 
 
 class KeyDoor(Door):
     """For one loan, of a connection of the pool of one key, which may have to be made first."""
 
+    __slots__ = ("_frame", "_key")
+
     def __init__(self, roster: Roster, acquire_timeout: float | None, key: Hashable) -> None:
-        super().__init__(roster, acquire_timeout)
+        self._roster, self._acquire_timeout = roster, acquire_timeout
         self._key = key
-        # Who borrows, while there is no pool yet.
-        self._frame: FrameType | None = None
+        # Who borrows.
+        self._frame: FrameType
 
     def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         self._roster.enter()
+        self._frame = frame
         member = self._roster.members.get(self._key)
         if member is None:
             if loan._timeout is not ACQUIRE_TIMEOUT:
                 check_timeout(loan._timeout)
-            self._frame = frame
             return False
-        return self._lend(member, loan, frame)
+        return self._lend(member, loan)
 
-    def _lend(self, member: Member, loan: Borrow, frame: FrameType) -> bool:
+    def _lend(self, member: Member, loan: Borrow) -> bool:
+        pool = member.pool
         if loan._is_stream:
             member.router.streaming.check_route()
-        is_lent = member.pool._lend_at_once(loan, frame)
-        loan._lender = member.pool
+        is_lent = pool._lend_at_once(loan, self._frame)
+        loan._lender = pool
         if not is_lent:
             if loan._timeout is ACQUIRE_TIMEOUT:
-                loan._timeout = member.pool.acquire_timeout
-            self._roster.check_total(loan, member)
+                loan._timeout = pool.acquire_timeout
+            try:
+                self._roster.check_total(loan, member)
+            except ConnectionPoolExhaustedError as error:
+                count_refusal(member.router.stats, error)
+                member.router.events.check_out_failed(error, 0.0)
+                raise
         return is_lent
 
     async def wait(self, loan: Borrow) -> None:
-        """Make the pool first, if there is none, and return when the loan was served."""
-        lender = loan._lender
+        """Make the pool first, if there is none, and return when the loan was served.
+
+        Where pools are made as they are needed, one that was removed has a successor for those who
+        wait; one that a mapping has given has none.
+        """
+        roster, lender = self._roster, loan._lender
         assert lender is not None
-        if lender is not self:
-            await lender._router.wait(loan)
-            return
-        roster, frame = self._roster, self._frame
+        clock = asyncio.get_running_loop().time
         seconds = self._acquire_timeout if loan._timeout is ACQUIRE_TIMEOUT else loan._timeout
-        assert frame is not None
-        began = asyncio.get_running_loop().time()
+        began = clock()
+        is_lent = False
+        while not is_lent:
+            if lender is self:
+                made = await self._make(seconds, began)
+                lender = made.pool
+                if seconds:  # of which a part is over
+                    loan._timeout = max(0.001, seconds - (clock() - began))
+                is_lent = self._lend(made, loan)
+            else:
+                try:
+                    await lender._router.wait(loan)
+                    is_lent = True
+                except ConnectionPoolUnavailableError:
+                    member = roster.members.get(self._key)
+                    is_current = member is not None and member.pool is lender
+                    if roster.is_fixed or roster.is_closing or is_current:
+                        raise
+                    lender, loan._callsite = self, None
+
+    async def _make(self, seconds: float | None, began: float) -> Member:
+        """Return the pool, which is made if there is none."""
+        roster = self._roster
         while (member := roster.members.get(self._key)) is None:
+            clock = asyncio.get_running_loop().time
+            left = max(0.001, seconds - (clock() - began)) if seconds else None
             try:
-                async with asyncio.timeout(seconds or None) as timer:
+                async with asyncio.timeout(left) as timer:
                     await roster.make(self._key)
             except TimeoutError as error:
                 if not timer.expired():
                     raise
-                raise ConnectionPoolTimeoutError(
+                late = ConnectionPoolTimeoutError(
                     f"No connection within {seconds} s: options_of has not returned. {roster!r}"
-                ) from error
-        if seconds:  # of which the making has taken its part
-            waited = asyncio.get_running_loop().time() - began
-            loan._timeout = max(0.001, seconds - waited)
-        self._frame = None
-        if not self._lend(member, loan, frame):
-            await member.router.wait(loan)
+                )
+                roster.stats.timeouts += 1
+                roster.count_refusal(late, clock() - began)
+                raise late from error
+        return member
 
 
 class OtherDoor(Door):
     """For one loan of a connection of the first of these members whose dials do not fail."""
+
+    __slots__ = ("_frame", "_members")
 
     def __init__(
         self, roster: Roster, acquire_timeout: float | None, members: list[Member]

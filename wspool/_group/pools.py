@@ -21,11 +21,14 @@ from wspool._connection.stream import WebsocketStream
 from wspool._group import repeating
 from wspool._group.doors import CommonDoor, Door, KeyDoor
 from wspool._group.members import Member
-from wspool._group.pictures import GroupSnapshot, snapshot_group
+from wspool._group.pictures import GroupSnapshot, snapshot_group, trouble_of
 from wspool._group.roster import OptionsOf, Roster
 from wspool._pool.checks import check_grace, check_timeout
+from wspool._pool.introspection import Trouble
+from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
 from wspool._pool.pool import WebsocketConnectionPool
+from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
 
@@ -149,6 +152,28 @@ class WebsocketPools:
     def __len__(self) -> int:
         """Return how many pools there are now."""
         return len(self._roster.members)
+
+    @property
+    def stats(self) -> Stats:
+        """What has happened since the group was made, in all pools; a copy."""
+        return self._roster.total_stats
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why no pool can be dialled, for health endpoints: None while the dials of one are well.
+
+        Otherwise the trouble of the pool whose next attempt is due first.
+        """
+        return trouble_of(self._roster)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event of each pool; return a callable that ends that.
+
+        Pools that are made later are included. An event names its pool; one of a check-out without
+        a key, as long as no pool has served it, names the group, and those that are served at once
+        have no `ConnectionCheckOutStarted`. Otherwise as `WebsocketConnectionPool.subscribe`.
+        """
+        return self._roster.subscribe(listener)
 
     def snapshot(self) -> GroupSnapshot:
         """Return a frozen picture of the group; its `.to_dict()` is fit for JSON."""

@@ -24,7 +24,9 @@ from wspool._group.crowd import Crowd
 from wspool._group.health import may_go_out
 from wspool._group.members import Member, is_loss
 from wspool._pool.gate import EARLY_SECONDS
+from wspool._pool.listeners import Events, Listener
 from wspool._pool.pool import WebsocketConnectionPool
+from wspool._pool.stats import Stats, count_refusal
 from wspool._pool.tasks import weakly
 from wspool._pool.waiting import NOBODY
 from wspool.quota import LocalQuota
@@ -65,6 +67,11 @@ class Roster:
         # By the queues of their links; one that was removed stays until its last loan is over.
         self._known: dict[int, Member] = {}
         self._numbers = itertools.count(1)
+        # What became of those whom no member has served, and what pools have done that are gone.
+        self.stats = Stats()
+        self.stats_of_gone = Stats()
+        # Of those whom no member has served; its listeners are those of all pools.
+        self.events = Events(name)
         # What is under way: pools that are made, probes and closings; when probes are due.
         self._making: dict[Hashable, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,16 +97,45 @@ class Roster:
         return self._loop is not None
 
     @property
+    def known(self) -> list[Member]:
+        """The members, and those that were removed and are not closed yet; from any thread."""
+        return list(self._known.values())
+
+    @property
     def open(self) -> int:
-        """The connections that are open, of all members."""
-        return sum(member.router.capacity.open for member in self.members.values())
+        """The connections that are open, of all pools."""
+        return sum(member.router.capacity.open for member in self.known)
+
+    @property
+    def unserved(self) -> list[Borrow]:
+        """Those who wait in no pool's line: for whichever pool has a connection first."""
+        standings = list(self.crowd.loans.items())
+        return [loan for loan, standing in standings if standing.host is None]
+
+    def all_waiting(self) -> list[Borrow]:
+        """Return who waits, for one pool or for any."""
+        lines = (loan for member in self.known for loan in member.line)
+        users = [loan for loan in lines if loan._lender is not None]  # a probe has none
+        return users + self.unserved
 
     @property
     def waiting(self) -> int:
-        """How many wait, for one member or for any."""
-        lines = (loan for member in self.members.values() for loan in list(member.line.loans))
-        users = sum(loan._lender is not None for loan in lines)  # a probe has none
-        return users + sum(standing.host is None for standing in self.crowd.loans.values())
+        """How many wait."""
+        return len(self.all_waiting())
+
+    def settle(self) -> None:
+        """Let the listeners hear what has been published, as they do soon by themselves."""
+        if self._loop is not None and self._loop is asyncio._get_running_loop():
+            self.events.tell()
+
+    @property
+    def total_stats(self) -> Stats:
+        """What all pools have done, those that are gone included."""
+        total = self.stats.copy()
+        total.add(self.stats_of_gone)
+        for member in self.known:
+            total.add(member.router.stats)
+        return total
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Check that the group is open, and that the caller runs in its loop."""
@@ -118,6 +154,23 @@ class Roster:
             if not self.is_fixed:
                 self._tidy()
         return loop
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Let a listener hear of all pools, those that are made later included."""
+        if not callable(listener):
+            raise TypeError(f"listener is {listener!r}; it must be a plain callable")
+        token = object()
+        # The group's own first: a pool that is made meanwhile looks there.
+        self.events.add(token, listener)
+        for member in self.known:
+            member.router.events.add(token, listener)
+
+        def unsubscribe() -> None:
+            self.events.remove(token)
+            for member in self.known:
+                member.router.events.remove(token)
+
+        return unsubscribe
 
     # Who is asked.
 
@@ -152,12 +205,22 @@ class Roster:
         if any(holder.idle_since < float("inf") for holder in holders):
             return
         asked = [member] if member is not None else self.candidates()
-        if any(one.router.capacity.errands or one.router.queues.connecting for one in asked):
-            return
+        for one in asked:
+            # A dial that waits for a place itself brings nothing.
+            dials = (link.permit is not None for link in one.router.queues.connecting)
+            if one.router.capacity.errands or any(dials):
+                return
         raise ConnectionPoolExhaustedError(
             "As many connections as the group's max_connections allows are in use, and this call "
             f"may not wait (pass a timeout, or set acquire_timeout): {self!r}"
         )
+
+    def count_refusal(self, error: BaseException, waited: float) -> None:
+        """Count a wait, so many seconds long, of one whom no member has served, and tell of it."""
+        self.stats.waits += 1
+        self.stats.wait_seconds += waited
+        count_refusal(self.stats, error)
+        self.events.check_out_failed(error, waited)
 
     # Coming and going.
 
@@ -166,9 +229,16 @@ class Roster:
         limit = self.total.limit
         given = {"name": name, "max_connections": limit, **self._defaults, **options}
         pool = WebsocketConnectionPool(**given)
+        if any(member.pool.name == pool.name for member in self.members.values()):
+            raise ValueError(
+                f"two pools of the group {self.name!r} are called {pool.name!r}; give each a name "
+                "of its own, or none"
+            )
         member = Member(key, pool, self.crowd, weakly(self._put_out))
         router = pool._router
         router.permits.add(self.total, is_total=True)
+        for token, listener in self.events.listeners.items():
+            router.events.add(token, listener)
         self.members[key] = member
         self._known[id(router.queues)] = member
         if self.is_fixed:
@@ -218,7 +288,8 @@ class Roster:
 
     async def _close(self, member: Member, timeout: float | None) -> None:
         await member.pool.close_all(timeout)
-        self._known.pop(id(member.router.queues), None)
+        if self._known.pop(id(member.router.queues), None) is not None:
+            self.stats_of_gone.add(member.router.stats)
 
     def _tidy(self) -> None:
         """Close the pools that have been empty for their `idle_timeout`, and look again."""

@@ -7,6 +7,7 @@ or query value gets into a picture.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from time import time
@@ -16,6 +17,7 @@ from wspool._connection.borrow import Borrow
 from wspool._connection.callsites import Callsite, at_work_in, line_of, task_name
 from wspool._connection.exporting import exported
 from wspool._connection.link import Link, Transition
+from wspool._connection.queues import MAX_GONE
 from wspool._connection.scrubbing import shown_subprotocol, shown_uri
 from wspool._connection.sharing import Lane
 from wspool._connection.states import State
@@ -194,6 +196,7 @@ class Pool(Protocol):
 def snapshot_pool(pool: Pool) -> PoolSnapshot:
     router = pool._router
     options = router.options
+    now = router.clock() if router.line else 0.0
     return PoolSnapshot(
         name=pool.name,
         at=time(),
@@ -206,8 +209,8 @@ def snapshot_pool(pool: Pool) -> PoolSnapshot:
         min_connections=options.min_connections,
         max_connecting=options.max_connecting,
         connections=tuple(_snapshot(link, router) for link in router.queues),
-        gone=tuple(gone(pool)),
-        waiting=tuple(waiting(pool)),
+        gone=tuple(shown for _, shown in gone([pool])),
+        waiting=tuple(waiting(router.line, now)),
         stats=router.stats.copy(),
         failure=failure(pool),
         learned_limit=router.limit.learned,
@@ -238,12 +241,9 @@ def options(pool: Pool) -> Options:
     return pool._router.options
 
 
-def pulse(pool: Pool) -> tuple[dict[int, State], list[float]]:
-    """Return each connection's state by its id, and for how long each has waited, in seconds."""
-    router = pool._router
-    now = router.clock() if router.line else 0.0
-    waits = [now - loan._since for loan in router.line]
-    return {link.id: link.state for link in router.queues}, waits
+def pulse(pool: Pool) -> dict[tuple[str, int], State]:
+    """Return each connection's state by the pool's name and its id."""
+    return {(pool.name, link.id): link.state for link in pool._router.queues}
 
 
 def settle(pool: Pool) -> None:
@@ -273,18 +273,33 @@ def trouble(pool: Pool) -> Trouble | None:
     return Trouble(error.kind, gate.failing_since, gate.failures, next_attempt, str(error))
 
 
-def connections(pool: Pool, most: int) -> list[ConnectionSnapshot]:
+Found = tuple[Pool, ConnectionSnapshot]
+"""A connection, with the pool that it is one of."""
+
+
+def connections(pools: Sequence[Pool], most: int) -> list[Found]:
     """Return at most so many of each state, those that have been in it for longest."""
-    router = pool._router
-    return [
-        _snapshot(link, router) for state in State for link in islice(router.queues[state], most)
-    ]
+    shown: list[Found] = []
+    for state in State:
+        known = [
+            (pool, link) for pool in pools for link in islice(pool._router.queues[state], most)
+        ]
+        if len(pools) > 1:
+            known.sort(key=lambda one: _last_moved(one[1]))
+        shown += [(pool, _snapshot(link, pool._router)) for pool, link in known[:most]]
+    return shown
 
 
-def gone(pool: Pool) -> list[ConnectionSnapshot]:
+def gone(pools: Sequence[Pool]) -> list[Found]:
     """Return the last connections that have left, in that order."""
-    router = pool._router
-    return [_snapshot(link, router) for link in list(router.queues.gone)]
+    known = [(pool, link) for pool in pools for link in list(pool._router.queues.gone)]
+    if len(pools) > 1:
+        known.sort(key=lambda one: _last_moved(one[1]))
+    return [(pool, _snapshot(link, pool._router)) for pool, link in known[-MAX_GONE:]]
+
+
+def _last_moved(link: Link) -> float:
+    return link.moves[-1][1] if link.moves else link.born
 
 
 def found(pool: Pool, id: str) -> ConnectionSnapshot | None:
@@ -294,11 +309,9 @@ def found(pool: Pool, id: str) -> ConnectionSnapshot | None:
     return next((_snapshot(link, router) for link in known if str(link.id) == id), None)
 
 
-def waiting(pool: Pool) -> list[WaiterSnapshot]:
-    """Return the oldest of those who wait."""
-    router = pool._router
-    now = router.clock() if router.line else 0.0  # one time for all, so that the oldest is that
-    return [_snapshot_waiter(loan, now) for loan in islice(router.line, MAX_WAITERS)]
+def waiting(loans: Iterable[Borrow], now: float) -> list[WaiterSnapshot]:
+    """Return those who wait, oldest first, up to a number; one time for all, so that it is so."""
+    return [_snapshot_waiter(loan, now) for loan in islice(loans, MAX_WAITERS)]
 
 
 def _snapshot(link: Link, router: Router) -> ConnectionSnapshot:

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,17 +65,20 @@ class Events:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         if not callable(listener):
             raise TypeError(f"listener is {listener!r}; it must be a plain callable")
-        globals()["events"] = import_module("wspool.events")
         token = object()
+        self.add(token, listener)
+        return partial(self.remove, token)
+
+    def add(self, token: object, listener: Listener) -> None:
+        """Subscribe a listener under a token, if it is not there already."""
+        globals()["events"] = import_module("wspool.events")
         with self._subscribing:
             self.listeners = {**self.listeners, token: listener}
 
-        def unsubscribe() -> None:
-            with self._subscribing:
-                self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
-            self._broken.discard(token)
-
-        return unsubscribe
+    def remove(self, token: object) -> None:
+        with self._subscribing:
+            self.listeners = {t: one for t, one in self.listeners.items() if t is not token}
+        self._broken.discard(token)
 
     # What there is to tell.
 

@@ -69,6 +69,11 @@ class Stats:
         twin.refusals = self.refusals.copy()
         return twin
 
+    def add(self, other: Stats) -> None:
+        """Add the numbers of another pool to these."""
+        for name, number in vars(other).items():
+            vars(self)[name] = vars(self)[name] + number
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts and numbers, as `json.dumps` takes them."""
         return vars(self) | {

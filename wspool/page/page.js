@@ -1,4 +1,4 @@
-// The page of one pool, drawn from each picture that the server sends.
+// The page of one pool, or of a group of them, drawn from each picture that the server sends.
 // What others wrote, such as a close reason, becomes text: there are DOM nodes here, and no HTML.
 
 import { last, remember, samples, startCharts } from "./charts.js";
@@ -17,14 +17,14 @@ let picture; // the last one
 let filter = "all";
 let order = { column: 0, isDown: false };
 let orderOfGone = { column: 2, isDown: false }; // the newest first
-let chosen; // the id of the connection whose details are open
+let chosen; // the connection whose details are open: its id, and its pool's name
 let counters; // the text nodes of each state's count and mean in the diagram
 let drawLines; // draws the charts up to a time
 
 // Small things.
 
 function url(path, parameters = {}) {
-  const query = new URLSearchParams(pool === null ? parameters : { pool, ...parameters });
+  const query = new URLSearchParams({ ...(pool !== null && { pool }), ...parameters });
   return query.size ? `${path}?${query}` : path;
 }
 
@@ -99,7 +99,7 @@ function drawTimeline() {
 
 const COLUMNS = [
   // title, what it is sorted by, what is shown, class
-  ["#", (c) => c.id, (c) => c.id, "id"],
+  ["#", (c) => c.id, called, "id"],
   ["State", (c) => machine.states.indexOf(stateOf(c)), stateOf, "state"],
   ["For", (c) => c.seconds_in_state, (c) => seconds(c.seconds_in_state), "number"],
   ["Age", (c) => c.age, (c) => seconds(c.age), "number spare"],
@@ -110,7 +110,14 @@ const COLUMNS = [
   ["Ping", (c) => c.rtt ?? -1, (c) => seconds(c.rtt), "number spare"],
   ["Borrower, or reason", told, told, "told"],
 ];
-const rows = new Map(); // by id
+const rows = new Map(); // by pool and id
+
+/** Name a connection; in a group with the number at the end of its pool's name, or all of it. */
+function called({ id, pool: name }) {
+  if (picture.members === null) return `#${id}`;
+  const prefix = `${picture.name}-`;
+  return `${name.startsWith(prefix) ? name.slice(prefix.length) : name}#${id}`;
+}
 
 /** Return the state that it has, or, if it is gone, the one that it has left. */
 function stateOf(connection) {
@@ -120,7 +127,7 @@ function stateOf(connection) {
 function told(connection) {
   const { borrower, streams, close_code, close_reason, why, state } = connection;
   if (borrower) return whoAndWhere(borrower);
-  if (streams.length) return `${streams.length}/${picture.max_streams} streams`;
+  if (streams.length) return `${streams.length}/${connection.max_streams} streams`;
   if (close_code !== null) return [why, close_code, close_reason].filter(Boolean).join(" · ");
   return state === "busy" ? why : ""; // a check or a keepalive of the pool's own
 }
@@ -174,7 +181,7 @@ function drawConnections() {
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
   });
   while (body.children.length > shown.length) {
-    rows.delete(Number(body.lastChild.dataset.id));
+    rows.delete(body.lastChild.dataset.of);
     body.lastChild.remove();
   }
   if (focused !== document.activeElement && focused.isConnected) focused.focus();
@@ -183,13 +190,16 @@ function drawConnections() {
 }
 
 function rowOf(connection) {
-  const { id, is_overdue: isOverdue } = connection;
-  let row = rows.get(id);
+  const { id, pool: of, is_overdue: isOverdue } = connection;
+  const key = `${of} ${id}`;
+  let row = rows.get(key);
   if (row === undefined) {
-    row = make("tr", { "data-id": id }, ...COLUMNS.map(([, , , kind]) => make("td", { class: kind })));
-    row.firstChild.append(make("button", { type: "button", "aria-label": `Details of ${id}` }, `#${id}`));
-    row.onclick = () => showDetails(id);
-    rows.set(id, row);
+    const cells = COLUMNS.map(([, , , kind]) => make("td", { class: kind }));
+    row = make("tr", { "data-id": id, "data-of": key }, ...cells);
+    const name = called(connection);
+    row.firstChild.append(make("button", { type: "button", "aria-label": `Details of ${name.replace(/^#/, "")}` }, name));
+    row.onclick = () => showDetails({ id, pool: of });
+    rows.set(key, row);
   }
   row.dataset.state = stateOf(connection);
   row.classList.toggle("overdue", isOverdue);
@@ -199,22 +209,22 @@ function rowOf(connection) {
 
 // One connection.
 
-async function showDetails(id) {
-  chosen = id;
+async function showDetails(connection) {
+  chosen = connection;
   if ((await drawDetails()) && !$("details").open) $("details").showModal();
 }
 
 async function drawDetails() {
-  const answer = await fetch(url("connection", { id: chosen })).catch(() => null);
+  const answer = await fetch(url("connection", chosen)).catch(() => null);
   const connection = answer?.ok ? await answer.json() : null;
-  if (connection?.id !== chosen) return false;
-  const { id, state, was, history, borrower, streams, is_overdue: isOverdue, ...facts } = connection;
+  if (connection === null || connection.id !== chosen?.id || connection.pool !== chosen.pool) return false;
+  const { id, pool: of, max_streams: maxStreams, state, was, history, borrower, streams, is_overdue: isOverdue, ...facts } = connection;
   const { task, borrowed_at: borrowedAt, at: nowAt } = borrower ?? {};
   for (const name of ["seconds_in_state", "age", "idle_seconds", "rtt"]) {
     facts[name] = facts[name] && seconds(facts[name]);
   }
   $("details").dataset.state = state;
-  put($("details-title"), `#${id} ${state}${isOverdue ? " · overdue" : ""}`);
+  put($("details-title"), `${called(connection)} ${state}${isOverdue ? " · overdue" : ""}`);
   for (const { slot, state: streamState, seconds_in_state: since, borrower: holder } of streams) {
     facts[`stream_${slot}`] = `${streamState} ${seconds(since)}${holder ? ` · ${whoAndWhere(holder)}` : ""}`;
   }
@@ -240,6 +250,47 @@ function drawList(list, facts, title = inWords) {
   });
 }
 
+// The members of a group.
+
+function drawMembers() {
+  const { members, at } = picture;
+  $("group").hidden = members === null;
+  if (members === null) return;
+  const body = document.querySelector("#members tbody");
+  members.rows.forEach((member, index) => {
+    const row = body.children[index] ?? body.appendChild(memberRow());
+    const { counts } = member;
+    row.dataset.health = member.health;
+    const link = row.firstChild.firstChild;
+    put(link, member.key);
+    link.href = `?pool=${encodeURIComponent(member.pool)}`;
+    link.title = member.pool;
+    const limit = member.learned_limit === null ? "" : ` (admits ${number.format(member.learned_limit)})`;
+    const texts = [
+      member.health === "out" ? `out, probed in ${seconds(Math.max(0, member.out_until - at))}` : member.health,
+      `${number.format(counts.idle + counts.busy + counts.draining)}${limit}`,
+      number.format(counts.busy),
+      number.format(member.waiters),
+      number.format(member.borrows),
+      number.format(member.losses),
+      member.why,
+    ];
+    texts.forEach((text, column) => put(row.children[column + 1], text));
+  });
+  while (body.children.length > members.rows.length) body.lastChild.remove();
+  const listed = members.rows.length;
+  const all = members.in + members.out + members.removed;
+  $("unlisted").hidden = listed === all;
+  put($("unlisted"), `Of ${number.format(all)} members, ${listed} are listed: those that are out first, then those with the most connections. Out: ${number.format(members.out)}.`);
+}
+
+function memberRow() {
+  const kinds = ["key", "health", "number", "number", "number", "number spare", "number spare", "told"];
+  const row = make("tr", {}, ...kinds.map((kind) => make("td", { class: kind })));
+  row.firstChild.append(make("a"));
+  return row;
+}
+
 // Who waits, what happened, and what it comes to.
 
 const heard = { loans: [], others: [] };
@@ -256,7 +307,7 @@ function describe({ kind, at, pool, connection_id: id, ...details }) {
   const text = Object.entries(details)
     .filter(([, value]) => value !== null && value !== "")
     .map(([name, value]) => (name === "duration" || name === "age" ? seconds(value) : value));
-  const subject = id === undefined ? "" : `#${id} `;
+  const subject = id === undefined ? "" : `${called({ id, pool })} `;
   return make("li", {}, make("time", {}, clock(at)), [`${subject}${words}`, ...text].join(" · "));
 }
 
@@ -329,7 +380,7 @@ function drawFigures() {
   const { counts, minute, connections } = picture;
   const learned = picture.learned_limit;
   const admitted = learned === null ? "" : ` (the server admits ${number.format(learned)})`;
-  put($("places"), `${number.format(total(counts))} / ${number.format(picture.max_connections)}${admitted}`);
+  put($("places"), `${number.format(picture.places)} / ${number.format(picture.max_connections)}${admitted}`);
   const recent = last(RECENT);
   const loans = recent.reduce((sum, sample) => sum + sample.loans, 0) / recent.length;
   put($("in-use"), decimal(mean("busy")));
@@ -364,10 +415,11 @@ function drawAll() {
   put($("name"), picture.name);
   put($("uri"), picture.uri);
   const { is_closed: isClosed, is_started: isStarted } = picture;
-  say(isClosed ? "closed" : "live", isClosed ? "pool closed" : isStarted ? "live" : "not started");
+  const what = picture.members === null ? "pool" : "group";
+  say(isClosed ? "closed" : "live", isClosed ? `${what} closed` : isStarted ? "live" : "not started");
   $("failure").hidden = picture.failure === null;
   put($("failure"), picture.failure === null ? "" : `The last dial has failed: ${picture.failure}`);
-  const parts = [drawFigures, drawTimeline, drawMinute, drawWaiting, drawConnections, drawEvents, drawStats];
+  const parts = [drawFigures, drawTimeline, drawMinute, drawWaiting, drawMembers, drawConnections, drawEvents, drawStats];
   for (const part of [...parts, drawSettings]) part();
   if ($("details").open) drawDetails();
 }
@@ -382,7 +434,8 @@ function start(table) {
   startTable();
   startDiagram();
   const here = pool ?? machine.pools[0];
-  const links = machine.pools.map((name) => {
+  // A member of a group, which is not listed here, stands behind the others.
+  const links = [...new Set([...machine.pools, here])].map((name) => {
     const href = `?pool=${encodeURIComponent(name)}`;
     return make("a", name === here ? { href, "aria-current": "page" } : { href }, name);
   });

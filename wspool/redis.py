@@ -190,11 +190,11 @@ class RedisQuota(LeaseQueue):
         self._is_closed = True
         if self._releases and self._failure is None:
             await asyncio.wait(list(self._releases.values()), timeout=self.lease / 3)
-        self._offers.stop()
         if tasks := [one for one in (self._keeper, self._listener.task) if one is not None]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        self._offers.stop()
         if self._owns_client:
             await self._client.aclose()
 
@@ -240,7 +240,8 @@ class RedisQuota(LeaseQueue):
         """Hear what a process has published, or that it is heard from now on."""
         if channel == self._call and said is not None:
             self._calls += 1
-            self._offers.hear(is_wanted=said == "1")
+            if self._is_in_use:  # else nobody would hear that it is over
+                self._offers.hear(is_wanted=said == "1")
             return
         if said is None:
             self._renew_at = 0.0  # something may have been said before

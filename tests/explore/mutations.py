@@ -599,6 +599,14 @@ REDIS_MUTATIONS: Final = (
     ),
     _reclaiming(
         136,
+        "a process that holds nothing heeds calls",
+        "test_a_process_that_holds_nothing_heeds_no_call",
+        "redis.py",
+        "if self._is_in_use:  # else",
+        "if True:  # else",
+    ),
+    _reclaiming(
+        137,
         "who may not listen tries for ever",
         "test_where_nothing_may_be_heard_it_is_said_once_and_noticed_at_the_renewal",
         "_redis/listening.py",

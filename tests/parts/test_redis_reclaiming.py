@@ -546,6 +546,23 @@ async def test_a_call_that_is_newer_than_an_answer_counts(
         assert await echoes(await waiting[0])
 
 
+async def test_a_process_that_holds_nothing_heeds_no_call(make_quota: Quotas) -> None:
+    """Which it may hear for as long as its subscription lasts."""
+    quota, holds = make_quota(1, FOREVER), make_quota(1, FOREVER)
+    poor = make_quota(1, FOREVER)
+    lease = await quota.acquire()
+    await is_heard(quota)
+    await quota.release(lease)
+    await until(lambda: quota._keeper is None or quota._keeper.done(), "nothing is left to do")
+    await holds.acquire()
+    poor._need = lambda: len(poor._waiting)  # type: ignore[method-assign]
+    waiting = asyncio.create_task(poor.acquire())
+    await until(lambda: quota._calls, "it has heard the call")
+    assert quota._offers._called_at is None
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+
 async def test_the_wait_ends_in_time_when_all_are_busy(
     make_pool: MakePool, make_quota: Quotas
 ) -> None:

@@ -27,7 +27,7 @@ class LoanRouter(Protocol):
     async def wait(self, loan: Any) -> None:
         """Return when the loan was served."""
 
-    def give_back(self, loan: Any, *, is_failed: bool) -> None:
+    def give_back(self, loan: Any, is_failed: bool, /) -> None:
         """End the loan."""
 
     @property

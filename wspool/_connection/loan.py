@@ -17,6 +17,7 @@ import json
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -133,12 +134,17 @@ class WebsocketConnection(Borrow, ConnectionFacts):
 
     # What a borrower does.
 
-    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         link, lender = self._link, self._lender
         assert link is not None
         assert lender is not None
         if link.loan is self:  # else it was ended inside the block
-            lender._router.give_back(self, is_failed=kind is not None)
+            lender._router.give_back(self, kind is not None)
 
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.

@@ -108,6 +108,7 @@ class Wire:
         "_turns",
         "budget",
         "frames",
+        "has_arrivals",
         "has_unread",
         "inbox",
         "inbox_bytes",
@@ -145,6 +146,8 @@ class Wire:
 
         # Whether the event loop has read something that is not in the inbox: the cheap look.
         self.has_unread = aiohttp_internals.unread_test(websocket)
+        # The same without an end of file, of which there is time to hear until the next look.
+        self.has_arrivals = aiohttp_internals.arrivals_of(websocket)
         # aiohttp's own queue of it, and what takes its first; empty where each message must be
         # looked at first, and while somebody else may read.
         self.frames: Sequence[tuple[aiohttp.WSMessage, int]]

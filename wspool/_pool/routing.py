@@ -280,7 +280,7 @@ class Router:
             loan = self.patience.taker()
         if loan is None:
             return False
-        link = self.attending.next_idle(loan._prefer, for_stream=loan._is_stream)
+        link = self.attending.next_idle(loan._prefer, loan._is_stream)
         if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
         if link is None:
@@ -311,7 +311,7 @@ class Router:
     # Giving back.
 
     def give_back(
-        self, loan: WebsocketConnection, *, is_failed: bool = False, force_remove: bool = False
+        self, loan: WebsocketConnection, is_failed: bool = False, force_remove: bool = False
     ) -> None:
         """End a loan and send its link on: to the idle ones, the drain or the grave."""
         link = loan._link
@@ -345,7 +345,7 @@ class Router:
                             return
                     except Discard as discard:
                         why, cause = discard.why, discard.__cause__
-        if wire.inbox or wire.has_unread():
+        if wire.inbox or wire.has_arrivals():
             self.attending.dispose(link)
             if link.is_flooding:
                 why = why or CloseReason.DRAIN

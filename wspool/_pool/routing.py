@@ -164,13 +164,14 @@ class Router:
                 raise ConnectionPoolUnavailableError("The pool was closed")
             self.patience.check(loan)
             self.stats.waits += 1
-            waiter = self.line.join(loan)
+            waiter = self.line.join(loan, began)
             loan._gate_closed = self.gate.closed_seconds
             if loan._timeout:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.may_dial:
                 self.route()
-            self.permits.reclaim()
+            if self.permits.shares:
+                self.permits.reclaim()
             if self.gate.streak:
                 self._turn_away_at_the_gate()
             await waiter
@@ -185,9 +186,10 @@ class Router:
         finally:
             if alarm is not None:
                 alarm.cancel()
+            waited = self.clock() - began
             if waiter is not None:
-                self.stats.wait_seconds += self.clock() - began
-        self._count_loan(loan, link, self.clock() - began)
+                self.stats.wait_seconds += waited
+        self._count_loan(loan, link, waited)
 
     async def _wait_on(self, loan: Borrow) -> None:
         """Wait on at the head of the line: the link was lost in the tick in which it was served."""

@@ -38,7 +38,7 @@ class Capacity:
     @property
     def may_dial(self) -> bool:
         """Whether a dial may begin for somebody who waits."""
-        room = self._limit.most - len(self._queues.all)
+        room = self.room
         return room > 0 or (room == 0 and self._limit.learned is not None and self.may_probe)
 
     @property

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from tests.support.inside import move
 from wspool._connection.queues import Queues
 from wspool._connection.states import State
 from wspool._pool.capacity import Capacity
@@ -62,7 +63,7 @@ class Places:
         for _ in range(count):
             thing = Thing(is_lent=is_lent)
             self.queues.add(thing)
-            self.queues.move(thing, State.CONNECTING, state)
+            move(self.queues, thing, State.CONNECTING, state)
 
 
 def capacity(limit: int, **counts: int) -> Capacity:
@@ -149,7 +150,7 @@ def test_the_numbers_follow_a_link_through_its_life() -> None:
     life = [State.CONNECTING, State.IDLE, State.BUSY, State.DRAINING, State.IDLE, State.CLOSED]
     seen = []
     for source, dest in itertools.pairwise(life):
-        places.queues.move(thing, source, dest)
+        move(places.queues, thing, source, dest)
         thing.loan = object() if dest is State.BUSY else None
         here = places.capacity
         seen.append((here.open, here.room, here.held, here.coming))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.inside import move
 from wspool._connection.queues import MAX_GONE, Queues
 from wspool._connection.states import State
 
@@ -15,7 +16,7 @@ def queues() -> Queues[str]:
 
 def close(queues: Queues[str], connection: str) -> None:
     queues.add(connection)
-    queues.move(connection, State.CONNECTING, State.CLOSED)
+    move(queues, connection, State.CONNECTING, State.CLOSED)
     queues.remove(connection)
 
 
@@ -48,7 +49,7 @@ def test_each_state_has_its_queue_under_its_name(queues: Queues[str]) -> None:
 
 def test_a_move_leaves_one_queue_and_enters_the_next(queues: Queues[str]) -> None:
     queues.add("a")
-    queues.move("a", State.CONNECTING, State.IDLE)
+    move(queues, "a", State.CONNECTING, State.IDLE)
     assert list(queues.connecting) == []
     assert list(queues.idle) == ["a"]
     assert len(queues) == 1
@@ -59,7 +60,7 @@ def test_a_move_from_the_wrong_queue_is_an_error_and_nothing_has_moved(
 ) -> None:
     queues.add("a")
     with pytest.raises(KeyError):
-        queues.move("a", State.BUSY, State.IDLE)
+        move(queues, "a", State.BUSY, State.IDLE)
     assert list(queues.connecting) == ["a"]
     assert list(queues.idle) == []
     assert len(queues) == 1
@@ -70,7 +71,7 @@ def test_the_length_counts_all_five_queues(queues: Queues[str]) -> None:
     for state in State:
         queues.add(state)
         if state is not State.CONNECTING:
-            queues.move(state, State.CONNECTING, state)
+            move(queues, state, State.CONNECTING, state)
     assert len(queues) == 5
     assert set(queues.counts().values()) == {1}
 
@@ -79,8 +80,8 @@ def test_the_counts_are_the_lengths(queues: Queues[str]) -> None:
     for connection in "abcd":
         queues.add(connection)
     for connection in "abc":
-        queues.move(connection, State.CONNECTING, State.IDLE)
-    queues.move("b", State.IDLE, State.BUSY)
+        move(queues, connection, State.CONNECTING, State.IDLE)
+    move(queues, "b", State.IDLE, State.BUSY)
     assert queues.counts() == {
         State.CONNECTING: 1,
         State.IDLE: 2,
@@ -94,7 +95,7 @@ def test_a_queue_is_in_order_of_entry(queues: Queues[str]) -> None:
     for connection in "abc":
         queues.add(connection)
     for connection in "cab":
-        queues.move(connection, State.CONNECTING, State.IDLE)
+        move(queues, connection, State.CONNECTING, State.IDLE)
     assert list(queues.idle) == ["c", "a", "b"]
     assert next(iter(queues.idle)) == "c"
     assert next(reversed(queues.idle)) == "b"
@@ -104,7 +105,7 @@ def test_iteration_is_over_all_states_in_the_order_of_a_life(queues: Queues[str]
     for state in reversed(State):
         queues.add(state)
         if state is not State.CONNECTING:
-            queues.move(state, State.CONNECTING, state)
+            move(queues, state, State.CONNECTING, state)
     assert list(queues) == ["connecting", "idle", "busy", "draining", "closed"]
 
 
@@ -115,7 +116,7 @@ def test_a_connection_may_move_while_its_queue_is_iterated(queues: Queues[str]) 
     for connection in queues:
         if connection not in seen:
             seen.append(connection)
-            queues.move(connection, State.CONNECTING, State.CLOSED)
+            move(queues, connection, State.CONNECTING, State.CLOSED)
     assert seen == ["a", "b", "c"]
     assert list(queues.closed) == ["a", "b", "c"]
 

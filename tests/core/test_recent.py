@@ -58,7 +58,7 @@ def test_a_loan_that_goes_on_counts_in_each_second() -> None:
 
 def test_a_connection_is_in_use_from_its_first_stream_to_its_last() -> None:
     recent = Recent(T0)
-    recent.see({1: State.IDLE}, [], T0)
+    recent.see({("p", 1): State.IDLE}, [], T0)
     for number, begin in enumerate((0.0, 0.25), 1):
         recent.hear(ConnectionCheckOutStarted("p", T0 + begin))
         recent.hear(StreamCheckedOut("p", T0 + begin, 1, number, number, 0.0))

@@ -13,7 +13,7 @@ from wspool._pool.waiting import Line
 def join(line: Line, *, wants_new: bool = False) -> WebsocketConnection:
     """Let a loan of nobody's join the line."""
     loan = WebsocketConnection(None, None, wants_new)
-    line.join(loan)
+    line.join(loan, 0.0)
     return loan
 
 
@@ -29,12 +29,11 @@ async def test_a_new_line_is_empty() -> None:
 async def test_a_loan_that_joins_gets_what_wakes_it_up_and_the_time_of_its_arrival() -> None:
     line, loop = Line(), asyncio.get_running_loop()
     loan = WebsocketConnection(None, 0, True)
-    began = loop.time()
-    waiter = line.join(loan)
+    waiter = line.join(loan, 3.5)
     assert waiter is loan._waiter
     assert not waiter.done()
     assert waiter.get_loop() is loop
-    assert began <= loan._since <= loop.time()
+    assert loan._since == 3.5
     assert loan._failure is None
 
 
@@ -43,7 +42,7 @@ async def test_joining_changes_nothing_of_what_a_loan_is_for() -> None:
     line = Line()
     loan = WebsocketConnection(None, 0, True)
     loan._callsite = callsite = ((lambda: None).__code__, 0, None)
-    line.join(loan)
+    line.join(loan, 0.0)
     assert (loan._timeout, loan._wants_new) == (0, True)
     assert loan._callsite is callsite
     assert loan._link is None
@@ -102,7 +101,7 @@ async def test_who_joins_again_is_the_youngest_and_waits_anew() -> None:
     line.leave(first)
     first._failure = OSError()
     ended, arrived = first._waiter, first._arrival
-    line.join(first)
+    line.join(first, 0.0)
     assert list(line) == [second, first]
     assert first._waiter is not ended
     assert first._arrival > second._arrival > arrived

@@ -774,7 +774,7 @@ READINESS: Final = (
         "work is repeated on a fresh connection",
         f"{REPEATING}test_a_fresh_connection_that_is_lost_is_no_reason_to_repeat",
         "_pool/repeating.py",
-        "is_lost and self._loan.reused",
+        "is_lost and self.loan.reused",
         "is_lost",
     ),
     Mutation(

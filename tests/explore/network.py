@@ -171,7 +171,8 @@ class Socket:
 
     def say(self, kind: WSMsgType, data: Any, extra: str | None = None) -> None:
         def arrive() -> None:
-            self.reader.feed_data(WSMessage(kind, data, extra), 1)
+            size = len(data) if isinstance(data, (str, bytes)) else 0
+            self.reader.feed_data(WSMessage(kind, data, extra), size or 1)
             self._has_closed = self._has_closed or kind is WSMsgType.CLOSE
             self.heard += kind is WSMsgType.TEXT and not self._has_closed
             if kind is WSMsgType.PONG:

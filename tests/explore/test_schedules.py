@@ -319,7 +319,7 @@ FAULTS = [
         20,
         "what a fresh connection has lost is done once more",
         repeating.Attempt.was_in_vain,
-        "is_lost and self._loan.reused",
+        "is_lost and self.loan.reused",
         "is_lost",
     ),
     Fault(

@@ -29,6 +29,7 @@ from wspool import (
     WebsocketStream,
 )
 from wspool._connection import budget
+from wspool._connection.wire import LARGE_BYTES
 
 Act = Callable[[World], Awaitable[object]]
 
@@ -260,8 +261,10 @@ async def recv_what_is_controlled(world: World) -> None:
 
 async def recv_in_a_flood(world: World) -> None:
     async with world.pool.get_connection() as connection:
-        world.network.open[-1].say(WSMsgType.TEXT, "message")
+        world.network.open[-1].say(WSMsgType.TEXT, "m" * LARGE_BYTES)
         world.network.open[-1].pause_reading()
+        while not wire_of(connection).has_arrivals():
+            await asyncio.sleep(0.001)
         await connection.recv()
 
 

@@ -19,8 +19,8 @@ from tests.support.inside import router_of
 from wspool import WebsocketConnectionPool
 from wspool.testing import Server
 
-CALLS: Final = 21
-"""Calls of Python functions in one borrow: 21 on 3.11, 20 on 3.12."""
+CALLS: Final = 16
+"""Calls of Python functions in one borrow."""
 
 REPORTING_CALLS: Final = 0
 """Those that history and statistics add."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from wspool import WebsocketConnection, WebsocketConnectionPool
 from wspool._connection.link import Link
 from wspool._connection.queues import Queues
+from wspool._connection.states import State
 from wspool._connection.wire import Wire
 from wspool._pool.routing import Router
+
+L = TypeVar("L")
 
 
 def link_of(connection: WebsocketConnection) -> Link:
@@ -39,3 +43,9 @@ def is_lent(connection: WebsocketConnection) -> bool:
 def ids_of(connections: Iterable[WebsocketConnection | Link]) -> set[int]:
     """Return which connections these are, whatever loan or view each was got by."""
     return {connection.id for connection in connections}
+
+
+def move(queues: Queues[L], link: L, source: State, dest: State) -> None:
+    """Move whatever stands for a link, as the state machine does."""
+    del queues.of[source][link]
+    queues.of[dest][link] = None

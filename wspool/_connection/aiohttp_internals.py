@@ -59,6 +59,15 @@ def unread_test(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], obje
     return lambda: buffer or is_eof() or ours._closed
 
 
+def arrivals_of(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
+    """Return a callable whose result is true when a frame was read; a third of `unread_test`."""
+    try:
+        arrivals: Callable[[], int] = cast(Any, websocket)._reader._buffer.__len__
+    except AttributeError:
+        return lambda: True
+    return arrivals
+
+
 def frames_of(
     websocket: aiohttp.ClientWebSocketResponse,
 ) -> tuple[Sequence[tuple[aiohttp.WSMessage, int]], Callable[[], Awaitable[aiohttp.WSMessage]]]:

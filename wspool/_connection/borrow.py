@@ -27,7 +27,7 @@ class LoanRouter(Protocol):
     async def wait(self, loan: Any) -> None:
         """Return when the loan was served."""
 
-    def give_back(self, loan: Any, *, is_failed: bool) -> None:
+    def give_back(self, loan: Any, is_failed: bool, /) -> None:
         """End the loan."""
 
     @property
@@ -102,10 +102,13 @@ class Borrow(Dialogue):
         wire = self._wire("send")
         payload, kind = encoded(message)
         self._note_send()
+        wire.unfinished_sends += 1
         try:
-            await wire.send(payload, kind)
+            await wire.websocket.send_frame(payload, kind)
         except (OSError, aiohttp.ClientError) as error:
+            wire.fail(error)
             raise self._served().closed_error() from error
+        wire.count_sent(payload)
 
     async def send_json(self, value: Any) -> None:
         """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""

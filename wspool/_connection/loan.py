@@ -17,6 +17,7 @@ import json
 import weakref
 from collections.abc import Awaitable, Callable
 from time import time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -133,12 +134,17 @@ class WebsocketConnection(Borrow, ConnectionFacts):
 
     # What a borrower does.
 
-    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         link, lender = self._link, self._lender
         assert link is not None
         assert lender is not None
         if link.loan is self:  # else it was ended inside the block
-            lender._router.give_back(self, is_failed=kind is not None)
+            lender._router.give_back(self, kind is not None)
 
     async def recv(self) -> str | bytes:
         """Return the next message, in the order of arrival.
@@ -174,12 +180,22 @@ class WebsocketConnection(Borrow, ConnectionFacts):
                 f"Another task is in recv on connection #{link.id}; one at a time may wait for "
                 "messages"
             )
-        # To take one of a flood may inflate the next, which must have its turn.
-        message = wire.at_hand() if not wire.is_flooded else None
+        message, is_flooded = None, False
+        if wire.inbox or wire.has_arrivals():
+            # To take one of a flood may inflate the next, which must have its turn.
+            is_flooded = wire.is_flooded
+            message = wire.at_hand() if not is_flooded else None
         if message is None:
             wire.is_receiving = True
             try:
-                message = await link.next_message(self)
+                if not (is_flooded or wire.is_reading or wire.is_lost) and link.owner is self:
+                    # As `next_message` does, without one more coroutine on the way.
+                    message = await wire.read()
+                    if message is not None and link.owner is not self:
+                        wire.keep(message)
+                        message = None
+                if message is None:
+                    message = await link.next_message(self)
             except BaseException:
                 self._last_message = GIVEN_UP
                 raise

@@ -62,6 +62,7 @@ from wspool._connection.errors import IllegalTransitionError
 from wspool._connection.exporting import exported
 
 logger = logging.getLogger("wspool")
+DEBUG: Final = logging.DEBUG
 
 
 @exported
@@ -137,9 +138,14 @@ class Stateful(Protocol):
     id: int
     born: float  # by its clock
     state: State
-    queues: Any  # with a method move(connection, source, dest)
+    queues: Any  # with a mapping `of` from each state to its queue
     moves: deque[Moved]
     clock: Callable[[], float]
+
+
+# What `isEnabledFor` remembers of each level, until something is set: to ask that itself would take
+# a twentieth of a loan.
+_known_level: Callable[[int], bool | None] = getattr(logger, "_cache", {}).get
 
 
 class _Move(Event):
@@ -167,10 +173,12 @@ class _Move(Event):
                 f"{self.name!r} is not possible in state {str(model.state)!r}: {model!r}"
             )
         _, source, dest = move
-        model.queues.move(model, source, dest)
+        of = model.queues.of
+        del of[source][model]
+        of[dest][model] = None
         model.state = dest
         now = model.clock()
-        if logger.isEnabledFor(logging.DEBUG):
+        if _known_level(DEBUG) is not False and logger.isEnabledFor(DEBUG):
             _log(model, move, now, why)
         model.moves.append((move, now, why))
         return True

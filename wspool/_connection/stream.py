@@ -110,7 +110,7 @@ class WebsocketStream(Borrow):
         lane, lender = self._lane, self._lender
         assert lender is not None
         if lane is not None and lane.owner is self:  # else it was ended inside the block
-            lender._router.streaming.give_back(self, is_failed=kind is not None)
+            lender._router.streaming.give_back(self, kind is not None)
 
     def claim(self, key: Hashable = None) -> Any:
         """Let messages with this key be this stream's until it has drained; return the key.

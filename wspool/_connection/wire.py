@@ -108,6 +108,7 @@ class Wire:
         "_turns",
         "budget",
         "frames",
+        "has_arrivals",
         "has_unread",
         "inbox",
         "inbox_bytes",
@@ -145,6 +146,8 @@ class Wire:
 
         # Whether the event loop has read something that is not in the inbox: the cheap look.
         self.has_unread = aiohttp_internals.unread_test(websocket)
+        # The same without an end of file, of which there is time to hear until the next look.
+        self.has_arrivals = aiohttp_internals.arrivals_of(websocket)
         # aiohttp's own queue of it, and what takes its first; empty where each message must be
         # looked at first, and while somebody else may read.
         self.frames: Sequence[tuple[aiohttp.WSMessage, int]]
@@ -203,14 +206,8 @@ class Wire:
 
     # Writing.
 
-    async def send(self, payload: bytes, kind: WSMsgType) -> None:
-        """Send an encoded message. Raises OSError or aiohttp.ClientError if the wire is lost."""
-        self.unfinished_sends += 1
-        try:
-            await self.websocket.send_frame(payload, kind)
-        except (OSError, aiohttp.ClientError) as error:
-            self._fail(error)
-            raise
+    def count_sent(self, payload: bytes) -> None:
+        """Count a message of an owner's that was sent: one of the `unfinished_sends` less."""
         self.unfinished_sends -= 1
         self.sent_messages += 1
         self.sent_bytes += len(payload)
@@ -230,15 +227,15 @@ class Wire:
         try:
             await writing
         except (OSError, aiohttp.ClientError) as error:
-            self._fail(error)
+            self.fail(error)
 
     async def _answer(self, write: Callable[..., Awaitable[None]], *what: Any) -> None:
         """Answer what the peer has sent, unless it does not take what was sent before."""
         if not aiohttp_internals.is_congested(self.websocket):
             await self._write(write(*what))
 
-    def _fail(self, error: BaseException) -> None:
-        """The transport is gone; but the server may have said why before."""
+    def fail(self, error: BaseException) -> None:
+        """Hear that the transport is gone; but the server may have said why before."""
         code, reason = aiohttp_internals.find_close(self.websocket) or (1006, "")
         self.lose(CloseReason.SERVER, code, reason, error)
 
@@ -267,10 +264,11 @@ class Wire:
             else:
                 self.lose(CloseReason.SERVER, 1006, "", self.websocket.exception())
         except (OSError, aiohttp.ClientError) as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             self.is_reading = False
-            self.wake()
+            if self._turns:
+                self.wake()
         return None
 
     def _controlled(self, message: str | bytes) -> Literal[True] | str | bytes | None:

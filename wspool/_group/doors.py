@@ -53,7 +53,7 @@ class Door:
         """Return when the loan was served."""
         raise NotImplementedError
 
-    def give_back(self, loan: Borrow, *, is_failed: bool) -> None:
+    def give_back(self, loan: Borrow, is_failed: bool) -> None:
         raise AssertionError("a loan that was served is given back to the pool that serves it")
 
 

@@ -62,7 +62,7 @@ class Attending:
         # What must be checked first, when next_idle() has returned None and there are idle links.
         self.unchecked: Link
 
-    def next_idle(self, prefer: Any = None, *, for_stream: bool = False) -> Link | None:
+    def next_idle(self, prefer: Any = None, for_stream: bool = False) -> Link | None:
         """Return the idle link to lend next: the last one in, so that a pool can shrink.
 
         With a context to prefer, or to spare, see `_preferred`. Not to somebody alone where the

@@ -38,7 +38,8 @@ class Capacity:
     @property
     def may_dial(self) -> bool:
         """Whether a dial may begin for somebody who waits."""
-        return self.room > 0 or self.may_probe
+        room = self.room
+        return room > 0 or (room == 0 and self._limit.learned is not None and self.may_probe)
 
     @property
     def surplus(self) -> int:

@@ -212,7 +212,7 @@ class WebsocketConnectionPool(Configured):
             ConnectionUnavailableError: The dial failed, or waited for the `quota` until then.
             ConnectionPoolUnavailableError: The pool is closed.
         """
-        loan = WebsocketConnection(self, timeout, prefer=prefer)
+        loan = WebsocketConnection(self, timeout, False, prefer)
         if not self._lend_at_once(loan, sys._getframe(1)):
             await self._router.wait(loan)
         return loan
@@ -245,7 +245,7 @@ class WebsocketConnectionPool(Configured):
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return WebsocketConnection(self, timeout, prefer=prefer)
+        return WebsocketConnection(self, timeout, False, prefer)
 
     @shown_as(in_time)
     def get_new_connection(

@@ -148,4 +148,4 @@ def given_back(loan: WebsocketConnection) -> Iterator[None]:
     finally:
         lender = loan._lender
         if not loan._is_over and lender is not None:  # else the work has given it back itself
-            lender._router.give_back(loan, is_failed=is_failed)
+            lender._router.give_back(loan, is_failed)

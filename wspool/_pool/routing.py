@@ -164,13 +164,14 @@ class Router:
                 raise ConnectionPoolUnavailableError("The pool was closed")
             self.patience.check(loan)
             self.stats.waits += 1
-            waiter = self.line.join(loan)
+            waiter = self.line.join(loan, began)
             loan._gate_closed = self.gate.closed_seconds
             if loan._timeout:
                 alarm = self.tasks.loop.call_later(loan._timeout, self._time_out, loan)
             if self.queues.idle or self.capacity.may_dial:
                 self.route()
-            self.permits.reclaim()
+            if self.permits.shares:
+                self.permits.reclaim()
             if self.gate.streak:
                 self._turn_away_at_the_gate()
             await waiter
@@ -185,9 +186,10 @@ class Router:
         finally:
             if alarm is not None:
                 alarm.cancel()
+            waited = self.clock() - began
             if waiter is not None:
-                self.stats.wait_seconds += self.clock() - began
-        self._count_loan(loan, link, self.clock() - began)
+                self.stats.wait_seconds += waited
+        self._count_loan(loan, link, waited)
 
     async def _wait_on(self, loan: Borrow) -> None:
         """Wait on at the head of the line: the link was lost in the tick in which it was served."""
@@ -280,7 +282,7 @@ class Router:
             loan = self.patience.taker()
         if loan is None:
             return False
-        link = self.attending.next_idle(loan._prefer, for_stream=loan._is_stream)
+        link = self.attending.next_idle(loan._prefer, loan._is_stream)
         if loan._waiter.done():
             return True  # by a user's callable, which the look has run: once more
         if link is None:
@@ -311,7 +313,7 @@ class Router:
     # Giving back.
 
     def give_back(
-        self, loan: WebsocketConnection, *, is_failed: bool = False, force_remove: bool = False
+        self, loan: WebsocketConnection, is_failed: bool = False, force_remove: bool = False
     ) -> None:
         """End a loan and send its link on: to the idle ones, the drain or the grave."""
         link = loan._link
@@ -345,7 +347,7 @@ class Router:
                             return
                     except Discard as discard:
                         why, cause = discard.why, discard.__cause__
-        if wire.inbox or wire.has_unread():
+        if wire.inbox or wire.has_arrivals():
             self.attending.dispose(link)
             if link.is_flooding:
                 why = why or CloseReason.DRAIN

@@ -186,7 +186,7 @@ class Streaming:
             self._end(lane, is_clean=True)
 
     def give_back(
-        self, stream: WebsocketStream, *, is_failed: bool = False, force_remove: bool = False
+        self, stream: WebsocketStream, is_failed: bool = False, force_remove: bool = False
     ) -> None:
         """End a stream: its slot is free at once, or when it has drained."""
         lane = stream._lane

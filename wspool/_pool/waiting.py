@@ -102,17 +102,17 @@ class Line:
         self.latest += 1
         return self.latest
 
-    def join(self, loan: Borrow) -> asyncio.Future[None]:
+    def join(self, loan: Borrow, now: float) -> asyncio.Future[None]:
         """Take a loan in; return what is done when it is served, or has failed."""
-        loop = asyncio.get_running_loop()
-        loan._waiter = loop.create_future()
-        loan._since = loop.time()
+        waiter = loan._waiter = asyncio.get_running_loop().create_future()
+        loan._since = now
         self.take_in(loan)
-        return loan._waiter
+        return waiter
 
     def take_in(self, loan: Borrow) -> None:
         """Take a loan in that has begun to wait."""
-        loan._arrival = self.arrive()
+        self.latest += 1
+        loan._arrival = self.latest
         loan._failure = loan._horizon = None
         self.loans[loan] = None
 

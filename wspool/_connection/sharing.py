@@ -34,7 +34,7 @@ from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
 logger = logging.getLogger("wspool")
 
 MAX_PARSED_BYTES: Final = 64 * 1024
-"""Of what waits for one stream the JSON is kept too; of the rest it may be many times as much."""
+"""Of what waits for a stream, or for a claim, the JSON is kept too; more may be many times that."""
 
 
 class Lane:
@@ -244,7 +244,8 @@ class Sharing:
             if key is None:
                 terms.on_nobody(self.link, message)
             else:
-                self.unclaimed.take(key, (message, value), self.link.clock())
+                kept = value if self.unclaimed.bytes < MAX_PARSED_BYTES else UNPARSED
+                self.unclaimed.take(key, (message, kept), self.link.clock())
         elif lane.is_overflowed or (
             lane.entries
             and not lane.is_awaited

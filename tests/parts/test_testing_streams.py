@@ -69,6 +69,16 @@ async def test_a_key_begins_a_new_stream_when_the_handler_has_returned() -> None
     assert (streams.keys, streams.most_open, streams.refused) == ([7, 7, 7], 1, 0)
 
 
+async def test_a_late_message_that_is_answered_at_once_takes_no_place() -> None:
+    """It begins a stream again, which is over before the next message is read."""
+    streams = Streams(repeat, "id", max_streams=1)
+    async with Server(streams) as server, connected(server) as client:
+        for key in (1, 1, 2, 1, 3):
+            await ask(client, id=key, n=0, last=True)
+        assert [(await hear(client))["id"] for _ in range(5)] == [1, 1, 2, 1, 3]
+    assert (streams.keys, streams.refused) == ([1, 1, 2, 1, 3], 0)
+
+
 async def test_one_stream_too_many_closes_its_connection() -> None:
     streams = Streams(repeat, "id", max_streams=2)
     async with Server(streams) as server, connected(server) as client, connected(server) as other:
@@ -158,7 +168,11 @@ def test_what_is_no_route_is_refused(route: Any, kind: type[Exception]) -> None:
 
 
 async def test_a_pool_with_as_many_streams_is_never_refused(make_pool: MakePool) -> None:
-    streams = Streams(repeat, "id", max_streams=4)
+    async def answer_late(stream: PeerStream) -> None:
+        await asyncio.sleep(0.001)
+        await repeat(stream)
+
+    streams = Streams(answer_late, "id", max_streams=4)
     async with Server(streams) as server:
         pool = make_pool(
             uri=server.uri, max_connections=2, max_streams=4, route="id", acquire_timeout=None

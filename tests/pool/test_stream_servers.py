@@ -41,12 +41,15 @@ def late_contexts(most: int, seconds: float) -> Streams:
     """
 
     async def context(stream: PeerStream) -> None:
+        has_spoken = False
         async for message in stream:
             said = json.loads(message)
             if said.get("close_context") or said.get("flush"):
-                await asyncio.sleep(seconds)
+                if has_spoken:  # else it is closed already, or was never open
+                    await asyncio.sleep(seconds)
                 await stream.send_json({"context_id": stream.key, "is_final": True})
                 return
+            has_spoken = True
             await stream.send_json({"context_id": stream.key, "audio": said["text"]})
 
     return Streams(context, "context_id", max_streams=most)

@@ -45,6 +45,7 @@ class Streams:
 
     A stream begins with the first message that carries its key, and ends when its `handler`
     returns; meanwhile others are at work on the same connection, so that answers come in any order.
+    What comes for the key after that, such as a cancellation that is late, begins another stream.
     When the connection is over, handlers that are at work are cancelled. `route` is as a pool's: a
     path into the message's JSON, several of which the first present counts, or a callable. A
     message without a key fails the test. With `max_streams`, one more at a time on a connection
@@ -80,18 +81,21 @@ class Streams:
                 tasks: set[asyncio.Task[None]] = set()
                 async for message in peer:
                     key = self._key_of(message)
-                    if (stream := at_work.get(key)) is None:
+                    is_new = key not in at_work
+                    if is_new:
                         if len(at_work) == self.max_streams:
                             self.refused += 1
                             await peer.close(TOO_MANY, f"more than {self.max_streams} streams")
                             break
-                        stream = at_work[key] = PeerStream(key, peer)
+                        at_work[key] = PeerStream(key, peer)
                         self.keys.append(key)
                         self.most_open = max(self.most_open, len(at_work))
-                        task = group.create_task(serve(stream))
+                        task = group.create_task(serve(at_work[key]))
                         tasks.add(task)
                         task.add_done_callback(tasks.discard)
-                    stream._unread.put_nowait(message)
+                    at_work[key]._unread.put_nowait(message)
+                    if is_new:
+                        await asyncio.sleep(0)  # one that ends at once is over before the next
                 for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as failed:

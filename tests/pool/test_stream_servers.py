@@ -45,8 +45,9 @@ def late_contexts(most: int, seconds: float) -> Streams:
         async for message in stream:
             said = json.loads(message)
             if said.get("close_context") or said.get("flush"):
-                if has_spoken:  # else it is closed already, or was never open
-                    await asyncio.sleep(seconds)
+                if not has_spoken:
+                    return  # it was closed a moment ago, and that was said
+                await asyncio.sleep(seconds)
                 await stream.send_json({"context_id": stream.key, "is_final": True})
                 return
             has_spoken = True

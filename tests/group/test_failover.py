@@ -137,7 +137,7 @@ async def test_the_first_is_killed_and_begun_anew(
         assert not member.health.is_in
         await first.start()
         await until(lambda: member.health.is_in, "its probe has lived", within=30)
-        await load.more_of("first", 50, within=1.0)
+        await load.more_of("first", 1, within=1.0)
         await until(lambda: group["second"].busy_connections == 0, "all are back")
     assert Counter(map(str, load.errors)) == {}
 
@@ -159,14 +159,16 @@ async def test_the_first_is_stopped_and_goes_on(
     )
     async with Load(group) as load:
         await load.more_of("first")
+        member = group._roster.members["first"]
         first.tell(signal.SIGSTOP)
         try:
+            await until(lambda: not member.health.is_in, "it is out", within=20)
             await load.more_of("second")
         finally:
             first.tell(signal.SIGCONT)
-        member = group._roster.members["first"]
         await until(lambda: member.health.is_in, "its probe has lived", within=30)
-        await load.more_of("first", 50, within=1.0)
+        await load.more_of("first", 1, within=1.0)
+        await load.more_of("first")
     assert Counter(map(str, load.errors)) == {}
 
 

@@ -31,8 +31,8 @@ FILES = """
     _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal
     _pool.blocking_borrow _pool.blocking_connection _pool.blocking_stream _pool.blocking_lender
     _pool.blocking
-    _group.health _group.members _group.crowd _group.roster _group.doors _group.pictures
-    _group.repeating _group.pools _group.blocking _group.looking
+    _group.health _group.members _group.account _group.crowd _group.roster _group.doors
+    _group.pictures _group.repeating _group.pools _group.blocking _group.looking
     _testing.server _testing.streams _testing.turns _testing.matching _testing.recording
     _testing.replaying
     _debug.guarding _debug.durations _debug.recent _debug.pictures _debug.views _debug.site

@@ -137,7 +137,7 @@ async def test_the_first_is_killed_and_begun_anew(
         assert not member.health.is_in
         await first.start()
         await until(lambda: member.health.is_in, "its probe has lived", within=30)
-        await load.more_of("first", 50, within=1.0)
+        await load.more_of("first", 1, within=1.0)
         await until(lambda: group["second"].busy_connections == 0, "all are back")
     assert Counter(map(str, load.errors)) == {}
 
@@ -159,12 +159,35 @@ async def test_the_first_is_stopped_and_goes_on(
     )
     async with Load(group) as load:
         await load.more_of("first")
+        member = group._roster.members["first"]
         first.tell(signal.SIGSTOP)
         try:
+            await until(lambda: not member.health.is_in, "it is out", within=20)
             await load.more_of("second")
         finally:
             first.tell(signal.SIGCONT)
-        member = group._roster.members["first"]
         await until(lambda: member.health.is_in, "its probe has lived", within=30)
+        await load.more_of("first", 1, within=1.0)
         await load.more_of("first")
+    assert Counter(map(str, load.errors)) == {}
+
+
+@pytest.mark.long
+async def test_one_that_was_down_for_17_seconds_is_back_within_30(
+    uvicorns: tuple[Uvicorn, Uvicorn], make_group: MakeGroup
+) -> None:
+    """In real time: a cooldown of minutes would be longer than what it is for."""
+    first, second = uvicorns
+    options = {"first": first.options, "second": second.options}
+    group = make_group(options, max_connections=60, choose="first", acquire_timeout=10.0)
+    async with Load(group) as load:
+        await load.more_of("first")
+        await first.kill()
+        clock = asyncio.get_running_loop().time
+        down_at = clock()
+        await asyncio.sleep(17)
+        await first.start()
+        before = load.answers["first"]
+        await until(lambda: load.answers["first"] > before, "it answers again", within=30)
+        assert clock() - down_at < 30
     assert Counter(map(str, load.errors)) == {}

@@ -78,7 +78,8 @@ async def test_no_key_starves_another_however_uneven_their_loads_are(
         async with asyncio.timeout(570), group:
             await asyncio.gather(*(borrow(key) for key in crowd))
         assert counting.most <= total
-        shares = {key: served[key] / count / rounds for key, count in Counter(crowd).items()}
+        fair = served.total() / len(crowd)
+        shares = {key: served[key] / count / fair for key, count in Counter(crowd).items()}
         assert min(shares.values()) >= 0.5, min(shares.items(), key=lambda item: item[1])
         assert max(shares.values()) <= 2.0, max(shares.items(), key=lambda item: item[1])
 
@@ -88,7 +89,7 @@ async def test_no_loan_is_ever_of_another_keys_connection(
     make_group: MakeGroup, loans: int
 ) -> None:
     """Keys come and go, borrowers are cancelled, connections break, and headers stay apart."""
-    keys, total, borrowers = (100, 50, 40) if IS_WHOLE else (12, 6, 8)
+    keys, total, borrowers = (26, 50, 12) if IS_WHOLE else (12, 6, 8)
     counting, chance = Counting(), random.Random(19)
     async with Server(counting.serve) as server:
         group = make_group(
@@ -108,7 +109,7 @@ async def test_no_loan_is_ever_of_another_keys_connection(
         async def borrow() -> None:
             nonlocal done
             while done < loans:
-                key = f"key {int(chance.paretovariate(0.9)) % keys}"
+                key = f"key {chance.randrange(keys)}"
                 if chance.random() < 0.02:
                     task = asyncio.create_task(use(key))
                     await asyncio.sleep(chance.random() * 0.002)
@@ -137,7 +138,6 @@ async def test_conversations_find_their_own_connections_while_there_are_enough(
     async with Server() as server:
         uris = {n: {"uri": server.uri} for n in range(members)}
         group = make_group(uris, max_connections=total)
-        resting = list(range(conversations))
         own: list[bool] = []
         turns = 20
 
@@ -148,16 +148,15 @@ async def test_conversations_find_their_own_connections_while_there_are_enough(
                 connection.context = conversation
                 assert await echoes(connection, f"turn of {conversation}")
 
-        async def be_active() -> None:
-            for _ in range(3):
-                conversation = resting.pop(chance.randrange(len(resting)))
-                for count in range(turns):
-                    await turn(conversation, is_first=count == 0)
-                    await asyncio.sleep(chance.random() * 0.01)
-                resting.append(conversation)
+        async def be_active(conversation: int) -> None:
+            for count in range(turns):
+                await turn(conversation, is_first=count == 0)
+                await asyncio.sleep(chance.random() * 0.01)
 
         async with asyncio.timeout(570):
-            await asyncio.gather(*(be_active() for _ in range(total)))
+            for _ in range(4):
+                active = chance.sample(range(conversations), total)
+                await asyncio.gather(*map(be_active, active))
         assert mean(own) >= 0.95, mean(own)
         # A second turn of a conversation at the same time, by callers that may not wait.
         for conversation in range(total // 2):

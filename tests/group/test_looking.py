@@ -282,7 +282,7 @@ async def test_while_nobody_looks_nobody_listens(servers: Servers, make_group: M
             assert all(pool._router.events.listeners for pool in pools)
         await until(lambda: not pools[0]._router.events.listeners, "nobody listens")
         assert not pools[1]._router.events.listeners
-        assert not group._roster.events.listeners
+        assert not group._roster.account.events.listeners
 
 
 async def test_of_many_members_those_are_listed_that_give_cause_to_look(
@@ -499,3 +499,29 @@ async def test_opentelemetry_is_told_the_same(servers: Servers, make_group: Make
     assert points["wspool.connection.use_time", frozenset({"g-1"})].count == 1
     end()
     provider.shutdown()
+
+
+async def test_keys_that_are_broken_break_nothing_but_their_own_use(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    class Broken:
+        def __hash__(self) -> int:
+            return 7
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no comparison")
+
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    group = make_group(await callable_options(servers["a"]))
+    known = Broken()
+    async with group.get_connection(known):
+        with pytest.raises(RuntimeError, match="no comparison"):
+            await group.acquire(Broken())
+        with pytest.raises(TypeError, match="unhashable"):
+            await group.acquire([])
+        assert group.snapshot().to_dict()["members"][0]["key"] == "a Broken"
+        assert pictures.picture(group)["members"]["rows"][0]["key"] == "a Broken"
+    async with group.get_connection("other"), group.get_connection(known):
+        assert len(group) == 2

@@ -9,7 +9,12 @@ import pytest
 
 from tests.conftest import echoes, until
 from tests.group.conftest import MakeGroup, key_of, uris
-from wspool import ConnectionClosedError, ConnectionUnavailableError, WebsocketPools
+from wspool import (
+    ConnectionClosedError,
+    ConnectionUnavailableError,
+    LocalQuota,
+    WebsocketPools,
+)
 from wspool._group import health, roster
 from wspool.testing import Peer, Server
 
@@ -203,3 +208,20 @@ async def test_a_member_that_always_refuses_costs_the_others_nothing(
     await asyncio.gather(*(borrow() for _ in range(8)))
     assert group["a"].stats.dial_failures <= 8
     assert not is_in(group, "a")
+
+
+async def test_a_member_whose_quota_gives_nothing_keeps_nobody_from_the_others(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    """One member's dial waits for the quota already when the second borrower comes."""
+    options = uris(servers, "ab")
+    options["a"]["quota"] = quota = LocalQuota(1)
+    lease = await quota.acquire()
+    group = make_group(options, max_connections=4, choose="first", acquire_timeout=5.0)
+    for count in range(1, 4):
+        async with asyncio.timeout(2):
+            connection = await group.acquire()
+        assert key_of(group, connection) == "b"
+        assert group["b"].busy_connections == count
+    quota.release(lease)
+    await group.close_all()

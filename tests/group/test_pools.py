@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import warnings
+import weakref
 from collections import Counter
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.conftest import echoes, until, why_closed
@@ -523,3 +527,55 @@ async def test_one_that_waits_for_a_key_that_the_mapping_has_no_more_hears_so(
             await waiting
         with pytest.raises(KeyError):
             group.get_connection("a")
+
+
+async def test_options_of_that_is_cancelled_from_within_says_so(make_group: MakeGroup) -> None:
+    async def options_of(key: str) -> dict[str, Any]:
+        raise asyncio.CancelledError
+
+    group = make_group(options_of)
+    with pytest.raises(ConnectionPoolUnavailableError, match="options_of was cancelled"):
+        await group.acquire("k")
+
+
+async def test_closing_while_a_probe_is_under_way_ends_it(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    never = asyncio.Event()
+
+    async def hang(connection: Any) -> None:
+        await never.wait()
+
+    options = uris(servers, "ab")
+    options["a"]["on_connect"] = hang
+    group = make_group(options)
+    async with group.get_connection("b"):
+        group.eject("a", 0.01)
+        await until(lambda: group["a"]._router.queues.connecting, "it is being probed")
+        assert group.waiters == 0
+    async with asyncio.timeout(5):
+        await group.close_all()
+    assert not group._roster._tasks
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+async def test_a_group_that_is_dropped_is_kept_by_none_of_its_timers(
+    servers: Servers, is_fixed: bool
+) -> None:
+    async def options_of(key: str) -> dict[str, Any]:
+        return {"uri": servers["a"].uri}
+
+    options = uris(servers, "ab") if is_fixed else options_of
+    session = aiohttp.ClientSession()
+    group = WebsocketPools(options, max_connections=2, session=session)
+    group._roster.enter()
+    if is_fixed:
+        group.eject("a", 60)
+    assert group._roster._timers or group._roster._tidying
+    gone = weakref.ref(group._roster)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it was not closed
+        del group
+        gc.collect()
+    assert gone() is None
+    await session.close()

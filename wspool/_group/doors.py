@@ -103,7 +103,7 @@ class CommonDoor(Door):
         loop = asyncio.get_running_loop()
         loan._since = loop.time()
         alarm: asyncio.TimerHandle | None = None
-        roster.events.check_out_started()
+        roster.account.events.check_out_started()
         try:
             roster.check_total(loan)
             if loan._timeout:
@@ -121,7 +121,7 @@ class CommonDoor(Door):
                 await loan._waiter
         except BaseException as error:
             self._leave(loan)
-            roster.count_refusal(error, loop.time() - loan._since)
+            roster.account.count_refusal(error, loop.time() - loan._since)
             raise
         finally:
             if alarm is not None:
@@ -157,7 +157,7 @@ class CommonDoor(Door):
             f"No connection within {loan._timeout} s: {self._roster!r}{last}"
         )
         error.__cause__ = cause
-        self._roster.stats.timeouts += 1
+        self._roster.account.stats.timeouts += 1
         self._roster.crowd.fail(loan, error)
 
 
@@ -244,8 +244,8 @@ class KeyDoor(Door):
                 late = ConnectionPoolTimeoutError(
                     f"No connection within {seconds} s: options_of has not returned. {roster!r}"
                 )
-                roster.stats.timeouts += 1
-                roster.count_refusal(late, clock() - began)
+                roster.account.stats.timeouts += 1
+                roster.account.count_refusal(late, clock() - began)
                 raise late from error
         return member
 

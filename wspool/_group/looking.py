@@ -59,7 +59,7 @@ OF_UNSERVED: Final = {"pending_requests", "waits", "wait_seconds", "timeouts", "
 def unserved(shown: Iterable[Shown]) -> dict[str, Unserved]:
     """Return those whom no pool of a group serves, by the group's name."""
     rosters = [group._roster for group in groups_of(shown)]
-    return {roster.name: Unserved(len(roster.unserved), roster.stats) for roster in rosters}
+    return {roster.name: Unserved(len(roster.unserved), roster.account.stats) for roster in rosters}
 
 
 class Membership(NamedTuple):
@@ -87,7 +87,8 @@ def _membership(member: Member, roster: Roster) -> Membership:
     if pictures.is_removed(member, roster):
         standing = "removed"
     until = pictures.out_until(member)
-    return Membership(str(member.key), member.pool, standing, until, health.why, health.losses)
+    key = pictures.key_text(member.key)
+    return Membership(key, member.pool, standing, until, health.why, health.losses)
 
 
 def is_started(shown: Shown) -> bool:
@@ -126,7 +127,7 @@ def pulse(shown: Shown) -> tuple[dict[tuple[str, int], State], list[float]]:
 def settle(shown: Shown) -> None:
     """Let the listeners hear what has been published: see `introspection.settle`."""
     if isinstance(shown, WebsocketPools):
-        shown._roster.settle()
+        shown._roster.account.settle(shown._roster.loop)
     for pool in pools_of(shown):
         introspection.settle(pool)
 

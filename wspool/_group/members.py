@@ -70,8 +70,10 @@ class Member:
 
     @property
     def is_failing(self) -> bool:
-        """Whether its last attempt of a dial has failed."""
-        return self.router.gate.streak > 0
+        """Whether its last attempt has failed, or a quota of its own keeps a dial waiting."""
+        shares = self.router.permits.shares
+        is_stuck = any(share.stuck for share in shares if not share.is_total)
+        return is_stuck or self.router.gate.streak > 0
 
     @property
     def is_empty(self) -> bool:
@@ -105,7 +107,9 @@ class Member:
         self._crowd.refuse(loan, self, error)
 
     def reconsider(self) -> None:
-        self._crowd.reconsider(self)
+        # Where a dial waits for the total, those of others would wait, too.
+        if self.is_failing or not self.router.permits.is_stuck:
+            self._crowd.reconsider(self)
 
     def adopt(self) -> None:
         self._crowd.let_host(self)

@@ -65,7 +65,7 @@ class GroupSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, strings and numbers, with the keys as text."""
         members = [
-            vars(member) | {"key": str(member.key), "pool": member.pool.to_dict()}
+            vars(member) | {"key": key_text(member.key), "pool": member.pool.to_dict()}
             for member in self.members
         ]
         return vars(self) | {
@@ -90,7 +90,7 @@ def snapshot_group(roster: Roster, choose: str) -> GroupSnapshot:
         counts={str(state): count for state, count in counts(pools).items()},
         waiters=len(waiters),
         waiting=tuple(waiting(pools, waiters)),
-        stats=roster.total_stats,
+        stats=roster.account.total,
         members=tuple(_snapshot(member, roster) for member in known),
     )
 
@@ -105,6 +105,14 @@ def _snapshot(member: Member, roster: Roster) -> MemberSnapshot:
         is_removed=is_removed(member, roster),
         pool=member.pool.snapshot(),
     )
+
+
+def key_text(key: Hashable) -> str:
+    """Return a key as text, whatever it does when it is asked for that."""
+    try:
+        return str(key)
+    except Exception:
+        return f"a {type(key).__name__}"
 
 
 def out_until(member: Member) -> float | None:

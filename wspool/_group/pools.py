@@ -156,7 +156,7 @@ class WebsocketPools:
     @property
     def stats(self) -> Stats:
         """What has happened since the group was made, in all pools; a copy."""
-        return self._roster.total_stats
+        return self._roster.account.total
 
     @property
     def trouble(self) -> Trouble | None:
@@ -173,7 +173,7 @@ class WebsocketPools:
         a key, as long as no pool has served it, names the group, and those that are served at once
         have no `ConnectionCheckOutStarted`. Otherwise as `WebsocketConnectionPool.subscribe`.
         """
-        return self._roster.subscribe(listener)
+        return self._roster.account.subscribe(listener)
 
     def snapshot(self) -> GroupSnapshot:
         """Return a frozen picture of the group; its `.to_dict()` is fit for JSON."""

@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from typing import Any, Final
+from weakref import ref
 
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
@@ -20,13 +21,12 @@ from wspool._connection.errors import (
     ConnectionUnavailableError,
 )
 from wspool._connection.link import Link
+from wspool._group.account import Account
 from wspool._group.crowd import Crowd
 from wspool._group.health import may_go_out
 from wspool._group.members import Member, is_loss
 from wspool._pool.gate import EARLY_SECONDS
-from wspool._pool.listeners import Events, Listener
 from wspool._pool.pool import WebsocketConnectionPool
-from wspool._pool.stats import Stats, count_refusal
 from wspool._pool.tasks import weakly
 from wspool._pool.waiting import NOBODY
 from wspool.quota import LocalQuota
@@ -67,17 +67,13 @@ class Roster:
         # By the queues of their links; one that was removed stays until its last loan is over.
         self._known: dict[int, Member] = {}
         self._numbers = itertools.count(1)
-        # What became of those whom no member has served, and what pools have done that are gone.
-        self.stats = Stats()
-        self.stats_of_gone = Stats()
-        # Of those whom no member has served; its listeners are those of all pools.
-        self.events = Events(name)
+        self.account = Account(name, self._known)
         # What is under way: pools that are made, probes and closings; when probes are due.
         self._making: dict[Hashable, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Member, asyncio.TimerHandle] = {}
         self._tidying: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.is_closing = False
         if isinstance(options_of, Mapping):
             for key, options in options_of.items():
@@ -94,7 +90,7 @@ class Roster:
     @property
     def is_started(self) -> bool:
         """Whether it belongs to an event loop."""
-        return self._loop is not None
+        return self.loop is not None
 
     @property
     def known(self) -> list[Member]:
@@ -123,54 +119,23 @@ class Roster:
         """How many wait."""
         return len(self.all_waiting())
 
-    def settle(self) -> None:
-        """Let the listeners hear what has been published, as they do soon by themselves."""
-        if self._loop is not None and self._loop is asyncio._get_running_loop():
-            self.events.tell()
-
-    @property
-    def total_stats(self) -> Stats:
-        """What all pools have done, those that are gone included."""
-        total = self.stats.copy()
-        total.add(self.stats_of_gone)
-        for member in self.known:
-            total.add(member.router.stats)
-        return total
-
     def enter(self) -> asyncio.AbstractEventLoop:
         """Check that the group is open, and that the caller runs in its loop."""
         if self.is_closing:
             raise ConnectionPoolUnavailableError(f"The group {self!r} is closed; make a new one")
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
+        if loop is not self.loop:
+            if self.loop is not None:
                 raise RuntimeError(
-                    f"The group {self!r} belongs to the event loop {self._loop!r}, and was called "
+                    f"The group {self!r} belongs to the event loop {self.loop!r}, and was called "
                     f"from {loop!r}. Make a group for each loop"
                 )
-            self._loop = loop
+            self.loop = loop
             for member in self.members.values():
                 member.pool._enter()
             if not self.is_fixed:
                 self._tidy()
         return loop
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Let a listener hear of all pools, those that are made later included."""
-        if not callable(listener):
-            raise TypeError(f"listener is {listener!r}; it must be a plain callable")
-        token = object()
-        # The group's own first: a pool that is made meanwhile looks there.
-        self.events.add(token, listener)
-        for member in self.known:
-            member.router.events.add(token, listener)
-
-        def unsubscribe() -> None:
-            self.events.remove(token)
-            for member in self.known:
-                member.router.events.remove(token)
-
-        return unsubscribe
 
     # Who is asked.
 
@@ -215,13 +180,6 @@ class Roster:
             f"may not wait (pass a timeout, or set acquire_timeout): {self!r}"
         )
 
-    def count_refusal(self, error: BaseException, waited: float) -> None:
-        """Count a wait, so many seconds long, of one whom no member has served, and tell of it."""
-        self.stats.waits += 1
-        self.stats.wait_seconds += waited
-        count_refusal(self.stats, error)
-        self.events.check_out_failed(error, waited)
-
     # Coming and going.
 
     def _add(self, key: Hashable, options: PoolOptions) -> None:
@@ -237,10 +195,9 @@ class Roster:
         member = Member(key, pool, self.crowd, weakly(self._put_out))
         router = pool._router
         router.permits.add(self.total, is_total=True)
-        for token, listener in self.events.listeners.items():
-            router.events.add(token, listener)
         self.members[key] = member
         self._known[id(router.queues)] = member
+        self.account.open(member)
         if self.is_fixed:
             router.events.watch = member
             member.line.crowd = member
@@ -257,7 +214,8 @@ class Roster:
             making = self._making[key] = asyncio.Task(self._make(key), loop=loop)
         await asyncio.wait({making})
         if making.cancelled():
-            raise ConnectionPoolUnavailableError(f"The group {self!r} was closed")
+            why = "was closed" if self.is_closing else "has no such pool: options_of was cancelled"
+            raise ConnectionPoolUnavailableError(f"The group {self!r} {why}")
         making.result()
 
     async def _make(self, key: Hashable) -> None:
@@ -289,7 +247,7 @@ class Roster:
     async def _close(self, member: Member, timeout: float | None) -> None:
         await member.pool.close_all(timeout)
         if self._known.pop(id(member.router.queues), None) is not None:
-            self.stats_of_gone.add(member.router.stats)
+            self.account.close(member)
 
     def _tidy(self) -> None:
         """Close the pools that have been empty for their `idle_timeout`, and look again."""
@@ -334,16 +292,18 @@ class Roster:
         self._stop_timer(member)
         due = member.health.out_until
         assert due is not None
-        begin = weakly(self._begin_probe)
-        self._timers[member] = asyncio.get_running_loop().call_at(due, begin, member)
+        # The loop holds what a timer is given; a member would keep the group alive.
+        begin, of = weakly(self._begin_probe), ref(member)
+        self._timers[member] = asyncio.get_running_loop().call_at(due, begin, of)
 
     def _stop_timer(self, member: Member) -> None:
         if (timer := self._timers.pop(member, None)) is not None:
             timer.cancel()
 
-    def _begin_probe(self, member: Member) -> None:
-        self._timers.pop(member, None)
-        if not self.is_closing:
+    def _begin_probe(self, of: ref[Member]) -> None:
+        member = of()
+        if member is not None and not self.is_closing:
+            self._timers.pop(member, None)
             self._spawn(self._probe(member))
 
     async def _probe(self, member: Member) -> None:

@@ -81,11 +81,13 @@ class BlockingWebsocketPools(BlockingLender):
     @property
     def waiters(self) -> int:
         """How many wait for a connection, of one pool or of any."""
+        self._caught_up()
         return self.pools.waiters
 
     @property
     def total_connections(self) -> int:
         """The connections that are open: idle, busy and draining, of all pools."""
+        self._caught_up()
         return self.pools.total_connections
 
     @property
@@ -104,6 +106,7 @@ class BlockingWebsocketPools(BlockingLender):
 
     def snapshot(self) -> GroupSnapshot:
         """Return a frozen picture of the group; its `.to_dict()` is fit for JSON."""
+        self._caught_up()
         return self.pools.snapshot()
 
     def start(self) -> None:

@@ -82,14 +82,17 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
         self._portal = Portal(self.pool, self.close_timeout, made_at)
 
     def __repr__(self) -> str:
+        self._caught_up()
         return f"<Blocking{repr(self.pool)[1:]}"
 
     def snapshot(self) -> PoolSnapshot:
         """Return a frozen picture of the pool; its `.to_dict()` is fit for JSON."""
+        self._caught_up()
         return self.pool.snapshot()
 
     def state_diagram(self) -> str:
         """Return the state machine as a Mermaid diagram with the count of each state."""
+        self._caught_up()
         return self.pool.state_diagram()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:

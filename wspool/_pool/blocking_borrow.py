@@ -27,13 +27,19 @@ class Lender(Protocol):
 
 
 class Same:
-    """An attribute that is that of the loop's own object; read from any thread."""
+    """An attribute that is that of the loop's own object; read from any thread.
+
+    What a thread has given back, nobody finds lent any more.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else getattr(instance._mirrored, self._name)
+        if instance is None:
+            return self
+        instance._caught_up()
+        return getattr(instance._mirrored, self._name)
 
     def __set__(self, instance: Any, value: Any) -> None:
         setattr(instance._mirrored, self._name, value)
@@ -42,7 +48,7 @@ class Same:
 class BlockingBorrow(Generic[L]):
     """What connections and streams for threads do alike."""
 
-    __slots__ = ("__weakref__", "_is_in_block", "_lender", "_mirrored")
+    __slots__ = ("__weakref__", "_is_ended", "_is_in_block", "_lender", "_mirrored")
 
     # What is dropped, and how to have it given back.
     _what: ClassVar[str]
@@ -54,12 +60,17 @@ class BlockingBorrow(Generic[L]):
         # Whether a `with` gives it back. Of a generator that is dropped with one inside, the
         # collector may finalise the borrow first: that is nobody's mistake.
         self._is_in_block = False
+        # Whether the loop has been told to give it back.
+        self._is_ended = False
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._mirrored)[1:]}"
 
     def __iter__(self) -> Self:
         return self
+
+    def _caught_up(self) -> None:
+        self._lender._portal.catch_up()
 
     def _named(self) -> str:
         """Return what has run out of time, as the beginning of a sentence."""
@@ -80,7 +91,7 @@ class BlockingBorrow(Generic[L]):
 
     def __del__(self) -> None:
         borrow, portal = self._mirrored, self._lender._portal
-        if portal.is_foreign or borrow._is_over:
+        if self._is_ended or portal.is_foreign or borrow._is_over:
             return
         is_forgotten = borrow.state is State.BUSY and not self._is_in_block
         portal.soon(partial(end, borrow, is_failed=True))

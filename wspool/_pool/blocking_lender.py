@@ -72,13 +72,16 @@ class BlockingLender:
         try:
             lent._is_in_block = True
             yield lent
-        except GeneratorExit:  # of a generator that is closed, perhaps by the garbage collector
-            self._portal.soon(partial(end, lent._mirrored, is_failed=True))
+        except BaseException as error:
+            ending = partial(end, lent._mirrored, is_failed=True)
+            # A generator may be closed by the garbage collector, in whichever thread.
+            (self._portal.soon if isinstance(error, GeneratorExit) else self._portal.later)(ending)
             raise
-        except BaseException:
-            self._end(lent, is_failed=True)
-            raise
-        self._end(lent)
+        self._portal.later(partial(end, lent._mirrored))
+        lent._is_ended = True
+
+    def _caught_up(self) -> None:
+        self._portal.catch_up()
 
     def _lend(self, make: Callable[[], L], hand: Callable[[Self, L], B]) -> B:
         """Make a borrow in the loop, wait for it, and put it into a thread's hand."""

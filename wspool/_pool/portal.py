@@ -42,6 +42,10 @@ POLL_SECONDS: Final = 0.1 if sys.platform == "win32" else 1.0
 a wait for a lock cannot be interrupted, for Ctrl+C."""
 
 
+# A call that need not wait for anything is over in the turn in which it enters.
+EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+
+
 class Resident(Protocol):
     """What lives in the loop of a portal: a pool."""
 
@@ -132,9 +136,12 @@ class _Life:
 
     def admit(self) -> None:
         """In the loop: call whatever has entered."""
-        assert self.loop is not None
-        while self.entrants:
-            self.loop.call_soon(self.entrants.popleft())
+        try:
+            while self.entrants:
+                self.entrants.popleft()()
+        finally:
+            if self.entrants and self.loop is not None:  # one has raised, and is in the log
+                self.loop.call_soon(self.admit)
 
     def begin_to_stop(self, timeout: float | None) -> None:
         """In the loop: begin to close the resident."""
@@ -205,11 +212,17 @@ class _Work(_Call[T]):
         self._undo = undo
         self._thread_name = threading.current_thread().name
         self._task: asyncio.Task[None] | None = None
+        # Whether nobody waits any more.
+        self.is_given_up = False
 
     def begin(self, tasks: set[asyncio.Task[None]]) -> None:
-        self._task = asyncio.Task(self._run(), name=self._thread_name)
-        tasks.add(self._task)
-        self._task.add_done_callback(tasks.discard)
+        if self.is_given_up:
+            return
+        loop = asyncio.get_running_loop()
+        task = self._task = asyncio.Task(self._run(), loop=loop, name=self._thread_name, **EAGERLY)
+        if not task.done():
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def _run(self) -> None:
         try:
@@ -229,6 +242,23 @@ class _Work(_Call[T]):
                 self._undo(result)
 
 
+class _LateCall:
+    """Something that is done in the loop while its thread goes on."""
+
+    __slots__ = ("_function", "is_over")
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self.is_over = False
+
+    def run(self) -> None:
+        """In the loop: call the function."""
+        try:
+            self._function()
+        finally:
+            self.is_over = True
+
+
 class Portal:
     """An event loop in a thread of its own, for one resident, with whose closing it ends.
 
@@ -246,6 +276,8 @@ class Portal:
         # The first one is the portal's. Several may begin at a time, as a signal handler does that
         # interrupts a beginning: whichever is appended later ends at once.
         self._lives: list[_Life] = []
+        # The last thing that was left to the loop.
+        self._latest: _LateCall | None = None
 
     @property
     def is_running(self) -> bool:
@@ -276,6 +308,7 @@ class Portal:
             # It is closed: nothing has to wait any more, and there is no loop to wait in.
             return cast(T, step(work()))
         except BaseException:
+            errand.is_given_up = True
             self.soon(errand.give_up)
             raise
 
@@ -286,6 +319,18 @@ class Portal:
         if self._enter(partial(call.run, function)):
             return call.outcome(self._lives[0])
         return None
+
+    def later(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop, and do not wait: whoever looks is to `catch_up` before."""
+        if self._lives and not self.is_foreign:
+            call = self._latest = _LateCall(function)
+            self._lives[0].enter(call.run)
+
+    def catch_up(self) -> None:
+        """Wait for what was left to the loop, so that what is seen is what has come of it."""
+        is_late = self._latest is not None and not self._latest.is_over and not self.is_foreign
+        if is_late and self._lives[0].ident != threading.get_ident():
+            self.call(bool)
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function in the loop, if there still is one. Does not wait: for finalisers too."""

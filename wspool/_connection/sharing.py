@@ -19,6 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Hashable
 from functools import partial
+from heapq import heappop, heappush
 from typing import Any, Final
 
 from wspool._connection.budget import MESSAGE_OVERHEAD_BYTES, MIN_FRAMES
@@ -117,6 +118,7 @@ class Sharing:
     """The shares of one link, and what has come for none of them."""
 
     __slots__ = (
+        "_free",
         "_is_pausing",
         "_number",
         "_pingers",
@@ -134,6 +136,8 @@ class Sharing:
         self._terms = terms
         # By their slots; whose each key is.
         self.lanes: dict[int, Lane] = {}
+        # A heap of the slots that are free again, below the highest that is in use.
+        self._free: list[int] = []
         self.keys: dict[Hashable, Lane] = {}
         self._number = 0
         # Whether an answer that was given up may still come, to the next who has it alone.
@@ -164,9 +168,7 @@ class Sharing:
 
     def open(self, owner: object) -> Lane:
         """Let a borrower have a share, at the first slot that is free."""
-        slot = next(
-            slot for slot in range(1, self._terms.max_streams + 1) if slot not in self.lanes
-        )
+        slot = heappop(self._free) if self._free else len(self.lanes) + 1
         lane = self.lanes[slot] = Lane(self, slot, self.draw(), self.link.clock())
         lane.owner = owner
         lane.is_lent = True
@@ -208,6 +210,7 @@ class Sharing:
         `is_clean`: nothing more is to come for its keys. `is_given_up`: an answer surely is.
         """
         del self.lanes[lane.slot]
+        heappush(self._free, lane.slot)
         self.is_unclean = self.is_unclean or is_given_up
         for key in lane.keys:
             del self.keys[key]
@@ -339,18 +342,20 @@ class Sharing:
         taken = 0
         is_served = False
         while link.owner is self and not wire.is_reading:
-            if taken >= MIN_FRAMES or wire.is_flooded:
-                if is_served and budget.is_spent:
-                    return
-                if not is_served:
-                    self._is_pausing = True
-                    try:
-                        await budget.breathe()
-                    finally:
-                        self._is_pausing = False
-                    if wire.is_reading or link.owner is not self or (lane and lane.entries):
-                        return  # meanwhile the pool has read
-            message = wire.at_hand()
+            message: str | bytes | None = None
+            if wire.inbox or wire.has_arrivals():
+                if taken >= MIN_FRAMES or wire.is_flooded:
+                    if is_served and budget.is_spent:
+                        return
+                    if not is_served:
+                        self._is_pausing = True
+                        try:
+                            await budget.breathe()
+                        finally:
+                            self._is_pausing = False
+                        if wire.is_reading or link.owner is not self or (lane and lane.entries):
+                            return  # meanwhile the pool has read
+                message = wire.at_hand()
             if message is None:
                 if taken:
                     return

@@ -57,13 +57,17 @@ class Unclaimed:
     def claim(self, key: Hashable) -> list[Entry]:
         """Return what was kept of a key that is somebody's from now on."""
         self._former.pop(key, None)
-        claimed = [entry for _, entry in self._kept.pop(key, ())]
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            return []  # as nearly always
+        claimed = [entry for _, entry in kept]
         self.bytes -= sum(len(message) + MESSAGE_OVERHEAD_BYTES for message, _ in claimed)
         return claimed
 
     def leave(self, keys: Iterable[Hashable]) -> None:
         """Note keys that are nobody's any more, and may still have messages."""
-        self._former.update(dict.fromkeys(keys))
+        for key in keys:
+            self._former[key] = None
         while len(self._former) > MAX_FORMER_KEYS:
             self._former.popitem(last=False)
 

@@ -154,6 +154,8 @@ class Line:
     @property
     def alone(self) -> int:
         """Return how many want a link for themselves."""
+        if not (self.loans or self.beyond):
+            return 0
         return sum(not (loan._is_stream or loan._waiter.done()) for loan in self.takers())
 
     def place_of(self, loan: Borrow) -> int:

@@ -34,7 +34,7 @@ async def noise(bench: Bench) -> Comparison:
         return (await bench.compare(checkouts(pool), checkouts(other))).per(MANY)
 
 
-@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.8), uvloop=True)
+@benchmark(CHECKOUT, "asyncio-connection-pool, without sockets", AtMost(0.95), uvloop=True)
 async def checkout(bench: Bench) -> Comparison:
     async def make() -> object:
         return object()

@@ -13,12 +13,14 @@ import aiohttp
 
 from tests.benchmarks import draining
 from tests.benchmarks.goals import OURS, THEIRS, AtMost, Faster, Share
-from tests.benchmarks.peers import websockets_pool
+from tests.benchmarks.peers import plain_pool, websockets_pool
 from tests.benchmarks.side_by_side import Body, Comparison, in_turns
 from tests.benchmarks.suite import Bench, benchmark
 
 ECHO: Final = "borrow, echo, give back"
 MESSAGE: Final = "hello"
+PLAIN_POOL: Final = "asyncio-connection-pool of aiohttp WebSockets"
+P99: Final = "the same: 99th percentile of the waits"
 PIPELINED: Final = 64
 CONNECTIONS: Final = 50
 
@@ -51,10 +53,23 @@ async def echo_noise(bench: Bench) -> Comparison:
         return await bench.compare(held_echo(websocket), held_echo(other), rounds=3)
 
 
-@benchmark(ECHO, "an echo over a held aiohttp WebSocket", AtMost(1.05), uvloop=AtMost(1.08))
+@benchmark(ECHO, "an echo over a held aiohttp WebSocket", AtMost(1.10), uvloop=True)
 async def echo(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.websocket() as websocket:
         return await bench.compare(borrowed_echo(pool), held_echo(websocket), rounds=3)
+
+
+@benchmark(ECHO, PLAIN_POOL, AtMost(0.97), uvloop=True)
+async def echo_plain(bench: Bench) -> Comparison:
+    async with bench.pool() as pool, aiohttp.ClientSession() as session:
+        theirs = plain_pool(lambda: session.ws_connect(bench.uri), size=1)
+
+        async def echo() -> None:
+            async with theirs.get_connection() as websocket:
+                await websocket.send_str(MESSAGE)
+                await websocket.receive()
+
+        return await bench.compare(borrowed_echo(pool), echo, rounds=3)
 
 
 @benchmark(ECHO, "aio-websocket-pool", Faster(1.3), uvloop=True)
@@ -86,7 +101,7 @@ async def compare_connecting(bench: Bench, uri: str, **options: Any) -> Comparis
         return await bench.compare(borrowed_echo(pool), connecting_echo, longer=2)
 
 
-@benchmark(f"{PIPELINED} pipelined echoes in a loan", "raw aiohttp", AtMost(1.05), uvloop=True)
+@benchmark(f"{PIPELINED} pipelined echoes in a loan", "raw aiohttp", AtMost(1.04), uvloop=True)
 async def pipelined(bench: Bench) -> Comparison:
     async with bench.pool() as pool, bench.websocket() as websocket:
 
@@ -106,7 +121,7 @@ async def pipelined(bench: Bench) -> Comparison:
         return await bench.compare(ours, theirs, rounds=3)
 
 
-@benchmark("{messages} small messages received in a loan", "raw aiohttp", AtMost(1.15), uvloop=True)
+@benchmark("{messages} small messages received in a loan", "raw aiohttp", AtMost(1.08), uvloop=True)
 async def stream(bench: Bench) -> Comparison:
     count, number = bench.scale.messages, str(bench.scale.messages)
     async with bench.pool(uri=bench.uri + "stream") as pool:
@@ -129,17 +144,29 @@ async def stream(bench: Bench) -> Comparison:
 @benchmark(
     f"{{borrowers}} borrowers, {CONNECTIONS} connections",
     "asyncio.Queue of aiohttp WebSockets",
-    AtMost(1.05),
+    AtMost(1.25),
 )
 async def crowd(bench: Bench) -> Comparison:
     return (await bench.once(crowds))[0]
 
 
-@benchmark(
-    "the same: 99th percentile of the waits", "asyncio.Queue of aiohttp WebSockets", AtMost(1.1)
-)
+@benchmark(P99, "asyncio.Queue of aiohttp WebSockets", AtMost(1.25))
 async def crowd_p99(bench: Bench) -> Comparison:
     return (await bench.once(crowds))[1]
+
+
+@benchmark(f"{{borrowers}} borrowers, {CONNECTIONS} connections", PLAIN_POOL, AtMost(0.95))
+async def crowd_plain(bench: Bench) -> Comparison:
+    return beside_the_plain_pool((await bench.once(crowds))[0])
+
+
+@benchmark(P99, PLAIN_POOL, AtMost(0.95))
+async def crowd_plain_p99(bench: Bench) -> Comparison:
+    return beside_the_plain_pool((await bench.once(crowds))[1])
+
+
+def beside_the_plain_pool(compared: Comparison) -> Comparison:
+    return Comparison({OURS: compared.rounds[OURS], THEIRS: compared.rounds[PLAIN_POOL]})
 
 
 async def crowds(bench: Bench) -> tuple[Comparison, Comparison]:
@@ -152,7 +179,9 @@ async def crowds(bench: Bench) -> tuple[Comparison, Comparison]:
         for _ in range(CONNECTIONS):
             queue.put_nowait(await stack.enter_async_context(bench.websocket()))
         count = bench.scale.borrowers
-        waits: dict[str, list[float]] = {OURS: [], THEIRS: []}
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        plain = plain_pool(lambda: session.ws_connect(bench.uri), size=CONNECTIONS)
+        waits: dict[str, list[float]] = {OURS: [], THEIRS: [], PLAIN_POOL: []}
 
         async def measure(way: str, borrow: Callable[[list[float]], Awaitable[None]]) -> float:
             waited: list[float] = []
@@ -179,7 +208,19 @@ async def crowds(bench: Bench) -> tuple[Comparison, Comparison]:
             finally:
                 queue.put_nowait(websocket)
 
-        ways = {OURS: lambda: measure(OURS, ours), THEIRS: lambda: measure(THEIRS, theirs)}
+        async def in_plain_pool(waited: list[float]) -> None:
+            start = perf_counter()
+            async with plain.get_connection() as websocket:
+                waited.append(perf_counter() - start)
+                await websocket.send_str(MESSAGE)
+                await websocket.receive()
+
+        await asyncio.gather(*(in_plain_pool([]) for _ in range(CONNECTIONS)))  # it dials
+        ways = {
+            OURS: lambda: measure(OURS, ours),
+            THEIRS: lambda: measure(THEIRS, theirs),
+            PLAIN_POOL: lambda: measure(PLAIN_POOL, in_plain_pool),
+        }
         times = await in_turns(ways, bench.scale.rounds)
         return times, Comparison(waits)
 

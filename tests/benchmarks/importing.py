@@ -33,7 +33,7 @@ A process for each round: in a forked one, the pages that it has to copy are hal
 
 
 @benchmark(
-    "`import wspool`, beyond what it needs", "aiohttp, transitions, backoff", Below(0.008, seconds)
+    "`import wspool`, beyond what it needs", "aiohttp, transitions, backoff", Below(0.007, seconds)
 )
 async def importing(bench: Bench) -> Comparison:
     imports = []

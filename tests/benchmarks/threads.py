@@ -99,7 +99,7 @@ async def blocking_echo_async(bench: Bench) -> Comparison:
             return await bench.compare(alone(echo), borrowed_echo(pool))
 
 
-@benchmark(f"{ECHO}, blocking", "websockets.sync in a queue.LifoQueue", AtMost())
+@benchmark(f"{ECHO}, blocking", "websockets.sync in a queue.LifoQueue", AtMost(2.0))
 async def blocking_echo_websockets(bench: Bench) -> Comparison:
     with blocking_echo(bench.uri, 1) as ours, websockets_echo(bench.uri, 1) as theirs:
         return await bench.compare(alone(ours), alone(theirs))
@@ -108,7 +108,7 @@ async def blocking_echo_websockets(bench: Bench) -> Comparison:
 @benchmark(
     f"{ECHO}, blocking: {THREADS} threads on {CONNECTIONS} connections",
     "websockets.sync in a queue.LifoQueue",
-    AtMost(),
+    AtMost(1.5),
 )
 async def blocking_threads(bench: Bench) -> Comparison:
     with (

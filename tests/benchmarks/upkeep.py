@@ -22,12 +22,12 @@ from wspool._pool import upkeep
 BORROWS: Final = 20
 
 
-@benchmark("the upkeep's look at {idle} idle connections", "", Below(0.010, seconds))
+@benchmark("the upkeep's look at {idle} idle connections", "", Below(0.008, seconds))
 async def sweep(bench: Bench) -> Comparison:
     return Comparison({OURS: (await bench.once(sweeps))[0]})
 
 
-@benchmark("the same: its longest pause", "", Below(0.005, seconds))
+@benchmark("the same: its longest pause", "", Below(0.003, seconds))
 async def sweep_pause(bench: Bench) -> Comparison:
     return Comparison({OURS: (await bench.once(sweeps))[1]})
 
@@ -72,7 +72,7 @@ def steps_of_sweep(pool: WebsocketConnectionPool) -> list[float]:
 @benchmark(
     f"memory for an idle connection, {BORROWS} echoes later",
     "raw aiohttp",
-    AtMost(1.3),
+    AtMost(1.25),
     unit=size,
 )
 async def memory(bench: Bench) -> Comparison:
@@ -115,7 +115,7 @@ async def memory(bench: Bench) -> Comparison:
     return await in_turns({OURS: ours, THEIRS: theirs}, rounds=3)
 
 
-@benchmark("warm-up of {connections}", "gather of `ws_connect`", AtMost(1.15))
+@benchmark("warm-up of {connections}", "gather of `ws_connect`", AtMost(1.10))
 async def warm_up(bench: Bench) -> Comparison:
     return (await bench.once(near))[0]
 
@@ -128,7 +128,7 @@ async def close_all(bench: Bench) -> Comparison:
 @benchmark(
     f"warm-up of {{connections}}, {1000 * LATENCY:.0f} ms away",
     "gather of `ws_connect`",
-    AtMost(1.15),
+    AtMost(1.10),
 )
 async def warm_up_distant(bench: Bench) -> Comparison:
     return (await open_and_close(bench, bench.servers.distant))[0]

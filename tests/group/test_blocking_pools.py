@@ -130,3 +130,15 @@ async def test_run_does_work_once_more_by_another_member(servers: Servers) -> No
             assert asked[4:] == [servers["a"].uri] * 2
 
     await asyncio.to_thread(work)
+
+
+async def test_what_a_thread_has_given_back_is_counted(servers: Servers) -> None:
+    def work() -> None:
+        options = uris(servers, "a")
+        with BlockingWebsocketPools(options, max_connections=2, close_timeout=1.0) as pools:
+            for count in range(1, 50):
+                with pools.get_connection() as connection:
+                    connection.retire()
+                assert sum(pools.stats.closes.values()) == count
+
+    await asyncio.to_thread(work)

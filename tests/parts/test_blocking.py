@@ -11,12 +11,14 @@ import gc
 import importlib.util
 import inspect
 import itertools
+import logging
 import os
 import random
 import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -676,6 +678,24 @@ async def test_events_and_hooks_come_from_the_pools_own_thread(
     assert set(seen.values()) == {"wspool hooked"}
 
 
+async def test_a_pool_may_be_logged_while_the_loop_logs(
+    make_blocking: MakeBlocking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler holds its lock while it shows what it is given, and the loop waits for that."""
+    caplog.set_level(logging.DEBUG, "wspool")
+
+    def story() -> None:
+        with make_blocking() as pool:
+            for _ in range(20):
+                with pool.get_connection() as connection:
+                    pass
+                began = time.monotonic()
+                logging.getLogger("wspool").warning("%r %r", pool, connection)
+                assert time.monotonic() - began < portal.CATCH_UP_SECONDS
+
+    await to_thread(story)
+
+
 async def test_a_call_from_the_pools_own_thread_is_an_error_and_no_deadlock(
     make_blocking: MakeBlocking,
 ) -> None:
@@ -1249,7 +1269,7 @@ with BlockingWebsocketConnectionPool(uri=sys.argv[1], max_connections=1) as pool
     with pool.get_connection(timeout=20.0) as connection:
         connection.send("hello")
         assert connection.recv() == "hello"
-    print(min(counts.values()) > 0, counts, pool)
+    print(min(counts.values()) > 0, counts, pool.busy_connections, pool)
 """
 
 
@@ -1258,6 +1278,7 @@ async def test_interrupts_between_any_two_instructions_cost_no_place(echo_uri: s
     """One for each loan, wherever the thread is: in the package, or in the block."""
     printed, _ = await run(CROSSFIRE, echo_uri, "1000")
     assert printed.startswith("True")
+    assert "} 0 <" in printed
     assert "idle=1 busy=0" in printed
 
 

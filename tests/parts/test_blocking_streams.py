@@ -126,3 +126,11 @@ def test_a_stream_that_is_dropped_gives_its_slot_back(
         pool.acquire_stream(timeout=0.05)
     for stream in held:
         pool.release_stream(stream)
+
+
+def test_a_stream_that_was_given_back_is_seen_to_be(pool: BlockingWebsocketConnectionPool) -> None:
+    """As nothing of it is drained, it is over once its block is."""
+    for _ in range(100):
+        with pool.get_stream() as stream:
+            assert stream.state is State.BUSY
+        assert stream.state is State.CLOSED

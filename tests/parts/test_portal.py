@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from asyncio import selector_events
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -201,6 +202,58 @@ def test_soon_waits_for_nothing_and_may_be_called_by_anybody(portal: Portal) -> 
     portal.soon(called.append, 2)
     portal.call(int)
     assert called == [1, 2]
+
+
+def test_whoever_looks_sees_what_was_left_to_the_loop_beside_others(portal: Portal) -> None:
+    """Also where another thread leaves something to it at the same time, and is done before."""
+    done: list[str] = []
+    portal.call(int)
+    life = portal._lives[0]
+    enter = life.enter
+
+    def enter_after_another(function: Callable[[], object]) -> bool:
+        life.enter = enter  # type: ignore[method-assign]
+        portal.later(lambda: done.append("the other's"))
+        spin_until(lambda: done)
+        return enter(function)
+
+    life.enter = enter_after_another  # type: ignore[method-assign]
+    portal.later(lambda: (time.sleep(0.1), done.append("its own")))
+    portal.catch_up()
+    assert done == ["the other's", "its own"]
+
+
+def test_whoever_looks_does_not_wait_for_a_loop_that_waits_for_it(
+    portal: Portal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a lock that a listener wants."""
+    monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.01)
+    lock = threading.Lock()
+    portal.call(int)
+    with lock:
+        portal.later(lambda: lock.acquire(timeout=30.0))
+        portal.catch_up()
+        assert portal._late
+    portal.call(int)
+    assert not portal._late
+
+
+def test_whoever_enters_again_and_again_lets_the_loop_go_on(portal: Portal) -> None:
+    is_over = threading.Event()
+    entries: list[int] = []
+
+    def enter_again() -> None:
+        entries.append(1)
+        if not is_over.is_set() and len(entries) < 100_000:
+            portal.soon(enter_again)
+
+    def begin() -> None:
+        asyncio.get_running_loop().call_soon(is_over.set)
+        enter_again()
+
+    portal.call(begin)
+    spin_until(is_over.is_set)
+    assert len(entries) < 100
 
 
 # Whoever is interrupted.

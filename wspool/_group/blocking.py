@@ -17,6 +17,7 @@ from wspool._group.pictures import GroupSnapshot
 from wspool._group.pools import WebsocketPools
 from wspool._group.repeating import may_repeat
 from wspool._group.roster import OptionsOf
+from wspool._pool.blocking_borrow import same
 from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
 from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.blocking_stream import BlockingWebsocketStream
@@ -40,6 +41,12 @@ class BlockingWebsocketPools(BlockingLender):
     loop: all of what people look at may be read from any thread.
     """
 
+    is_closed: bool = same()
+    waiters: int = same()
+    total_connections: int = same()
+    stats: Stats = same()
+    trouble: Trouble | None = same()
+
     pools: WebsocketPools
     """The group in the loop's thread."""
 
@@ -58,7 +65,7 @@ class BlockingWebsocketPools(BlockingLender):
                 "a blocking group has an event loop of its own, and a session belongs to the loop "
                 "that it was made in: let `session` be a callable that makes one, or leave it out"
             )
-        self.pools = WebsocketPools(
+        self.pools = self._mirrored = WebsocketPools(
             options_of,
             max_connections=max_connections,
             choose=choose,
@@ -72,33 +79,6 @@ class BlockingWebsocketPools(BlockingLender):
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self.pools)[1:]}"
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close_all()` was called; there may still be goodbyes under way."""
-        return self.pools.is_closed
-
-    @property
-    def waiters(self) -> int:
-        """How many wait for a connection, of one pool or of any."""
-        self._caught_up()
-        return self.pools.waiters
-
-    @property
-    def total_connections(self) -> int:
-        """The connections that are open: idle, busy and draining, of all pools."""
-        self._caught_up()
-        return self.pools.total_connections
-
-    @property
-    def stats(self) -> Stats:
-        """What has happened since the group was made, in all pools; a copy."""
-        return self.pools.stats
-
-    @property
-    def trouble(self) -> Trouble | None:
-        """Why no pool can be dialled; None while the dials of one are well."""
-        return self.pools.trouble
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each event, in the loop's thread; return a callable that ends it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 import aiohttp
 
@@ -21,7 +21,7 @@ from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection
-from wspool._pool.blocking_borrow import Same
+from wspool._pool.blocking_borrow import same
 from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
 from wspool._pool.blocking_lender import BlockingLender
 from wspool._pool.blocking_stream import BlockingWebsocketStream
@@ -40,9 +40,6 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
-_same: Final[Callable[[], Any]] = Same
-
-
 @exported
 class BlockingWebsocketConnectionPool(BlockingLender, Configured):
     """A `WebsocketConnectionPool` for any number of threads, with the same arguments.
@@ -54,17 +51,17 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
     from any thread.
     """
 
-    is_started: bool = _same()
-    is_closed: bool = _same()
-    learned_limit: int | None = _same()
-    total_connections: int = _same()
-    available_connections: int = _same()
-    busy_connections: int = _same()
-    pending_connections: int = _same()
-    waiters: int = _same()
-    stats: Stats = _same()
-    trouble: Trouble | None = _same()
-    connections: tuple[WebsocketConnection, ...] = _same()
+    is_started: bool = same()
+    is_closed: bool = same()
+    learned_limit: int | None = same()
+    total_connections: int = same()
+    available_connections: int = same()
+    busy_connections: int = same()
+    pending_connections: int = same()
+    waiters: int = same()
+    stats: Stats = same()
+    trouble: Trouble | None = same()
+    connections: tuple[WebsocketConnection, ...] = same()
 
     pool: WebsocketConnectionPool
     """The pool in the loop's thread."""
@@ -82,7 +79,7 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
         self._portal = Portal(self.pool, self.close_timeout, made_at)
 
     def __repr__(self) -> str:
-        self._caught_up()
+        # As the loop sees it: whoever logs this holds the lock that the loop's own log needs.
         return f"<Blocking{repr(self.pool)[1:]}"
 
     def snapshot(self) -> PoolSnapshot:

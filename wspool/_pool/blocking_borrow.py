@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
@@ -42,7 +42,12 @@ class Same:
         return getattr(instance._mirrored, self._name)
 
     def __set__(self, instance: Any, value: Any) -> None:
+        instance._caught_up()
         setattr(instance._mirrored, self._name, value)
+
+
+same: Final[Callable[[], Any]] = Same
+"""What an attribute is declared with, whatever its type."""
 
 
 class BlockingBorrow(Generic[L]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Never
 
@@ -14,14 +13,12 @@ from wspool._connection.idioms import refusing
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
-from wspool._pool.blocking_borrow import BlockingBorrow, Lender, Same
+from wspool._pool.blocking_borrow import BlockingBorrow, Lender, same
 
 NOT_ASYNC: Final = (
     "a blocking pool is used without async and await: write `with pool.get_connection() as "
     "connection:`; in asyncio, use a WebsocketConnectionPool"
 )
-
-_same: Final[Callable[[], Any]] = Same
 
 
 @exported
@@ -36,28 +33,28 @@ class BlockingWebsocketConnection(BlockingBorrow[WebsocketConnection]):
 
     _what, _block = "connection", "get_connection"
 
-    uri: str = _same()
-    headers: dict[str, str] = _same()
-    id: int = _same()
-    state: State = _same()
-    history: tuple[Transition, ...] = _same()
-    is_connected: bool = _same()
-    is_busy: bool = _same()
-    is_draining: bool = _same()
-    reused: bool = _same()
-    uses: int = _same()
-    created_at: float = _same()
-    last_activity: float = _same()
-    rtt: float | None = _same()
-    websocket: aiohttp.ClientWebSocketResponse = _same()
-    subprotocol: str | None = _same()
-    borrowed_at: str | None = _same()
-    close_code: int | None = _same()
-    close_reason: str = _same()
-    cause: BaseException | None = _same()
-    context: Any = _same()
-    is_clean: bool = _same()
-    outstanding: int | None = _same()
+    uri: str = same()
+    headers: dict[str, str] = same()
+    id: int = same()
+    state: State = same()
+    history: tuple[Transition, ...] = same()
+    is_connected: bool = same()
+    is_busy: bool = same()
+    is_draining: bool = same()
+    reused: bool = same()
+    uses: int = same()
+    created_at: float = same()
+    last_activity: float = same()
+    rtt: float | None = same()
+    websocket: aiohttp.ClientWebSocketResponse = same()
+    subprotocol: str | None = same()
+    borrowed_at: str | None = same()
+    close_code: int | None = same()
+    close_reason: str = same()
+    cause: BaseException | None = same()
+    context: Any = same()
+    is_clean: bool = same()
+    outstanding: int | None = same()
 
     def __init__(self, lender: Lender, loan: WebsocketConnection) -> None:
         super().__init__(lender, loan)

@@ -12,7 +12,7 @@ from wspool._connection.routes import UNPARSED
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
 from wspool._connection.unclaimed import Entry
-from wspool._pool.blocking_borrow import BlockingBorrow, Lender
+from wspool._pool.blocking_borrow import BlockingBorrow, Lender, same
 
 
 @exported
@@ -27,57 +27,18 @@ class BlockingWebsocketStream(BlockingBorrow[WebsocketStream]):
 
     _what, _block = "a stream of connection", "get_stream"
 
+    connection: WebsocketConnection = same()
+    state: State = same()
+    number: int = same()
+    slot: int = same()
+    keys: tuple[Hashable, ...] = same()
+    reused: bool = same()
+    borrowed_at: str | None = same()
+    is_clean: bool = same()
+    outstanding: int | None = same()
+
     def __init__(self, lender: Lender, stream: WebsocketStream) -> None:
         super().__init__(lender, stream)
-
-    @property
-    def connection(self) -> WebsocketConnection:
-        """The connection, to look at: to use it is no right of one of its streams."""
-        return self._mirrored.connection
-
-    @property
-    def state(self) -> State:
-        """Busy while it is lent, draining afterwards, and closed when it or its connection is."""
-        return self._mirrored.state
-
-    @property
-    def number(self) -> int:
-        """Its number, which never repeats on this connection: they count from 1 and only rise."""
-        return self._mirrored.number
-
-    @property
-    def slot(self) -> int:
-        """Its place on the connection, from 1 to `max_streams`: nobody else has it meanwhile."""
-        return self._mirrored.slot
-
-    @property
-    def keys(self) -> tuple[Hashable, ...]:
-        """What it has claimed, in order."""
-        return self._mirrored.keys
-
-    @property
-    def reused(self) -> bool:
-        """Whether somebody has used this connection before this stream, or uses it beside it."""
-        return self._mirrored.reused
-
-    @property
-    def borrowed_at(self) -> str | None:
-        """Where it was borrowed, as `file:line`."""
-        return self._mirrored.borrowed_at
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing of this stream's is under way: see `WebsocketConnection.is_clean`."""
-        return self._mirrored.is_clean
-
-    @property
-    def outstanding(self) -> int | None:
-        """How many last messages are still to come: see `WebsocketConnection.outstanding`."""
-        return self._mirrored.outstanding
-
-    @outstanding.setter
-    def outstanding(self, outstanding: int | None) -> None:
-        self._mirrored.outstanding = outstanding
 
     def claim(self, key: Hashable = None) -> Any:
         """Let messages with this key be this stream's; without one it is a new number."""

@@ -41,6 +41,8 @@ POLL_SECONDS: Final = 0.1 if sys.platform == "win32" else 1.0
 """How often a thread that waits looks up: whether the loop's thread is gone and, on Windows, where
 a wait for a lock cannot be interrupted, for Ctrl+C."""
 
+CATCH_UP_SECONDS: Final = 1.0
+"""For which whoever looks waits at most: it may hold a lock that a listener in the loop wants."""
 
 # A call that need not wait for anything is over in the turn in which it enters.
 EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
@@ -135,12 +137,13 @@ class _Life:
         return False
 
     def admit(self) -> None:
-        """In the loop: call whatever has entered."""
+        """In the loop: call whatever has entered; what enters meanwhile has its own turn."""
         try:
-            while self.entrants:
-                self.entrants.popleft()()
+            for _ in range(len(self.entrants)):
+                if self.entrants:  # whoever was too late takes back its own
+                    self.entrants.popleft()()
         finally:
-            if self.entrants and self.loop is not None:  # one has raised, and is in the log
+            if self.entrants and self.loop is not None:  # or one has raised, and is in the log
                 self.loop.call_soon(self.admit)
 
     def begin_to_stop(self, timeout: float | None) -> None:
@@ -242,23 +245,6 @@ class _Work(_Call[T]):
                 self._undo(result)
 
 
-class _LateCall:
-    """Something that is done in the loop while its thread goes on."""
-
-    __slots__ = ("_function", "is_over")
-
-    def __init__(self, function: Callable[[], object]) -> None:
-        self._function = function
-        self.is_over = False
-
-    def run(self) -> None:
-        """In the loop: call the function."""
-        try:
-            self._function()
-        finally:
-            self.is_over = True
-
-
 class Portal:
     """An event loop in a thread of its own, for one resident, with whose closing it ends.
 
@@ -276,8 +262,8 @@ class Portal:
         # The first one is the portal's. Several may begin at a time, as a signal handler does that
         # interrupts a beginning: whichever is appended later ends at once.
         self._lives: list[_Life] = []
-        # The last thing that was left to the loop.
-        self._latest: _LateCall | None = None
+        # What was left to the loop, and is not done yet.
+        self._late: set[Callable[[], object]] = set()
 
     @property
     def is_running(self) -> bool:
@@ -323,14 +309,23 @@ class Portal:
     def later(self, function: Callable[[], object]) -> None:
         """Call a function in the loop, and do not wait: whoever looks is to `catch_up` before."""
         if self._lives and not self.is_foreign:
-            call = self._latest = _LateCall(function)
-            self._lives[0].enter(call.run)
+            self._late.add(function)
+            if not self._lives[0].enter(partial(self._run_late, function)):
+                self._late.discard(function)
+
+    def _run_late(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        finally:
+            self._late.discard(function)
 
     def catch_up(self) -> None:
         """Wait for what was left to the loop, so that what is seen is what has come of it."""
-        is_late = self._latest is not None and not self._latest.is_over and not self.is_foreign
-        if is_late and self._lives[0].ident != threading.get_ident():
-            self.call(bool)
+        if self._late and not self.is_foreign:
+            life, caught_up = self._lives[0], _Signal()
+            may_wait = life.ident != threading.get_ident() and not life.is_gone
+            if may_wait and life.enter(caught_up.give):
+                caught_up.wait(life, CATCH_UP_SECONDS)
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function in the loop, if there still is one. Does not wait: for finalisers too."""

@@ -110,6 +110,36 @@ async def test_a_member_that_refuses_leaves_its_streams_to_the_others(
     assert not group.snapshot().members[0].is_in
 
 
+async def test_a_stream_that_is_served_while_its_host_goes_out_stands_in_no_line(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    """One who wanted a connection alone fails then, and had kept the other's from becoming fuller.
+
+    The stream that stood behind that one, for the same host, has its slot in the same step.
+    """
+    never = asyncio.Event()
+
+    async def hang(connection: Any) -> None:
+        await never.wait()
+
+    options = one_each(servers)
+    options["a"].update(on_connect=hang, max_connections=2)
+    group = make_group(options, choose="first", **SHARED)
+    first = await group.acquire_stream("b")
+    alone = asyncio.create_task(group.acquire(timeout=0.0))
+    await until(lambda: group["a"].waiters == 1, "a dials for the one")
+    waiting = asyncio.create_task(group.acquire_stream(timeout=10.0))
+    await until(lambda: group["a"].waiters == 2, "and for the other")
+    group.eject("a", 60)
+    with pytest.raises(ConnectionPoolExhaustedError):
+        await alone
+    stream = await waiting
+    assert uri_of(stream) == servers["b"].uri
+    assert group.waiters == group["a"].waiters == group["b"].waiters == 0
+    for one in (first, stream):
+        await group.release_stream(one)
+
+
 async def test_a_stream_whose_connection_is_lost_before_it_runs_waits_on(
     servers: Servers, make_group: MakeGroup
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import ConnectionPoolExhaustedError
@@ -175,12 +175,11 @@ class Crowd:
             if standing.host is None and not loan._waiter.done():
                 self._settle(loan, standing)
 
-    def _hosted_by(self, member: Member) -> list[tuple[Borrow, Standing]]:
-        return [
-            (loan, standing)
-            for loan, standing in self.loans.items()
-            if standing.host is member and not loan._waiter.done()
-        ]
+    def _hosted_by(self, member: Member) -> Iterator[tuple[Borrow, Standing]]:
+        """Give those whom a member hosts; what is done for one may serve, or fail, the next."""
+        for loan, standing in list(self.loans.items()):
+            if standing.host is member and not loan._waiter.done():
+                yield loan, standing
 
     @staticmethod
     def _take_from(member: Member, loan: Borrow, standing: Standing) -> None:

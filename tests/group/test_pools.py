@@ -22,9 +22,10 @@ from wspool import (
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
+    WebsocketConnection,
     WebsocketPools,
 )
-from wspool.testing import Server
+from wspool.testing import Peer, Server
 
 Servers = dict[str, Server]
 
@@ -579,3 +580,27 @@ async def test_a_group_that_is_dropped_is_kept_by_none_of_its_timers(
         gc.collect()
     assert gone() is None
     await session.close()
+
+
+async def test_work_whose_connection_was_lost_does_not_wait_for_a_member_that_is_full(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    async def moody(peer: Peer) -> None:
+        async for message in peer:
+            if message == "drop" and peer.number == 1:
+                return peer.drop()
+            await peer.send(message)
+        return None
+
+    async def ask(connection: WebsocketConnection, word: str) -> str | bytes:
+        await connection.send(word)
+        return await connection.recv()
+
+    servers["a"].handler = moody
+    options = uris(servers, "ab")
+    options["b"]["max_connections"] = 1
+    group = make_group(options, choose="first")
+    async with group.get_connection("b"):
+        assert await group.run(ask, "hello") == "hello"
+        assert await group.run(ask, "drop") == "drop"
+    assert len(servers["a"].requests) == 2

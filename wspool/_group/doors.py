@@ -251,7 +251,7 @@ class KeyDoor(Door):
 
 
 class OtherDoor(Door):
-    """For one loan of a connection of the first of these members whose dials do not fail."""
+    """For one loan of a connection of the first of these members that has one."""
 
     __slots__ = ("_frame", "_members")
 
@@ -268,14 +268,20 @@ class OtherDoor(Door):
 
     async def wait(self, loan: Borrow) -> None:
         """Return when the loan was served."""
+        seconds, clock = loan._timeout, asyncio.get_running_loop().time
+        began, last = clock(), self._members[-1]
         for member in self._members:
+            if member is not last and member.spare_room <= 0 and not member.router.queues.idle:
+                continue  # it is full, and the next one may not be
             loan._lender, loan._callsite = member.pool, None
             try:
                 if not member.pool._lend_at_once(loan, self._frame):
                     await member.router.wait(loan)
-            except ConnectionUnavailableError:
-                if member is self._members[-1]:
+            except (ConnectionUnavailableError, ConnectionPoolUnavailableError):
+                if member is last:
                     raise
+                if seconds:  # of which a part is over
+                    loan._timeout = max(0.001, seconds - (clock() - began))
             else:
                 return
 

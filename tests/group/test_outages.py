@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import echoes, until
 from tests.group.conftest import MakeGroup, key_of, uris
+from tests.support.inside import wire_of
 from wspool import (
     ConnectionClosedError,
     ConnectionUnavailableError,
@@ -106,6 +107,21 @@ async def test_a_loan_that_ends_well_begins_the_row_anew(make_group: MakeGroup) 
             async with group.get_connection("a") as connection:
                 assert await echoes(connection)
         assert is_in(group, "a")
+
+
+async def test_a_loan_whose_connection_is_lost_unnoticed_has_not_ended_well(
+    make_group: MakeGroup,
+) -> None:
+    async with Server(drop_at_x) as dropping, Server() as well:
+        group = make_group({"a": {"uri": dropping.uri}, "b": {"uri": well.uri}})
+        for _ in range(4):
+            await lose_one(group, "a")
+        async with group.get_connection("a") as connection:
+            assert await echoes(connection)
+            await connection.send("x")
+            await until(wire_of(connection).has_unread, "the end of file has come")
+        await lose_one(group, "a")
+        assert not is_in(group, "a")
 
 
 async def test_it_comes_back_by_a_probe_that_has_lived_and_not_by_a_borrower(

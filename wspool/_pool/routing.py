@@ -354,7 +354,7 @@ class Router:
         if why is not None:
             link.close(why, cause=cause)
         elif link.state is BUSY:
-            if self.events.watch is not None:
+            if self.events.watch is not None and not wire.has_unread():
                 self.events.watch.ended_well()
             if loan._has_sent and loan._last_message is None and not self._knows_ends:
                 self._knows_ends = True

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool, until, why_closed
-from tests.support.inside import link_of, queues_of, router_of
+from tests.support.inside import link_of, queues_of, router_of, wire_of
 from wspool import (
     CloseReason,
     ConnectionBusyError,
@@ -831,6 +831,30 @@ async def test_one_reads_at_a_time_also_while_it_lets_the_event_loop_go_on(
         await asyncio.gather(*chats)
     assert most == 1
     assert times > 20
+
+
+async def test_a_ping_ends_whose_pong_was_read_while_it_let_the_event_loop_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the pool, which looks after all connections; nothing more comes that would end a read."""
+    pool = make()
+    async with pool.get_stream() as stream:
+        sharing, wire = link_of(stream.connection).sharing, wire_of(stream.connection)
+        pinging = asyncio.current_task()
+        breathe = budget.Budget.breathe
+
+        async def read_meanwhile(self: budget.Budget) -> None:
+            while asyncio.current_task() is pinging and wire.rtt is None:
+                sharing.attend()
+                await asyncio.sleep(0)
+            await breathe(self)
+
+        monkeypatch.setattr(budget.Budget, "breathe", read_meanwhile)
+        flood = [{"x": "x" * 50_000}] * 40
+        await stream.send_json({"id": None, "method": "push", "params": flood})
+        await until(lambda: wire.is_flooded, "there is much that is nobody's")
+        async with asyncio.timeout(5):
+            assert await stream.ping() == wire.rtt
 
 
 async def test_the_last_message_of_an_overflowed_stream_ends_its_drain(make: Make) -> None:

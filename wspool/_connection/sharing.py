@@ -136,7 +136,7 @@ class Sharing:
         self._terms = terms
         # By their slots; whose each key is.
         self.lanes: dict[int, Lane] = {}
-        # A heap of the slots that are free again, below the highest that is in use.
+        # A heap of the slots that were in use and are free again.
         self._free: list[int] = []
         self.keys: dict[Hashable, Lane] = {}
         self._number = 0
@@ -355,6 +355,8 @@ class Sharing:
                             self._is_pausing = False
                         if wire.is_reading or link.owner is not self or (lane and lane.entries):
                             return  # meanwhile the pool has read
+                        if until is not None and until.answered is not None:
+                            return
                 message = wire.at_hand()
             if message is None:
                 if taken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -128,6 +129,51 @@ async def test_run_does_work_once_more_by_another_member(servers: Servers) -> No
             with pytest.raises(ConnectionClosedError):
                 pools.run(question, "drop", key="a")
             assert asked[4:] == [servers["a"].uri] * 2
+
+    await asyncio.to_thread(work)
+
+
+async def test_work_whose_member_is_gone_before_it_is_done_once_more_hears_so(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def moody(peer: Peer) -> None:
+        async for message in peer:
+            if message == "drop":
+                return peer.drop()
+            await peer.send(message)
+        return None
+
+    servers["a"].handler = moody
+    has_lost = threading.Event()
+
+    def work() -> None:
+        with BlockingWebsocketPools(
+            uris(servers, "ab"), max_connections=2, close_timeout=1.0
+        ) as pools:
+            held = pools.acquire("a")
+            ask(pools, "a")
+            call = pools._portal.call
+
+            def slowly(function: Any) -> Any:
+                result = call(function)
+                if has_lost.is_set():
+                    has_lost.clear()
+                    pools.release(held)
+                    while len(pools.pools._roster.known) == 2:
+                        time.sleep(0.001)
+                return result
+
+            def lose(connection: BlockingWebsocketConnection) -> None:
+                pools.remove("a")
+                connection.send("drop")
+                try:
+                    connection.recv(timeout=10)
+                finally:
+                    has_lost.set()
+
+            monkeypatch.setattr(pools._portal, "call", slowly)
+            with pytest.raises(ConnectionPoolUnavailableError):
+                pools.run(lose, key="a")
 
     await asyncio.to_thread(work)
 

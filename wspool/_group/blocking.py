@@ -13,9 +13,9 @@ import aiohttp
 from wspool._connection.callsites import in_own_code
 from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
+from wspool._connection.loan import WebsocketConnection
 from wspool._group.pictures import GroupSnapshot
 from wspool._group.pools import WebsocketPools
-from wspool._group.repeating import may_repeat
 from wspool._group.roster import OptionsOf
 from wspool._pool.blocking_borrow import same
 from wspool._pool.blocking_connection import Block, BlockingWebsocketConnection
@@ -126,7 +126,8 @@ class BlockingWebsocketPools(BlockingLender):
         The arguments and the errors are those of it.
         """
         attempt: Attempt | None = None
-        roster, call = self.pools._roster, self._portal.call
+        second: WebsocketConnection | None = None
+        call = self._portal.call
         try:
             with self._lent(
                 partial(self.acquire, key, prefer=prefer, timeout=timeout)
@@ -134,13 +135,15 @@ class BlockingWebsocketPools(BlockingLender):
                 attempt = call(partial(Attempt, connection._mirrored))
                 return work(connection, *args)
         except ConnectionClosedError:
-            if attempt is None or not call(partial(may_repeat, roster, attempt)):
+            if attempt is not None:
+                second = call(partial(self.pools._again, key, timeout, attempt))
+            if second is None:
                 raise
         finally:
             if attempt is not None:
                 self._portal.soon(attempt.end)
-        make = partial(self.pools._after, attempt.loan, key=key, timeout=timeout)
-        with self._lent(partial(self._lend, make, BlockingWebsocketConnection)) as connection:
+        lend = partial(self._lend, lambda: second, BlockingWebsocketConnection)
+        with self._lent(lend) as connection:
             return work(connection, *args)
 
     def acquire_stream(

@@ -28,6 +28,7 @@ from wspool._pool.introspection import Trouble
 from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
 from wspool._pool.pool import WebsocketConnectionPool
+from wspool._pool.repeating import Attempt
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
@@ -234,15 +235,15 @@ class WebsocketPools:
         `prefer`, `timeout` and the errors are as in `get_connection`.
         """
         loan = self.get_connection(key, prefer=prefer, timeout=timeout)
-        again = partial(self._after, key=key, timeout=timeout)
-        return await repeating.run(self._roster, loan, again, work, args, sys._getframe(1))
+        again = partial(self._again, key, timeout)
+        return await repeating.run(loan, again, work, args, sys._getframe(1))
 
-    def _after(
-        self, lost: WebsocketConnection, *, key: Any, timeout: float | None
-    ) -> WebsocketConnection:
-        """Return a loan to do work in that has lost its connection in another one."""
+    def _again(
+        self, key: Any, timeout: float | None, attempt: Attempt
+    ) -> WebsocketConnection | None:
+        """Return a loan to do work in once more, if it is to be."""
         seconds = self.acquire_timeout if timeout is ACQUIRE_TIMEOUT else timeout
-        return repeating.after(self._roster, lost, seconds, is_keyed=key is not None)
+        return repeating.again(self._roster, attempt, seconds, is_keyed=key is not None)
 
     async def acquire_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

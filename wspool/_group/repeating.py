@@ -19,46 +19,41 @@ Args = TypeVarTuple("Args")
 
 
 async def run(
-    roster: Roster,
     loan: WebsocketConnection,
-    again: Callable[[WebsocketConnection], WebsocketConnection],
+    again: Callable[[Attempt], WebsocketConnection | None],
     work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
     args: tuple[*Args],
     frame: FrameType,
 ) -> T:
-    """Do the work in this loan, and perhaps in one that is to come `again` after it."""
+    """Do the work in this loan, and perhaps `again` in another one."""
     attempt: Attempt | None = None
+    second: WebsocketConnection | None = None
     try:
         await lend(loan, frame)
         attempt = Attempt(loan)
         with given_back(loan):
             return await work(loan, *args)
     except ConnectionClosedError:
-        if attempt is None or not may_repeat(roster, attempt):
+        if attempt is None or (second := again(attempt)) is None:
             raise
     finally:
         if attempt is not None:
             attempt.end()
-    loan = again(loan)
-    await lend(loan, frame)
-    with given_back(loan):
-        return await work(loan, *args)
+    await lend(second, frame)
+    with given_back(second):
+        return await work(second, *args)
 
 
-def after(
-    roster: Roster, lost: WebsocketConnection, timeout: float | None, *, is_keyed: bool
-) -> WebsocketConnection:
-    """Return a loan that is to be of another member, where one may serve and has a connection.
+def again(
+    roster: Roster, attempt: Attempt, timeout: float | None, *, is_keyed: bool
+) -> WebsocketConnection | None:
+    """Return a loan in which work that has failed is to be done once more, if it is; count it.
 
-    The server that has just lost one may be down: it comes last.
+    It is to be of another member, where one may serve and has a connection. The server that has
+    just lost one may be down: it comes last.
     """
-    member = roster.member_of(lost._served())
-    assert member is not None
+    member = roster.member_of(attempt.loan._served())
+    if member is None or not member.router.repeating.may_repeat(attempt):
+        return None
     others = [] if is_keyed else [one for one in roster.candidates() if one is not member]
     return WebsocketConnection(OtherDoor(roster, timeout, [*others, member]), timeout, True)
-
-
-def may_repeat(roster: Roster, attempt: Attempt) -> bool:
-    """Return whether work that has failed is to be done once more; count it."""
-    member = roster.member_of(attempt.loan._served())
-    return member is not None and member.router.repeating.may_repeat(attempt)

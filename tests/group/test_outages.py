@@ -17,6 +17,7 @@ from wspool import (
     WebsocketPools,
 )
 from wspool._group import health, roster
+from wspool._pool.gate import Gate
 from wspool.testing import Peer, Server
 
 Servers = dict[str, Server]
@@ -224,6 +225,23 @@ async def test_a_member_that_always_refuses_costs_the_others_nothing(
     await asyncio.gather(*(borrow() for _ in range(8)))
     assert group["a"].stats.dial_failures <= 8
     assert not is_in(group, "a")
+
+
+async def test_however_many_members_are_down_each_is_asked_and_the_last_ones_refusal_is_the_error(
+    make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have been down for long: none of them will dial so soon that one may wait for it."""
+    failure = ConnectionUnavailableError("refused", kind="connect")
+    options = {key: {"uri": "ws://127.0.0.1:9/"} for key in range(300)}
+    group = make_group(options)
+    monkeypatch.setattr(Gate, "failure", property(lambda gate: failure), raising=False)
+    due = property(lambda gate: asyncio.get_running_loop().time() + 1000.0, lambda gate, at: None)
+    monkeypatch.setattr(Gate, "next_attempt", due, raising=False)
+    for member in group._roster.members.values():
+        member.router.gate.streak = 5
+    with pytest.raises(ConnectionUnavailableError, match="refused"):
+        await group.acquire()
+    assert group.waiters == 0
 
 
 async def test_a_member_whose_quota_gives_nothing_keeps_nobody_from_the_others(

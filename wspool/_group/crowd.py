@@ -22,13 +22,15 @@ from wspool._group.members import Member
 class Standing:
     """How a loan stands in the crowd: its host, and the members that had nothing for it."""
 
-    __slots__ = ("error", "host", "tried")
+    __slots__ = ("error", "host", "is_settling", "tried")
 
     def __init__(self) -> None:
         self.host: Member | None = None
         self.tried: set[Member] = set()
         # Why the last host had nothing.
         self.error: BaseException | None = None
+        # Whether a host is being looked for, each of which may refuse at once.
+        self.is_settling = False
 
 
 class Crowd:
@@ -66,7 +68,14 @@ class Crowd:
 
     def _settle(self, loan: Borrow, standing: Standing) -> None:
         """Find a host for a loan, or something to wait for; otherwise it has failed."""
-        if not self._find_host(loan, standing) and not self._may_stay(loan, standing):
+        if standing.is_settling:
+            return  # the search that is under way goes on: of hundreds, each may refuse
+        standing.is_settling = True
+        try:
+            has_host = self._find_host(loan, standing)
+        finally:
+            standing.is_settling = False
+        if not has_host and not self._may_stay(loan, standing):
             self.fail(
                 loan,
                 standing.error
@@ -97,7 +106,8 @@ class Crowd:
             router.permits.reclaim()
             if member.is_failing and loan in member.line.loans:
                 router.patience.turn_away_at_the_gate()
-            return True
+            if standing.host is not None or loan._waiter.done():
+                return True
         return False
 
     def _may_stay(self, loan: Borrow, standing: Standing) -> bool:

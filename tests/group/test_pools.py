@@ -582,25 +582,51 @@ async def test_a_group_that_is_dropped_is_kept_by_none_of_its_timers(
     await session.close()
 
 
+async def moody(peer: Peer) -> None:
+    async for message in peer:
+        if message == "drop" and peer.number == 1:
+            return peer.drop()
+        await peer.send(message)
+    return None
+
+
+async def say(connection: WebsocketConnection, word: str) -> str | bytes:
+    await connection.send(word)
+    return await connection.recv()
+
+
 async def test_work_whose_connection_was_lost_does_not_wait_for_a_member_that_is_full(
     servers: Servers, make_group: MakeGroup
 ) -> None:
-    async def moody(peer: Peer) -> None:
-        async for message in peer:
-            if message == "drop" and peer.number == 1:
-                return peer.drop()
-            await peer.send(message)
-        return None
-
-    async def ask(connection: WebsocketConnection, word: str) -> str | bytes:
-        await connection.send(word)
-        return await connection.recv()
-
     servers["a"].handler = moody
     options = uris(servers, "ab")
     options["b"]["max_connections"] = 1
     group = make_group(options, choose="first")
     async with group.get_connection("b"):
-        assert await group.run(ask, "hello") == "hello"
-        assert await group.run(ask, "drop") == "drop"
+        assert await group.run(say, "hello") == "hello"
+        assert await group.run(say, "drop") == "drop"
     assert len(servers["a"].requests) == 2
+
+
+async def test_work_with_a_key_waits_both_times_for_as_long_as_its_pool_says(
+    servers: Servers, make_group: MakeGroup
+) -> None:
+    servers["a"].handler = moody
+    options = uris(servers, "a")
+    options["a"].update(max_connections=1, acquire_timeout=10.0)
+    group = make_group(options)
+    before: list[asyncio.Task[None]] = []
+
+    async def take() -> None:
+        async with group.get_connection("a"):
+            await until(lambda: group.waiters == 1, "the work waits for its second connection")
+
+    async def drop(connection: WebsocketConnection) -> str | bytes:
+        if not before:
+            before.append(asyncio.create_task(take()))
+            await until(lambda: group.waiters == 1, "another waits before it")
+        return await say(connection, "drop")
+
+    assert await group.run(say, "hello", key="a") == "hello"
+    assert await group.run(drop, key="a") == "drop"
+    await before[0]

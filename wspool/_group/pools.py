@@ -242,8 +242,9 @@ class WebsocketPools:
         self, key: Any, timeout: float | None, attempt: Attempt
     ) -> WebsocketConnection | None:
         """Return a loan to do work in once more, if it is to be."""
-        seconds = self.acquire_timeout if timeout is ACQUIRE_TIMEOUT else timeout
-        return repeating.again(self._roster, attempt, seconds, is_keyed=key is not None)
+        if key is None and timeout is ACQUIRE_TIMEOUT:  # else it is the pool's that counts
+            timeout = self.acquire_timeout
+        return repeating.again(self._roster, attempt, timeout, is_keyed=key is not None)
 
     async def acquire_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

@@ -30,6 +30,14 @@ def ask(pools: BlockingWebsocketPools, key: Any = None) -> str:
         return connection.uri
 
 
+async def moody(peer: Peer) -> None:
+    async for message in peer:
+        if message == "drop":
+            return peer.drop()
+        await peer.send(message)
+    return None
+
+
 async def test_threads_borrow_with_a_key_and_without(servers: Servers) -> None:
     def work() -> None:
         with BlockingWebsocketPools(
@@ -103,13 +111,6 @@ async def test_one_that_was_never_started_closes_at_once(servers: Servers) -> No
 
 
 async def test_run_does_work_once_more_by_another_member(servers: Servers) -> None:
-    async def moody(peer: Peer) -> None:
-        async for message in peer:
-            if message == "drop":
-                return peer.drop()
-            await peer.send(message)
-        return None
-
     servers["a"].handler = moody
     asked: list[str] = []
 
@@ -136,13 +137,6 @@ async def test_run_does_work_once_more_by_another_member(servers: Servers) -> No
 async def test_work_whose_member_is_gone_before_it_is_done_once_more_hears_so(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def moody(peer: Peer) -> None:
-        async for message in peer:
-            if message == "drop":
-                return peer.drop()
-            await peer.send(message)
-        return None
-
     servers["a"].handler = moody
     has_lost = threading.Event()
 

@@ -147,80 +147,89 @@ async def stream(bench: Bench) -> Comparison:
     AtMost(1.25),
 )
 async def crowd(bench: Bench) -> Comparison:
-    return (await bench.once(crowds))[0]
+    return (await bench.once(beside_a_queue))[0]
 
 
 @benchmark(P99, "asyncio.Queue of aiohttp WebSockets", AtMost(1.25))
 async def crowd_p99(bench: Bench) -> Comparison:
-    return (await bench.once(crowds))[1]
+    return (await bench.once(beside_a_queue))[1]
 
 
 @benchmark(f"{{borrowers}} borrowers, {CONNECTIONS} connections", PLAIN_POOL, AtMost(0.95))
 async def crowd_plain(bench: Bench) -> Comparison:
-    return beside_the_plain_pool((await bench.once(crowds))[0])
+    return (await bench.once(beside_the_plain_pool))[0]
 
 
 @benchmark(P99, PLAIN_POOL, AtMost(0.95))
 async def crowd_plain_p99(bench: Bench) -> Comparison:
-    return beside_the_plain_pool((await bench.once(crowds))[1])
+    return (await bench.once(beside_the_plain_pool))[1]
 
 
-def beside_the_plain_pool(compared: Comparison) -> Comparison:
-    return Comparison({OURS: compared.rounds[OURS], THEIRS: compared.rounds[PLAIN_POOL]})
-
-
-async def crowds(bench: Bench) -> tuple[Comparison, Comparison]:
-    """Compare the time for all borrowers, and the 99th percentile of their waits."""
+async def beside_a_queue(bench: Bench) -> tuple[Comparison, Comparison]:
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(
-            bench.pool(warmup_connections=CONNECTIONS, acquire_timeout=None)
-        )
         queue: asyncio.Queue[aiohttp.ClientWebSocketResponse] = asyncio.Queue()
         for _ in range(CONNECTIONS):
             queue.put_nowait(await stack.enter_async_context(bench.websocket()))
-        count = bench.scale.borrowers
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        plain = plain_pool(lambda: session.ws_connect(bench.uri), size=CONNECTIONS)
-        waits: dict[str, list[float]] = {OURS: [], THEIRS: [], PLAIN_POOL: []}
 
-        async def measure(way: str, borrow: Callable[[list[float]], Awaitable[None]]) -> float:
-            waited: list[float] = []
-            start = perf_counter()
-            await asyncio.gather(*(borrow(waited) for _ in range(count)))
-            seconds = perf_counter() - start
-            waits[way].append(sorted(waited)[count * 99 // 100])
-            return seconds
-
-        async def ours(waited: list[float]) -> None:
-            start = perf_counter()
-            async with pool.get_connection() as connection:
-                waited.append(perf_counter() - start)
-                await connection.send(MESSAGE)
-                await connection.recv()
-
-        async def theirs(waited: list[float]) -> None:
-            start = perf_counter()
+        async def borrow(waited: Callable[[], object]) -> None:
             websocket = await queue.get()
-            waited.append(perf_counter() - start)
+            waited()
             try:
                 await websocket.send_str(MESSAGE)
                 await websocket.receive()
             finally:
                 queue.put_nowait(websocket)
 
-        async def in_plain_pool(waited: list[float]) -> None:
-            start = perf_counter()
-            async with plain.get_connection() as websocket:
-                waited.append(perf_counter() - start)
+        return await crowds(bench, borrow)
+
+
+async def beside_the_plain_pool(bench: Bench) -> tuple[Comparison, Comparison]:
+    async with aiohttp.ClientSession() as session:
+        pool = plain_pool(lambda: session.ws_connect(bench.uri), size=CONNECTIONS)
+
+        async def borrow(waited: Callable[[], object]) -> None:
+            async with pool.get_connection() as websocket:
+                waited()
                 await websocket.send_str(MESSAGE)
                 await websocket.receive()
 
-        await asyncio.gather(*(in_plain_pool([]) for _ in range(CONNECTIONS)))  # it dials
-        ways = {
-            OURS: lambda: measure(OURS, ours),
-            THEIRS: lambda: measure(THEIRS, theirs),
-            PLAIN_POOL: lambda: measure(PLAIN_POOL, in_plain_pool),
-        }
+        await asyncio.gather(*(borrow(bool) for _ in range(CONNECTIONS)))  # it dials
+        return await crowds(bench, borrow)
+
+
+async def crowds(
+    bench: Bench, theirs: Callable[[Callable[[], object]], Awaitable[None]]
+) -> tuple[Comparison, Comparison]:
+    """Compare the time for all borrowers, and the 99th percentile of their waits.
+
+    Each calls what it is given when its wait is over.
+    """
+    async with bench.pool(warmup_connections=CONNECTIONS, acquire_timeout=None) as pool:
+        count = bench.scale.borrowers
+        waits: dict[str, list[float]] = {OURS: [], THEIRS: []}
+
+        async def ours(waited: Callable[[], object]) -> None:
+            async with pool.get_connection() as connection:
+                waited()
+                await connection.send(MESSAGE)
+                await connection.recv()
+
+        async def measure(
+            way: str, borrow: Callable[[Callable[[], object]], Awaitable[None]]
+        ) -> float:
+            ends: list[float] = []
+
+            async def borrower() -> None:
+                began = perf_counter()
+                await borrow(lambda: ends.append(perf_counter() - began))
+
+            start = perf_counter()
+            await asyncio.gather(*(borrower() for _ in range(count)))
+            seconds = perf_counter() - start
+            waits[way].append(sorted(ends)[count * 99 // 100])
+            return seconds
+
+        ways = {OURS: lambda: measure(OURS, ours), THEIRS: lambda: measure(THEIRS, theirs)}
         times = await in_turns(ways, bench.scale.rounds)
         return times, Comparison(waits)
 

@@ -451,7 +451,8 @@ async def test_the_percentiles_are_those_that_the_load_has_measured(
             assert shown == pytest.approx(measured, rel=0.1, abs=0.05), (name, share)
     async with opened_dump(page) as dump:
         busy = sum(slot["means"]["busy"] for slot in dump["measured"]["slots"])
-    assert busy == pytest.approx(sum(uses), rel=0.1), f"seconds of use in {span:.1f} s"
+    # Beside much else, a block ends later than its task has read the clock.
+    assert busy == pytest.approx(sum(uses), rel=0.2), f"seconds of use in {span:.1f} s"
 
 
 def in_seconds(text: str) -> float:

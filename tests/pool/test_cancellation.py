@@ -329,6 +329,8 @@ async def stream_in_a_flood(world: World) -> None:
         stream.claim("x")
         world.network.open[-1].say(WSMsgType.TEXT, "part x")
         world.network.open[-1].pause_reading()
+        while not wire_of(stream.connection).has_arrivals():
+            await asyncio.sleep(0.001)
         await stream.recv()
 
 

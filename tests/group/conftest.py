@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -49,3 +50,8 @@ def key_of(group: WebsocketPools, connection: Any) -> Any:
     member = group._roster.member_of(connection._link)
     assert member is not None
     return member.key
+
+
+async def hang(connection: Any) -> None:
+    """As `on_connect`, never let a dial end."""
+    await asyncio.Event().wait()

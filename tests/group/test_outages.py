@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from tests.conftest import echoes, until
-from tests.group.conftest import MakeGroup, key_of, uris
+from tests.group.conftest import MakeGroup, hang, key_of, uris
 from tests.support.inside import wire_of
 from wspool import (
     ConnectionClosedError,
@@ -181,11 +180,6 @@ async def test_one_that_waits_is_served_by_a_member_that_comes_back(
 async def test_one_that_a_member_dialled_for_when_it_was_put_out_is_served_by_another(
     servers: Servers, make_group: MakeGroup
 ) -> None:
-    never = asyncio.Event()
-
-    async def hang(connection: Any) -> None:
-        await never.wait()
-
     options = uris(servers, "ab")
     options["a"]["on_connect"] = hang
     group = make_group(options, choose="first")

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import echoes, until, why_closed
-from tests.group.conftest import MakeGroup, key_of, uris
+from tests.group.conftest import MakeGroup, hang, key_of, uris
 from wspool import (
     CloseReason,
     ConnectionBusyError,
@@ -212,11 +212,6 @@ async def test_a_member_that_is_removed_lets_its_loans_end_and_serves_nobody_els
 async def test_one_that_waits_for_a_member_that_is_removed_goes_on_to_the_next(
     servers: Servers, make_group: MakeGroup
 ) -> None:
-    never = asyncio.Event()
-
-    async def hang(connection: Any) -> None:
-        await never.wait()
-
     options = uris(servers, "ab")
     options["a"]["on_connect"] = hang
     group = make_group(options, choose="first")
@@ -542,11 +537,6 @@ async def test_options_of_that_is_cancelled_from_within_says_so(make_group: Make
 async def test_closing_while_a_probe_is_under_way_ends_it(
     servers: Servers, make_group: MakeGroup
 ) -> None:
-    never = asyncio.Event()
-
-    async def hang(connection: Any) -> None:
-        await never.wait()
-
     options = uris(servers, "ab")
     options["a"]["on_connect"] = hang
     group = make_group(options)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import until
-from tests.group.conftest import MakeGroup, uris
+from tests.group.conftest import MakeGroup, hang, uris
 from wspool import (
     BlockingWebsocketPools,
     CloseReason,
@@ -117,11 +117,6 @@ async def test_a_stream_that_is_served_while_its_host_goes_out_stands_in_no_line
 
     The stream that stood behind that one, for the same host, has its slot in the same step.
     """
-    never = asyncio.Event()
-
-    async def hang(connection: Any) -> None:
-        await never.wait()
-
     options = one_each(servers)
     options["a"].update(on_connect=hang, max_connections=2)
     group = make_group(options, choose="first", **SHARED)

@@ -39,7 +39,7 @@ class Capacity:
     def may_dial(self) -> bool:
         """Whether a dial may begin for somebody who waits."""
         room = self.room
-        return room > 0 or (room == 0 and self._limit.learned is not None and self.may_probe)
+        return room > 0 or (self._limit.learned is not None and self.may_probe)
 
     @property
     def surplus(self) -> int:

@@ -332,7 +332,7 @@ FAULTS = [
     Fault(
         14,
         "work is repeated on another of the idle ones",
-        repeating.Repeating.run,
+        repeating.Repeating.again,
         "timeout, True)",
         "timeout)",
     ),

@@ -9,16 +9,22 @@ import asyncio
 import json
 import sys
 from types import FrameType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import aiohttp
 
 from wspool._connection.callsites import Callsite
 from wspool._connection.dialogue import NEW, Dialogue
-from wspool._connection.errors import ConnectionClosedError, ConnectionUnavailableError
+from wspool._connection.errors import (
+    ConnectionBusyError,
+    ConnectionClosedError,
+    ConnectionUnavailableError,
+)
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
 from wspool._connection.wire import Wire, encoded
+
+B = TypeVar("B", bound="Borrow")
 
 
 class LoanRouter(Protocol):
@@ -127,6 +133,13 @@ class Borrow(Dialogue):
         """Whether this link, which it was served, is its own to use."""
         raise NotImplementedError
 
+    def _taken_error(self) -> ConnectionBusyError:
+        """Return what to raise where it was borrowed, and is to be borrowed once more."""
+        return ConnectionBusyError(
+            f"{self!r} was borrowed once; call get_connection(), or get_stream(), for each "
+            "`async with`"
+        )
+
     @property
     def _wants_new(self) -> bool:
         return self._prefer is NEW
@@ -139,3 +152,12 @@ class Borrow(Dialogue):
     def _wire(self, doing: str) -> Wire:
         """Return the wire, if it is this borrow's to use, and works."""
         raise NotImplementedError
+
+
+async def lend(borrow: B, frame: FrameType) -> B:
+    """Borrow on behalf of whoever is in this frame."""
+    lender = borrow._lender
+    assert lender is not None
+    if not lender._lend_at_once(borrow, frame):
+        await lender._router.wait(borrow)
+    return borrow

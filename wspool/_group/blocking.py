@@ -11,9 +11,7 @@ from typing import Any, Literal, Self, TypeVar, TypeVarTuple
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
-from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
-from wspool._connection.loan import WebsocketConnection
 from wspool._group.pictures import GroupSnapshot
 from wspool._group.pools import WebsocketPools
 from wspool._group.roster import OptionsOf
@@ -25,7 +23,6 @@ from wspool._pool.introspection import Trouble
 from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT
 from wspool._pool.portal import Portal
-from wspool._pool.repeating import Attempt
 from wspool._pool.stats import Stats
 
 T = TypeVar("T")
@@ -125,26 +122,8 @@ class BlockingWebsocketPools(BlockingLender):
         For work that does no harm if it is done twice: it may be, as `WebsocketPools.run` says.
         The arguments and the errors are those of it.
         """
-        attempt: Attempt | None = None
-        second: WebsocketConnection | None = None
-        call = self._portal.call
-        try:
-            with self._lent(
-                partial(self.acquire, key, prefer=prefer, timeout=timeout)
-            ) as connection:
-                attempt = call(partial(Attempt, connection._mirrored))
-                return work(connection, *args)
-        except ConnectionClosedError:
-            if attempt is not None:
-                second = call(partial(self.pools._again, key, timeout, attempt))
-            if second is None:
-                raise
-        finally:
-            if attempt is not None:
-                self._portal.soon(attempt.end)
-        lend = partial(self._lend, lambda: second, BlockingWebsocketConnection)
-        with self._lent(lend) as connection:
-            return work(connection, *args)
+        borrow = partial(self.acquire, key, prefer=prefer, timeout=timeout)
+        return self._run(borrow, partial(self.pools._again, key, timeout), work, args)
 
     def acquire_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

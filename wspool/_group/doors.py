@@ -13,7 +13,6 @@ from typing import Self
 
 from wspool._connection.borrow import Borrow
 from wspool._connection.errors import (
-    ConnectionBusyError,
     ConnectionPoolExhaustedError,
     ConnectionPoolTimeoutError,
     ConnectionPoolUnavailableError,
@@ -31,11 +30,7 @@ from wspool._pool.stats import count_refusal
 class Door:
     """A door of a group: what lends a loan, and routes it while it waits."""
 
-    __slots__ = ("_acquire_timeout", "_roster")
-
-    def __init__(self, roster: Roster, acquire_timeout: float | None) -> None:
-        self._roster = roster
-        self._acquire_timeout = acquire_timeout
+    __slots__ = ()
 
     @property
     def _router(self) -> Self:
@@ -60,15 +55,16 @@ class Door:
 class CommonDoor(Door):
     """For those who take a connection of any member."""
 
-    __slots__ = ()
+    __slots__ = ("_acquire_timeout", "_roster")
+
+    def __init__(self, roster: Roster, acquire_timeout: float | None) -> None:
+        self._roster, self._acquire_timeout = roster, acquire_timeout
 
     def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         roster = self._roster
         loop = roster.enter()
         if loan._callsite is not None:
-            raise ConnectionBusyError(
-                f"{loan!r} was borrowed once; call get_connection() for each `async with`"
-            )
+            raise loan._taken_error()
         if loan._timeout is not ACQUIRE_TIMEOUT:
             check_timeout(loan._timeout)
         loan._callsite = frame.f_code, frame.f_lasti, asyncio.current_task(loop)
@@ -164,7 +160,7 @@ class CommonDoor(Door):
 class KeyDoor(Door):
     """For one loan, of a connection of the pool of one key, which may have to be made first."""
 
-    __slots__ = ("_frame", "_key")
+    __slots__ = ("_acquire_timeout", "_frame", "_key", "_roster")
 
     def __init__(self, roster: Roster, acquire_timeout: float | None, key: Hashable) -> None:
         self._roster, self._acquire_timeout = roster, acquire_timeout
@@ -255,10 +251,7 @@ class OtherDoor(Door):
 
     __slots__ = ("_frame", "_members")
 
-    def __init__(
-        self, roster: Roster, acquire_timeout: float | None, members: list[Member]
-    ) -> None:
-        super().__init__(roster, acquire_timeout)
+    def __init__(self, members: list[Member]) -> None:
         self._members = members
         self._frame: FrameType
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple
 
-from wspool._connection.borrow import Borrow
+from wspool._connection.borrow import Borrow, lend
 from wspool._connection.exporting import exported
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.stream import WebsocketStream
@@ -28,7 +28,7 @@ from wspool._pool.introspection import Trouble
 from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS
 from wspool._pool.pool import WebsocketConnectionPool
-from wspool._pool.repeating import Attempt
+from wspool._pool.repeating import Attempt, run
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
@@ -192,11 +192,7 @@ class WebsocketPools:
     ) -> WebsocketConnection:
         """Return a connection to be given back with `release`; otherwise as `get_connection`."""
         loan = self.get_connection(key, prefer=prefer, timeout=timeout)
-        lender = loan._lender
-        assert lender is not None
-        if not lender._lend_at_once(loan, sys._getframe(1)):
-            await lender._router.wait(loan)
-        return loan
+        return await lend(loan, sys._getframe(1))
 
     def get_connection(
         self, key: Any = None, *, prefer: Any = None, timeout: float | None = ACQUIRE_TIMEOUT
@@ -236,7 +232,7 @@ class WebsocketPools:
         """
         loan = self.get_connection(key, prefer=prefer, timeout=timeout)
         again = partial(self._again, key, timeout)
-        return await repeating.run(loan, again, work, args, sys._getframe(1))
+        return await run(loan, again, work, args, sys._getframe(1))
 
     def _again(
         self, key: Any, timeout: float | None, attempt: Attempt
@@ -251,11 +247,7 @@ class WebsocketPools:
     ) -> WebsocketStream:
         """Return a stream to be given back with `release_stream`; otherwise as `get_stream`."""
         stream = self.get_stream(key, timeout=timeout)
-        lender = stream._lender
-        assert lender is not None
-        if not lender._lend_at_once(stream, sys._getframe(1)):
-            await lender._router.wait(stream)
-        return stream
+        return await lend(stream, sys._getframe(1))
 
     def get_stream(
         self, key: Any = None, *, timeout: float | None = ACQUIRE_TIMEOUT

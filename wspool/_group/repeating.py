@@ -4,44 +4,10 @@ be. When that is allowed is the pool's matter, with which the first loan was: `_
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from types import FrameType
-from typing import TypeVar, TypeVarTuple
-
-from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.loan import WebsocketConnection
 from wspool._group.doors import OtherDoor
 from wspool._group.roster import Roster
-from wspool._pool.repeating import Attempt, given_back, lend
-
-T = TypeVar("T")
-Args = TypeVarTuple("Args")
-
-
-async def run(
-    loan: WebsocketConnection,
-    again: Callable[[Attempt], WebsocketConnection | None],
-    work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
-    args: tuple[*Args],
-    frame: FrameType,
-) -> T:
-    """Do the work in this loan, and perhaps `again` in another one."""
-    attempt: Attempt | None = None
-    second: WebsocketConnection | None = None
-    try:
-        await lend(loan, frame)
-        attempt = Attempt(loan)
-        with given_back(loan):
-            return await work(loan, *args)
-    except ConnectionClosedError:
-        if attempt is None or (second := again(attempt)) is None:
-            raise
-    finally:
-        if attempt is not None:
-            attempt.end()
-    await lend(second, frame)
-    with given_back(second):
-        return await work(second, *args)
+from wspool._pool.repeating import Attempt
 
 
 def again(
@@ -56,4 +22,4 @@ def again(
     if member is None or not member.router.repeating.may_repeat(attempt):
         return None
     others = [] if is_keyed else [one for one in roster.candidates() if one is not member]
-    return WebsocketConnection(OtherDoor(roster, timeout, [*others, member]), timeout, True)
+    return WebsocketConnection(OtherDoor([*others, member]), timeout, True)

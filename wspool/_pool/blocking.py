@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 import aiohttp
 
 from wspool._connection.callsites import in_own_code
-from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection
@@ -31,7 +30,6 @@ from wspool._pool.listeners import Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, in_time, preferring
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.portal import Portal
-from wspool._pool.repeating import Attempt
 from wspool._pool.stats import Stats
 
 logger = logging.getLogger("wspool")
@@ -155,20 +153,8 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
         the server may then have done all of it twice. When that happens, the timeout and the errors
         are as in `WebsocketConnectionPool.run`.
         """
-        attempt: Attempt | None = None
-        repeating, call = self.pool._router.repeating, self._portal.call
-        try:
-            with self._lent(partial(self._borrow, timeout)) as connection:
-                attempt = call(partial(Attempt, connection._mirrored))
-                return work(connection, *args)
-        except ConnectionClosedError:
-            if attempt is None or not call(partial(repeating.may_repeat, attempt)):
-                raise
-        finally:
-            if attempt is not None:
-                self._portal.soon(attempt.end)
-        with self._lent(partial(self._borrow, timeout, wants_new=True)) as connection:
-            return work(connection, *args)
+        again = partial(self.pool._router.repeating.again, self.pool, timeout)
+        return self._run(partial(self._borrow, timeout), again, work, args)
 
     def acquire_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> BlockingWebsocketStream:
         """Return a stream, a share of a connection, to be given back with `release_stream`.

@@ -119,5 +119,5 @@ def end(borrow: WebsocketConnection | WebsocketStream, **how: bool) -> bool:
     give_back: Callable[..., None] = (
         router.streaming.give_back if borrow._is_stream else router.give_back
     )
-    give_back(borrow, **{"is_failed": False} | how)
+    give_back(borrow, **how)
     return True

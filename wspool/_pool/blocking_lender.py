@@ -13,20 +13,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple
 
+from wspool._connection.borrow import lend
 from wspool._connection.callsites import in_own_code
+from wspool._connection.errors import ConnectionClosedError
+from wspool._connection.loan import WebsocketConnection
 from wspool._pool.blocking_borrow import BlockingBorrow, L, end
+from wspool._pool.blocking_connection import BlockingWebsocketConnection
+from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.checks import check_timeout
 from wspool._pool.portal import Portal
-
-if TYPE_CHECKING:
-    from wspool._pool.blocking_connection import BlockingWebsocketConnection
-    from wspool._pool.blocking_stream import BlockingWebsocketStream
+from wspool._pool.repeating import Again, Attempt
 
 logger = logging.getLogger("wspool")
 
 B = TypeVar("B", bound=BlockingBorrow[Any])
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 class BlockingLender:
@@ -88,14 +92,35 @@ class BlockingLender:
         frame = in_own_code(sys._getframe(1))
 
         async def borrow() -> B:
-            made = make()
-            lender = made._lender
-            assert lender is not None
-            if not lender._lend_at_once(made, frame):
-                await lender._router.wait(made)
-            return hand(self, made)
+            return hand(self, await lend(make(), frame))
 
         return self._portal.wait(borrow, undo=lambda lent: end(lent._mirrored))
+
+    def _run(
+        self,
+        borrow: Callable[[], BlockingWebsocketConnection],
+        again: Again,
+        work: Callable[[BlockingWebsocketConnection, *Args], T],
+        args: tuple[*Args],
+    ) -> T:
+        """Do the work in a loan, and perhaps `again` in another one: as `repeating.run` does."""
+        attempt: Attempt | None = None
+        second: WebsocketConnection | None = None
+        try:
+            with self._lent(borrow) as connection:
+                attempt = self._portal.call(partial(Attempt, connection._mirrored))
+                return work(connection, *args)
+        except ConnectionClosedError:
+            if attempt is not None:
+                second = self._portal.call(partial(again, attempt))
+            if second is None:
+                raise
+        finally:
+            if attempt is not None:
+                self._portal.soon(attempt.end)
+        lend_second = partial(self._lend, lambda: second, BlockingWebsocketConnection)
+        with self._lent(lend_second) as connection:
+            return work(connection, *args)
 
     def _release(self, lent: BlockingBorrow[Any], *, force_remove: bool) -> None:
         is_ours = lent._lender is self

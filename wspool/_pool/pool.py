@@ -12,13 +12,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
 from wspool._connection.borrow import Borrow
 from wspool._connection.dialogue import NEW
-from wspool._connection.errors import ConnectionBusyError, ConnectionPoolUnavailableError
+from wspool._connection.errors import ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
 from wspool._connection.idioms import awaited, refuse_position, refusing, shown_as
 from wspool._connection.loan import WebsocketConnection, view_of
@@ -29,6 +30,7 @@ from wspool._pool.checks import check_grace, check_timeout
 from wspool._pool.configured import Configured
 from wspool._pool.listeners import Events, Listener
 from wspool._pool.options import ACQUIRE_TIMEOUT, SETTINGS, in_time, preferring
+from wspool._pool.repeating import run
 from wspool._pool.routing import Router
 from wspool._pool.sessions import Session
 from wspool._pool.stats import Stats
@@ -315,8 +317,9 @@ class WebsocketConnectionPool(Configured):
         is. `timeout`, in seconds, is for each of the two connections; it and the errors are those
         of `acquire`, and a ConnectionClosedError that is not made up for is raised.
         """
-        frame = sys._getframe(1)
-        return await self._router.repeating.run(self, work, args, timeout, frame)
+        again = partial(self._router.repeating.again, self, timeout)
+        loan = WebsocketConnection(self, timeout)
+        return await run(loan, again, work, args, sys._getframe(1))
 
     def _lend_at_once(self, loan: Borrow, frame: FrameType) -> bool:
         """Check who borrows, and note where; serve the loan if that needs no wait."""
@@ -326,10 +329,7 @@ class WebsocketConnectionPool(Configured):
         if asyncio.get_running_loop() is not self._loop:
             self._enter()
         if loan._callsite is not None:
-            raise ConnectionBusyError(
-                f"{loan!r} was borrowed once; call get_connection(), or get_stream(), for each "
-                "`async with`"
-            )
+            raise loan._taken_error()
         if loan._timeout is not ACQUIRE_TIMEOUT:
             check_timeout(loan._timeout)
         if router.events.listeners:

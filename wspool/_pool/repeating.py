@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, TypeVar, TypeVarTuple
 
-from wspool._connection.borrow import Lender
+from wspool._connection.borrow import Lender, lend
 from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import CLOSED, CloseReason
@@ -102,40 +102,46 @@ class Repeating:
         self._events.repeated(link)
         return True
 
-    async def run(
-        self,
-        lender: Lender,
-        work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
-        args: tuple[*Args],
-        timeout: float | None,
-        frame: FrameType,
-    ) -> T:
-        """Do the work in a loan, and perhaps in a second one."""
-        attempt: Attempt | None = None
-        try:
-            loan = await lend(WebsocketConnection(lender, timeout), frame)
-            attempt = Attempt(loan)
-            with given_back(loan):
-                return await work(loan, *args)
-        except ConnectionClosedError:
-            if attempt is None or not self.may_repeat(attempt):
-                raise
-        finally:
-            if attempt is not None:
-                attempt.end()
-        # A fresh one: what has closed one connection may be about to close all that are idle.
-        loan = await lend(WebsocketConnection(lender, timeout, True), frame)
+    def again(
+        self, lender: Lender, timeout: float | None, attempt: Attempt
+    ) -> WebsocketConnection | None:
+        """Return a loan in which work that has failed is to be done once more, if it is; count it.
+
+        A fresh one: what has closed one connection may be about to close all that are idle.
+        """
+        if not self.may_repeat(attempt):
+            return None
+        return WebsocketConnection(lender, timeout, True)
+
+
+Again = Callable[[Attempt], WebsocketConnection | None]
+"""Returns a loan in which work is to be done once more, if it is to be."""
+
+
+async def run(
+    loan: WebsocketConnection,
+    again: Again,
+    work: Callable[[WebsocketConnection, *Args], Awaitable[T]],
+    args: tuple[*Args],
+    frame: FrameType,
+) -> T:
+    """Do the work in this loan, and perhaps `again` in another one."""
+    attempt: Attempt | None = None
+    second: WebsocketConnection | None = None
+    try:
+        await lend(loan, frame)
+        attempt = Attempt(loan)
         with given_back(loan):
             return await work(loan, *args)
-
-
-async def lend(loan: WebsocketConnection, frame: FrameType) -> WebsocketConnection:
-    """Borrow on behalf of whoever is in this frame."""
-    lender = loan._lender
-    assert lender is not None
-    if not lender._lend_at_once(loan, frame):
-        await lender._router.wait(loan)
-    return loan
+    except ConnectionClosedError:
+        if attempt is None or (second := again(attempt)) is None:
+            raise
+    finally:
+        if attempt is not None:
+            attempt.end()
+    await lend(second, frame)
+    with given_back(second):
+        return await work(second, *args)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
@@ -78,6 +78,12 @@ class Holder(Protocol):
 
     def give_up(self) -> None:
         """Close that link."""
+
+
+def longest_idle(holders: Iterable[Holder]) -> Holder | None:
+    """Return who has the link that is idle for longest, if any is idle."""
+    holder = min(holders, key=lambda holder: holder.idle_since, default=None)
+    return holder if holder is not None and holder.idle_since < float("inf") else None
 
 
 class Lease:
@@ -150,6 +156,10 @@ class LeaseQueue:
     def _leases_of(self) -> Counter[Holder]:
         """Return for how many leases the dials of each pool wait."""
         return Counter(lease.holder for lease in self._waiting if lease.holder is not None)
+
+    def _holders(self) -> set[Holder]:
+        """Return the pools that hold leases."""
+        return {lease.holder for lease in self._held if lease.holder is not None}
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -252,10 +262,9 @@ class LocalQuota(LeaseQueue):
     def _reclaim(self) -> None:
         """Have as many of the longest-idle links closed as leases are missing."""
         while self._waiting:
-            holders = {lease.holder for lease in self._held if lease.holder is not None}
-            holder = min(holders, key=lambda holder: holder.idle_since, default=None)
+            holder = longest_idle(self._holders())
             # The question that costs most comes last: at the limit, nearly all are in use.
-            if holder is None or holder.idle_since == float("inf") or not self._is_missing():
+            if holder is None or not self._is_missing():
                 return
             holder.give_up()
 

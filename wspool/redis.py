@@ -233,9 +233,6 @@ class RedisQuota(LeaseQueue):
     def _need(self) -> int:
         return sum(holder.wanted(leases) for holder, leases in self._leases_of().items())
 
-    def _holders(self) -> set[Holder]:
-        return {lease.holder for lease in self._held if lease.holder is not None}
-
     def _hear(self, channel: str, said: str | None) -> None:
         """Hear what a process has published, or that it is heard from now on."""
         if channel == self._call and said is not None:

@@ -29,7 +29,7 @@ from wspool._pool.gate import EARLY_SECONDS
 from wspool._pool.pool import WebsocketConnectionPool
 from wspool._pool.tasks import weakly
 from wspool._pool.waiting import NOBODY
-from wspool.quota import LocalQuota
+from wspool.quota import LocalQuota, longest_idle
 
 logger = logging.getLogger("wspool")
 
@@ -166,8 +166,7 @@ class Roster:
         total = self.total
         if loan._timeout != 0 or not total._is_missing(beside=1):
             return
-        holders = {lease.holder for lease in total._held if lease.holder is not None}
-        if any(holder.idle_since < float("inf") for holder in holders):
+        if longest_idle(total._holders()) is not None:
             return
         asked = [member] if member is not None else self.candidates()
         for one in asked:

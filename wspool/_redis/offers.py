@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from wspool.quota import Holder
+from wspool.quota import Holder, longest_idle
 
 HOLD_SECONDS: Final = 0.2
 """After which a link is offered that has just become idle: most are lent again before."""
@@ -84,7 +84,7 @@ class Offers:
     def give_up(self, count: int) -> None:
         """Close so many of the longest-idle links, or those that are still there."""
         for _ in range(count):
-            holder = min(self._holders(), key=lambda holder: holder.idle_since, default=None)
-            if holder is None or holder.idle_since == math.inf:
+            holder = longest_idle(self._holders())
+            if holder is None:
                 return
             holder.give_up()

@@ -101,10 +101,11 @@ def stepped_echo(websocket: ClientWebSocketResponse) -> Body:
 
 
 def looked_at_echo(websocket: ClientWebSocketResponse) -> Body:
-    has_unread = aiohttp_internals.unread_test(websocket)
+    arrivals = aiohttp_internals.arrivals_of(websocket)
+    transport = aiohttp_internals.Transport(websocket)
 
     async def borrow() -> None:
-        has_unread()
+        bool(arrivals or transport.has_ended())
         await websocket.send_str(MESSAGE)
         await websocket.receive()
         await asyncio.sleep(0)
@@ -162,11 +163,12 @@ def stepped_alone(websocket: ClientWebSocketResponse) -> Body:
 
 
 def looked_at_alone(websocket: ClientWebSocketResponse) -> Body:
-    has_unread = aiohttp_internals.unread_test(websocket)
+    arrivals = aiohttp_internals.arrivals_of(websocket)
+    transport = aiohttp_internals.Transport(websocket)
 
     async def look_often() -> None:
         for _ in range(MANY):
-            has_unread()
+            bool(arrivals or transport.has_ended())
 
     return look_often
 

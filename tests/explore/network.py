@@ -64,6 +64,8 @@ class Socket:
     def __init__(self, network: Network) -> None:
         self.network, self.loop = network, network.loop
         self.connection = self.transport = self.protocol = self
+        # None once nothing more is read.
+        self._payload_parser: object | None = self
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self._is_mute = self._is_closing = self._paused = self._reading_paused = False
         self._room: asyncio.Future[None] = self.loop.create_future()
@@ -100,12 +102,12 @@ class Socket:
     def close(self) -> None:
         """Close once all is sent, which to a congested peer may be never."""
         if not self._is_closing:
-            self._is_closing = True
+            self._is_closing, self._payload_parser = True, None
             if not self._paused:
                 self.loop.call_soon(self.lose)
 
     def abort(self) -> None:
-        self._is_closing = True
+        self._is_closing, self._payload_parser = True, None
         self.loop.call_soon(self.lose)
 
     async def _drain_helper(self) -> None:
@@ -128,7 +130,7 @@ class Socket:
     def lose(self) -> None:
         """The connection is gone, on both sides."""
         if not self.closed.done():
-            self._is_closing = True
+            self._is_closing, self._payload_parser = True, None
             self.network.open.remove(self)
             self.network.admitted.discard(self)
             self.reader.feed_eof()

@@ -200,7 +200,7 @@ FAULTS = [
         14,
         "nobody looks at what arrived before a checkout",
         attending.Attending.next_idle,
-        "wire.inbox or wire.has_unread()",
+        "has_news or link.is_flooding",
         "False",
     ),
     Fault(

@@ -263,7 +263,7 @@ async def recv_in_a_flood(world: World) -> None:
     async with world.pool.get_connection() as connection:
         world.network.open[-1].say(WSMsgType.TEXT, "m" * LARGE_BYTES)
         world.network.open[-1].pause_reading()
-        while not wire_of(connection).has_arrivals():
+        while not wire_of(connection).arrivals:
             await asyncio.sleep(0.001)
         await connection.recv()
 
@@ -329,7 +329,7 @@ async def stream_in_a_flood(world: World) -> None:
         stream.claim("x")
         world.network.open[-1].say(WSMsgType.TEXT, "part x")
         world.network.open[-1].pause_reading()
-        while not wire_of(stream.connection).has_arrivals():
+        while not wire_of(stream.connection).arrivals:
             await asyncio.sleep(0.001)
         await stream.recv()
 

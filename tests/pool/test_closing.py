@@ -478,7 +478,9 @@ async def test_the_pool_works_where_the_look_is_not_possible(
     server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an aiohttp that keeps its queue elsewhere, stepping receive() finds everything out."""
-    monkeypatch.setattr(aiohttp_internals, "unread_test", lambda websocket: lambda: True)
+    unseen = aiohttp_internals.UNSEEN
+    monkeypatch.setattr(aiohttp_internals, "arrivals_of", lambda websocket: unseen)
+    monkeypatch.setattr(aiohttp_internals.Transport, "has_ended", lambda transport: True)
     drained: list[str | bytes] = []
     pool = make_pool(max_connections=2, on_drained=lambda _, message: drained.append(message))
     for _ in range(3):

@@ -45,26 +45,16 @@ MAX_REASON_BYTES: Final = 123
 _MESSAGES: Final = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 
 
-def unread_test(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
-    """Return a callable whose result is true when `receive()` would return at once.
+UNSEEN: Final = (None,)
+"""In the place of aiohttp's queue where that is elsewhere: there may always be something."""
 
-    That is: a frame, an end of file, an error.
-    """
-    ours = cast(Any, websocket)
+
+def arrivals_of(websocket: aiohttp.ClientWebSocketResponse) -> Sequence[object]:
+    """Return aiohttp's queue of the frames that were read, to ask whether it is empty."""
     try:
-        reader = ours._reader
-        buffer, is_eof, _ = reader._buffer, reader.is_eof, ours._closed
+        arrivals: Sequence[object] = cast(Any, websocket)._reader._buffer
     except AttributeError:
-        return lambda: True
-    return lambda: buffer or is_eof() or ours._closed
-
-
-def arrivals_of(websocket: aiohttp.ClientWebSocketResponse) -> Callable[[], object]:
-    """Return a callable whose result is true when a frame was read; a third of `unread_test`."""
-    try:
-        arrivals: Callable[[], int] = cast(Any, websocket)._reader._buffer.__len__
-    except AttributeError:
-        return lambda: True
+        return UNSEEN
     return arrivals
 
 
@@ -223,7 +213,7 @@ class Transport:
         self._response = cast(Any, websocket)._response
         connection = self._response.connection
         self._transport = connection.transport if connection is not None else None
-        self._protocol = connection.protocol if connection is not None else None
+        self._protocol: Any = connection.protocol if connection is not None else None
 
     def abort(self) -> None:
         """Cut it off, without a word."""
@@ -231,12 +221,23 @@ class Transport:
             self._transport.abort()
         self._response.close()  # or it would warn of being dropped unclosed
 
+    def has_ended(self) -> bool:
+        """Return whether no frame can come any more; true where that cannot be seen.
+
+        It takes half the time of asking the WebSocket's reader, which knows the same.
+        """
+        protocol = self._protocol
+        try:
+            return protocol._payload_parser is None or protocol.transport is None
+        except AttributeError:
+            return True
+
     def note_arrival(self) -> Callable[[], bool]:
         """Listen for the next bytes; the callable returned ends that, and says whether any came.
 
         aiohttp calls one callback for all bytes, which the WebSocket's heartbeat may have set.
         """
-        protocol: Any = self._protocol
+        protocol = self._protocol
         has_come = False
         before = getattr(protocol, "_data_received_cb", None)
 

@@ -181,7 +181,7 @@ class WebsocketConnection(Borrow, ConnectionFacts):
                 "messages"
             )
         message, is_flooded = None, False
-        if wire.inbox or wire.has_arrivals():
+        if wire.inbox or wire.arrivals:
             # To take one of a flood may inflate the next, which must have its turn.
             is_flooded = wire.is_flooded
             message = wire.at_hand() if not is_flooded else None

@@ -21,18 +21,14 @@ MAX_GONE: Final = 32
 
 
 class Queues(Generic[L]):
-    """The queues of one pool, each in order of entry, and the last few links that are gone.
-
-    That of the idle ones is an `OrderedDict` because both ends of it are used: reuse takes the
-    newest link, making room the oldest, and a link leaves from the middle when it is lost. A plain
-    dict, which takes half the time, walks over the holes that deletions left at its ends.
-    """
+    """The queues of one pool, each in order of entry, and the last few links that are gone."""
 
     __slots__ = ("all", "busy", "closed", "connecting", "draining", "gone", "idle", "of")
 
-    def __init__(self) -> None:
+    def __init__(self, has_errands: bool = True) -> None:
         self.connecting: dict[L, None] = {}
-        self.idle: OrderedDict[L, None] = OrderedDict()
+        # A link that comes back from an errand goes to the front, which only an OrderedDict has.
+        self.idle: dict[L, None] = OrderedDict() if has_errands else {}
         self.busy: dict[L, None] = {}
         self.draining: dict[L, None] = {}
         self.closed: dict[L, None] = {}
@@ -52,6 +48,11 @@ class Queues(Generic[L]):
         """Take in a link at its birth."""
         self.connecting[link] = None
         self.all.add(link)
+
+    def lend_last(self, link: L) -> None:
+        """Put an idle link before all others, to be lent after them."""
+        assert isinstance(self.idle, OrderedDict)
+        self.idle.move_to_end(link, last=False)
 
     def remove(self, link: L) -> None:
         """Let go of a closed link whose socket is gone."""

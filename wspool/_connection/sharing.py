@@ -343,7 +343,7 @@ class Sharing:
         is_served = False
         while link.owner is self and not wire.is_reading:
             message: str | bytes | None = None
-            if wire.inbox or wire.has_arrivals():
+            if wire.inbox or wire.arrivals:
                 if taken >= MIN_FRAMES or wire.is_flooded:
                     if is_served and budget.is_spent:
                         return

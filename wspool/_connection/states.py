@@ -153,7 +153,8 @@ class _Move(Event):
 
     def __init__(self, name: str, machine: Machine) -> None:
         super().__init__(name, machine)
-        self._moves: dict[str, Move] = {}
+        # A tuple beside the named one, since that takes a fifth of a transition to be unpacked.
+        self._moves: dict[str, tuple[Move, State, State]] = {}
 
     def add_transition(self, transition: Transition) -> None:
         extras = (transition.conditions, transition.prepare, transition.before, transition.after)
@@ -164,20 +165,21 @@ class _Move(Event):
             )
         super().add_transition(transition)
         move = Move(self.name, State(transition.source), State(transition.dest))
-        self._moves[move.source] = move
+        self._moves[move.source] = move, move.source, move.dest
 
-    def trigger(self, model: Any, why: str = "") -> bool:
-        move = self._moves.get(model.state)
-        if move is None:
+    def trigger(self, model: Any, why: str = "", now: float | None = None) -> bool:
+        found = self._moves.get(model.state)
+        if found is None:
             raise IllegalTransitionError(
                 f"{self.name!r} is not possible in state {str(model.state)!r}: {model!r}"
             )
-        _, source, dest = move
+        move, source, dest = found
         of = model.queues.of
         del of[source][model]
         of[dest][model] = None
         model.state = dest
-        now = model.clock()
+        if now is None:
+            now = model.clock()
         if _known_level(DEBUG) is not False and logger.isEnabledFor(DEBUG):
             _log(model, move, now, why)
         model.moves.append((move, now, why))
@@ -206,7 +208,10 @@ machine = _Graph(
 )
 
 
-Trigger = Callable[[Stateful, str], bool]
+class Trigger(Protocol):
+    """Moves a thing, and notes why, and when: `now` by its clock, if that was just read."""
+
+    def __call__(self, thing: Stateful, why: str, now: float | None = None, /) -> bool: ...
 
 
 def _typed(trigger: str) -> Trigger:

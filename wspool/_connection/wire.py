@@ -106,10 +106,9 @@ class Wire:
         "_payloads",
         "_pings",
         "_turns",
+        "arrivals",
         "budget",
         "frames",
-        "has_arrivals",
-        "has_unread",
         "inbox",
         "inbox_bytes",
         "is_cut_short",
@@ -144,11 +143,10 @@ class Wire:
         self._control = control
         self._loop = asyncio.get_running_loop()
 
-        # Whether the event loop has read something that is not in the inbox: the cheap look.
-        self.has_unread = aiohttp_internals.unread_test(websocket)
-        # The same without an end of file, of which there is time to hear until the next look.
-        self.has_arrivals = aiohttp_internals.arrivals_of(websocket)
-        # aiohttp's own queue of it, and what takes its first; empty where each message must be
+        # The frames that the event loop has read and that are not in the inbox, in aiohttp's own
+        # queue: the cheap look whether there are any.
+        self.arrivals = aiohttp_internals.arrivals_of(websocket)
+        # The same to take its first at once, and what takes it; empty where each message must be
         # looked at first, and while somebody else may read.
         self.frames: Sequence[tuple[aiohttp.WSMessage, int]]
         self.frames, self.next_frame = aiohttp_internals.frames_of(websocket)
@@ -330,6 +328,10 @@ class Wire:
             return None
         frame = aiohttp_internals.take_message(self.websocket)
         return self._count(frame.data) if frame is not None else None
+
+    def has_unread(self) -> bool:
+        """Return whether something was read, or has ended, that is not in the inbox."""
+        return bool(self.arrivals or self.transport.has_ended() or self.websocket.closed)
 
     def unread(self) -> Iterator[str | bytes]:
         """Give the messages that the event loop has already read; pings are answered, and so on.

@@ -61,6 +61,8 @@ class Attending:
         self._busy = queues.busy
         # What must be checked first, when next_idle() has returned None and there are idle links.
         self.unchecked: Link
+        # When next_idle() has looked at the link that it returned.
+        self.looked_at = 0.0
 
     def next_idle(self, prefer: Any = None, for_stream: bool = False) -> Link | None:
         """Return the idle link to lend next: the last one in, so that a pool can shrink.
@@ -73,14 +75,18 @@ class Attending:
         """
         idle = self._idle
         while idle:
-            link = next(reversed(idle))
+            # To look for a dict's last entry is to walk over the holes that deletions have left at
+            # its end; to pop it drops them.
+            link, _ = idle.popitem()
+            idle[link] = None
             if prefer is not None or link.context is not None:
                 link = self._preferred(prefer)
                 if link.state is not State.IDLE:
                     continue
             wire = link.wire
             assert wire is not None
-            if link.is_flooding or wire.inbox or wire.has_unread():
+            has_news = wire.inbox or wire.arrivals or wire.is_exposed or wire.transport.has_ended()
+            if has_news or link.is_flooding:
                 was_flooding = link.is_flooding
                 self.attend(link)
                 if was_flooding or link.is_flooding:  # the rest would reach the borrower
@@ -90,7 +96,7 @@ class Attending:
             if link.sharing is not None and link.sharing.is_unclean and not for_stream:
                 link.close(CloseReason.DRAIN)
                 continue
-            now = link.clock()
+            now = self.looked_at = link.clock()
             if now < link.retire_at and now - link.idle_since < self._retiring.young_seconds:
                 return link  # as nearly always
             if (why := self.why_idle(link, now)) is not None:

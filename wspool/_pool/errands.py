@@ -155,4 +155,4 @@ class Errands:
         self._events.checked(link, errand.why)
         states.checkin(link, errand.why)
         if newest is not None and newest.idle_since > link.idle_since:
-            idle.move_to_end(link, last=False)
+            self._queues.lend_last(link)

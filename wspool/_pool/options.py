@@ -173,6 +173,8 @@ class Options(_Typed):
     on_stream_release: StreamHook | None
     # Whether a release without an exception may have to be followed by a drain.
     may_drain: bool
+    # Whether an idle connection may have to be checked, or kept alive.
+    has_errands: bool
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         for name, setting in SETTINGS.items():
@@ -181,6 +183,7 @@ class Options(_Typed):
         has_mark = self.drain_until is not None or self.drain_fence
         has_check = self.check_server_data_on_release or self.on_loan_release is not None
         self.may_drain = has_mark or has_check
+        self.has_errands = bool(self.check_after_idle is not None or self.keepalive_interval)
         if self.min_idle > self.max_connections:
             most = f"at most max_connections={self.max_connections}"
             raise ValueError(checks.found("min_idle", self.min_idle, most))

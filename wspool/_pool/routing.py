@@ -20,7 +20,7 @@ from wspool._connection.errors import (
     ConnectionPoolUnavailableError,
     ConnectionUnavailableError,
 )
-from wspool._connection.link import Link
+from wspool._connection.link import NEVER, Link
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.queues import Queues
 from wspool._connection.states import BUSY, CloseReason, State
@@ -57,7 +57,7 @@ class Router:
         self.events = events
         self.stats = Stats()
         # Every link that has, or may soon have, a socket.
-        self.queues: Queues[Link] = Queues()
+        self.queues: Queues[Link] = Queues(options.has_errands)
         self.line = Line()
         self.tasks = Tasks()
         self.budget = Budget()
@@ -103,6 +103,7 @@ class Router:
         self._is_routing = False
         # Whether the end of an answer can be known, or it was said that it cannot.
         self._knows_ends = options.may_drain or options.max_uses == 1
+        self._has_max_uses = options.max_uses is not None
         # From start() on.
         self.clock: Callable[[], float]
 
@@ -123,7 +124,7 @@ class Router:
         link = self.attending.next_idle(loan._prefer)
         if link is None:
             return False
-        self.lend(link, loan)
+        self.lend(link, loan, self.attending.looked_at)
         self.stats.borrows += 1
         if self.events.listeners:
             self.events.checked_out(link, 0.0)
@@ -131,8 +132,8 @@ class Router:
             self._refill()
         return True
 
-    def lend(self, link: Link, loan: Borrow) -> None:
-        states.checkout(link, "acquire")
+    def lend(self, link: Link, loan: Borrow, now: float | None = None) -> None:
+        states.checkout(link, "acquire", now)
         link.uses += 1
         link.owner = link.loan = loan
         if self.replacing.outdated:
@@ -347,7 +348,7 @@ class Router:
                             return
                     except Discard as discard:
                         why, cause = discard.why, discard.__cause__
-        if wire.inbox or wire.has_arrivals():
+        if wire.inbox or wire.arrivals:
             self.attending.dispose(link)
             if link.is_flooding:
                 why = why or CloseReason.DRAIN
@@ -380,12 +381,15 @@ class Router:
     def _why_returned(self, link: Link) -> CloseReason | None:
         if self.is_closing:
             return CloseReason.POOL
-        why = self.retiring.why_returned(link)
-        if why is None and self.permits.shares and self.permits.is_owed:
+        if link.retire_at < NEVER or self._has_max_uses:
+            why = self.retiring.why_returned(link)
+            if why is not None:
+                return why
+        if self.permits.shares and self.permits.is_owed:
             return CloseReason.ROOM
-        if why is None and len(self.queues.all) > self.limit.most:
-            return CloseReason.ROOM if self.capacity.surplus > 0 else None
-        return why
+        if len(self.queues.all) > self.limit.most and self.capacity.surplus > 0:
+            return CloseReason.ROOM
+        return None
 
     def _check_in(self, link: Link, why: str) -> None:
         states.checkin(link, why)

@@ -150,8 +150,8 @@ class Story(RuleBasedStateMachine):
         self.most_sockets = self.max_connections
         lend = self.pool._router.lend
 
-        def checked_lend(link: Link, loan: WebsocketConnection) -> None:
-            lend(link, loan)
+        def checked_lend(link: Link, loan: WebsocketConnection, now: float | None = None) -> None:
+            lend(link, loan, now)
             assert not link.has_news, "something is unread at the checkout"
             assert not list(link.unread()), "the inbox is full at the checkout"
 

@@ -331,7 +331,9 @@ class Wire:
 
     def has_unread(self) -> bool:
         """Return whether something was read, or has ended, that is not in the inbox."""
-        return bool(self.arrivals or self.transport.has_ended() or self.websocket.closed)
+        if self.arrivals or self.transport.has_ended():
+            return True
+        return self.is_exposed and self.websocket.closed  # by a borrower, directly
 
     def unread(self) -> Iterator[str | bytes]:
         """Give the messages that the event loop has already read; pings are answered, and so on.

@@ -22,6 +22,9 @@ logger = logging.getLogger("wspool")
 SWEEP_SECONDS: Final = 0.25
 """Between two looks at a link that nobody reads."""
 
+LOOKS_AT_ONCE: Final = 64
+"""At links that have received nothing, between two looks at the clock: some 20 µs."""
+
 MAX_ROUNDS: Final = 1000
 """Ticks in a row in which a link that keeps receiving is read, before the next sweep."""
 
@@ -91,10 +94,12 @@ async def _sweep(ref: weakref.ref[Router]) -> list[Link]:
 
 async def _attend(ref: weakref.ref[Router], links: list[Link]) -> list[Link]:
     receiving = []
-    for link in links:
-        await link.budget.breathe()
-        if not (link.is_flooding or link.has_news):
-            continue  # as nearly always: the rest would be a third of a sweep
+    for number, link in enumerate(links):
+        has_news = link.is_flooding or link.has_news
+        if has_news or number % LOOKS_AT_ONCE == 0:
+            await link.budget.breathe()
+        if not has_news:
+            continue  # as nearly always
         router = ref()
         if router is None:
             return []
@@ -179,7 +184,10 @@ def _warn_of_leaking_streams(streaming: Streaming, threshold: float) -> None:
 def tidy(router: Router) -> None:
     """Close what is past its lifetime or has been idle for too long, and refill."""
     now = router.clock()
+    timeout = router.options.idle_timeout
     for link in list(router.queues.idle):
+        if now < link.retire_at and now - link.idle_since <= timeout:
+            continue  # as nearly always: to ask takes ten times as long
         if (why := router.attending.why_idle(link, now)) is not None:
             link.close(why)
     router.supply.refill()

@@ -19,11 +19,14 @@ from tests.benchmarks.peers import plain_pool, websockets_pool
 from tests.benchmarks.server import allow_files, echo_server
 from tests.benchmarks.side_by_side import run_on
 from tests.benchmarks.table import describe, machine
-from wspool import WebsocketConnectionPool
+from wspool import WebsocketConnectionPool, WebsocketStream
 
 MESSAGE: Final = "hello"
 SHARED: Final = 50
 """Connections that the borrowers share."""
+
+STREAMS: Final = 20
+"""Borrowers of a connection, where it is shared."""
 
 BORROWERS: Final = (1, 10, 100, 1_000, 10_000)
 CONNECTIONS: Final = (1, 10, 100, 1_000, 5_000)
@@ -55,7 +58,14 @@ class QueuePool:
             self._queue.put_nowait(websocket)
 
 
-def open_ours(uri: str, size: int) -> Opened:
+class StreamPool:
+    """The streams of a pool with the interface of a pool."""
+
+    def __init__(self, pool: WebsocketConnectionPool) -> None:
+        self.get_connection = pool.get_stream
+
+
+def open_ours(uri: str, size: int, **settings: Any) -> WebsocketConnectionPool:
     return WebsocketConnectionPool(
         uri=uri,
         max_connections=size,
@@ -63,7 +73,14 @@ def open_ours(uri: str, size: int) -> Opened:
         max_connecting=200,
         acquire_timeout=None,
         idle_timeout=600.0,
+        **settings,
     )
+
+
+@asynccontextmanager
+async def open_streams(uri: str, size: int) -> AsyncIterator[StreamPool]:
+    async with open_ours(uri, size, route="id", max_streams=STREAMS) as pool:
+        yield StreamPool(pool)
 
 
 @asynccontextmanager
@@ -100,6 +117,11 @@ async def open_plain(uri: str, size: int) -> AsyncIterator[Any]:
 async def echo_by_pool(connection: Any) -> None:
     await connection.send(MESSAGE)
     await connection.recv()
+
+
+async def echo_by_stream(stream: WebsocketStream) -> None:
+    await stream.send_json({"id": stream.claim(), "params": MESSAGE})
+    await stream.recv_json()
 
 
 async def echo_by_aiohttp(websocket: aiohttp.ClientWebSocketResponse) -> None:
@@ -187,6 +209,9 @@ async def measure(
 def contenders() -> list[Contender]:
     return [
         Contender("wspool", "#0072b2", open_ours, echo_by_pool),
+        Contender(
+            f"wspool, {STREAMS} streams on each connection", "#56b4e9", open_streams, echo_by_stream
+        ),
         Contender("asyncio.Queue of aiohttp WebSockets", "#555555", open_queue, echo_by_aiohttp),
         Contender(
             "asyncio-connection-pool of aiohttp WebSockets",
@@ -271,6 +296,6 @@ def draw(measured: list[Contender], path: Path) -> None:
     handles = [plt.Line2D([], [], color=c.color, marker="o", markersize=4) for c in measured]
     figure.legend(handles, names, loc="lower center", ncols=2, frameon=False)
     figure.text(0.5, 0.965, describe(machine()), ha="center", fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.07, 1, 0.96))
+    figure.tight_layout(rect=(0, 0.09, 1, 0.96))
     figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -15,9 +15,13 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Final
 
-from tests.support.inside import router_of
+import pytest
+
+from tests.conftest import MakePool
+from tests.support.inside import router_of, wire_of
 from wspool import WebsocketConnectionPool
-from wspool.testing import Server
+from wspool._connection.aiohttp_internals import READ_BYTES
+from wspool.testing import Peer, Server
 
 CALLS: Final = 16
 """Calls of Python functions in one borrow."""
@@ -168,3 +172,29 @@ def test_a_borrow_leaves_nothing_behind() -> None:
 
 def test_a_borrow_takes_so_many_bytes_at_once() -> None:
     assert measured(peak_of) <= PEAK
+
+
+async def test_a_socket_is_read_in_pieces_that_cost_no_mapping_of_memory(
+    server: Server, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = b"x" * 16 * READ_BYTES
+
+    async def send_much(peer: Peer) -> None:
+        await peer.recv()
+        await peer.send(message)
+
+    server.handler = send_much
+    pool = make_pool()
+    async with pool.get_connection() as connection:
+        protocol: Any = wire_of(connection).transport._protocol
+        pieces: list[int] = []
+        data_received = protocol.data_received
+
+        def note(data: bytes) -> None:
+            pieces.append(len(data))
+            data_received(data)
+
+        monkeypatch.setattr(protocol, "data_received", note)
+        await connection.send("begin")
+        assert await connection.recv() == message
+    assert max(pieces) <= READ_BYTES

@@ -256,6 +256,27 @@ def test_whoever_enters_again_and_again_lets_the_loop_go_on(portal: Portal) -> N
     assert len(entries) < 100
 
 
+def test_whoever_enters_while_the_loop_is_awake_need_not_wake_it(
+    portal: Portal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To wake it up is half of what a call costs."""
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    called: list[int] = []
+    wakings: list[Any] = []
+    portal.call(int)
+    loop: Any = portal._lives[0].loop
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *a: (wakings.append(a), wake(*a)))
+    portal.soon(lambda: (is_busy.set(), may_go_on.wait(30.0)))
+    assert is_busy.wait(30.0)
+    for number in range(100):
+        portal.soon(called.append, number)
+    may_go_on.set()
+    spin_until(lambda: len(called) == 100)
+    assert called == [*range(100)]
+    assert len(wakings) <= 1
+
+
 # Whoever is interrupted.
 
 

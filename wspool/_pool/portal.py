@@ -25,10 +25,8 @@ import warnings
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from math import inf
-from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from wspool._connection.aiohttp_internals import step
@@ -82,9 +80,9 @@ class _Signal:
 
     def wait(self, life: _Life, timeout: float = inf) -> bool:
         """Wait for it; False when the time is up, or the loop's thread is gone without it."""
-        deadline = monotonic() + timeout
-        while not self._lock.acquire(timeout=max(0.0, min(POLL_SECONDS, deadline - monotonic()))):
-            if life.is_gone or monotonic() >= deadline:
+        while not self._lock.acquire(timeout=min(POLL_SECONDS, timeout)):
+            timeout -= POLL_SECONDS
+            if life.is_gone or timeout <= 0.0:
                 return self._lock.acquire(blocking=False)  # it may have come just now
         return True
 
@@ -98,6 +96,9 @@ class _Life:
         self.pid = 0 if loop is None else os.getpid()
         # What is to be called in the loop, in this order.
         self.entrants: deque[Callable[[], object]] = deque()
+        # How often it has called them; and for which of these times it was woken up already.
+        self.turn = 0
+        self.woken = -1
         # Whether it takes no more of these; whether the thread has come to its end.
         self.is_over = loop is None
         self.has_ended = False
@@ -126,9 +127,15 @@ class _Life:
         """Let the loop call a function in its turn; False if it takes no more."""
         self.entrants.append(function)
         if not self.is_over:
-            assert self.loop is not None
-            with suppress(RuntimeError):  # it is closed, and has looked at the entrants before
-                self.loop.call_soon_threadsafe(self.admit)
+            turn = self.turn
+            if self.woken != turn:
+                assert self.loop is not None
+                try:
+                    self.loop.call_soon_threadsafe(self.admit)
+                except RuntimeError:  # it is closed, and has looked at the entrants before
+                    return True
+                # Only now: whoever is interrupted before has woken nobody, nor said so.
+                self.woken = turn
             return True
         try:
             self.entrants.remove(function)
@@ -137,14 +144,17 @@ class _Life:
         return False
 
     def admit(self) -> None:
-        """In the loop: call whatever has entered; what enters meanwhile has its own turn."""
+        """In the loop: call whatever has entered; what enters meanwhile comes in the next turn."""
         try:
             for _ in range(len(self.entrants)):
                 if self.entrants:  # whoever was too late takes back its own
                     self.entrants.popleft()()
         finally:
+            # Whoever has not seen the new turn has entered before, and is seen here.
+            self.turn += 1
             if self.entrants and self.loop is not None:  # or one has raised, and is in the log
                 self.loop.call_soon(self.admit)
+                self.woken = self.turn
 
     def begin_to_stop(self, timeout: float | None) -> None:
         """In the loop: begin to close the resident."""
@@ -208,24 +218,26 @@ class _Work(_Call[T]):
         work: Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None,
         undo: Callable[[T], object] | None,
+        tasks: set[asyncio.Task[None]],
     ) -> None:
         super().__init__()
         self._work = work
         self._timeout = timeout
         self._undo = undo
+        self._tasks = tasks
         self._thread_name = threading.current_thread().name
         self._task: asyncio.Task[None] | None = None
         # Whether nobody waits any more.
         self.is_given_up = False
 
-    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
+    def begin(self) -> None:
         if self.is_given_up:
             return
         loop = asyncio.get_running_loop()
         task = self._task = asyncio.Task(self._run(), loop=loop, name=self._thread_name, **EAGERLY)
         if not task.done():
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
         try:
@@ -286,11 +298,10 @@ class Portal:
 
         When the wait is interrupted it is cancelled, or what it returned is undone.
         """
-        self._check_caller()
-        errand = _Work(work, timeout, undo)
+        errand = _Work(work, timeout, undo, self.tasks)
         try:
-            if self._enter(partial(errand.begin, self.tasks)):
-                return errand.outcome(self._lives[0])
+            if (life := self._enter(errand.begin)) is not None:
+                return errand.outcome(life)
             # It is closed: nothing has to wait any more, and there is no loop to wait in.
             return cast(T, step(work()))
         except BaseException:
@@ -300,11 +311,9 @@ class Portal:
 
     def call(self, function: Callable[[], T]) -> T | None:
         """Call a plain function in the loop; once that is over there is nothing left to do."""
-        self._check_caller()
         call = _Call[T]()
-        if self._enter(partial(call.run, function)):
-            return call.outcome(self._lives[0])
-        return None
+        life = self._enter(partial(call.run, function))
+        return call.outcome(life) if life is not None else None
 
     def later(self, function: Callable[[], object]) -> None:
         """Call a function in the loop, and do not wait: whoever looks is to `catch_up` before."""
@@ -339,7 +348,8 @@ class Portal:
         """
         if self.is_foreign:
             return
-        self._check_caller()
+        if self._lives:
+            self._check_caller(self._lives[0])
         life = self._decide(_Life(None))
         if life.loop is None:
             step(self.resident.close_all(timeout))
@@ -365,19 +375,20 @@ class Portal:
             stacklevel=3,
         )
 
-    def _enter(self, begin: Callable[[], object]) -> bool:
-        """Let the loop begin a call; False if it is over."""
-        life = self._lives[0] if self._lives else self._start()
+    def _enter(self, begin: Callable[[], object]) -> _Life | None:
+        """Let the loop begin a call, and return its life; None if that is over."""
+        if self._lives:
+            life = self._lives[0]
+            self._check_caller(life)
+        else:
+            life = self._start()
         if life.enter(begin):
-            return True
+            return life
         if life.is_broken:
             raise RuntimeError(_ENDED)
-        return False
+        return None
 
-    def _check_caller(self) -> None:
-        if not self._lives:
-            return
-        life = self._lives[0]
+    def _check_caller(self, life: _Life) -> None:
         if life.is_foreign:
             raise RuntimeError(
                 f"{self.resident!r} was started in process {life.pid}, and its sockets belong to "

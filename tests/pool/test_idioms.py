@@ -309,6 +309,19 @@ async def test_a_wrong_idiom_for_a_blocking_pool_says_what_to_write_and_keeps_no
     await asyncio.to_thread(story)
 
 
+async def test_a_block_is_entered_once_at_a_time_and_keeps_its_connection(server: Server) -> None:
+    def enter_twice() -> None:
+        with BlockingWebsocketConnectionPool(server.uri) as pool:
+            block = pool.get_connection()
+            with block:
+                with pytest.raises(ConnectionBusyError, match="for each `with`"):
+                    block.__enter__()
+                assert (pool.busy_connections, pool.waiters) == (1, 0)
+            assert (pool.busy_connections, pool.available_connections) == (0, 1)
+
+    await asyncio.to_thread(enter_twice)
+
+
 async def test_a_blocking_pool_can_be_closed_as_all_that_has_close(server: Server) -> None:
     def story() -> None:
         with contextlib.closing(BlockingWebsocketConnectionPool(server.uri)) as pool:

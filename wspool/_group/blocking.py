@@ -107,7 +107,8 @@ class BlockingWebsocketPools(BlockingLender):
 
         The arguments and the errors are those of `WebsocketPools.get_connection`.
         """
-        return Block(self._lent(partial(self.acquire, key, prefer=prefer, timeout=timeout)))
+        borrow = partial(self.acquire, key, prefer=prefer, timeout=timeout)
+        return Block(self._portal, borrow)
 
     def run(
         self,

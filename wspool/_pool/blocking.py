@@ -130,7 +130,7 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
         """
         if wrong:
             refuse_position("get_connection", wrong)
-        return Block(self._lent(partial(self._borrow, timeout, prefer=prefer)))
+        return Block(self._portal, partial(self._borrow, timeout, prefer=prefer))
 
     @shown_as(in_time)
     def get_new_connection(
@@ -139,7 +139,7 @@ class BlockingWebsocketConnectionPool(BlockingLender, Configured):
         """Return the same as `get_connection`, around `acquire_new`."""
         if wrong:
             refuse_position("get_new_connection", wrong)
-        return Block(self._lent(partial(self._borrow, timeout, wants_new=True)))
+        return Block(self._portal, partial(self._borrow, timeout, wants_new=True))
 
     def run(
         self,

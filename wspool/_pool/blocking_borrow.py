@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import partial
+from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
+from wspool._connection.errors import ConnectionBusyError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
@@ -18,6 +21,7 @@ from wspool._pool.portal import Portal
 
 T = TypeVar("T")
 L = TypeVar("L", bound=WebsocketConnection | WebsocketStream)
+B = TypeVar("B", bound="BlockingBorrow[Any]")
 
 
 class Lender(Protocol):
@@ -108,6 +112,52 @@ class BlockingBorrow(Generic[L]):
                 source=self,
                 stacklevel=2,
             )
+
+
+class Lent(AbstractContextManager[B]):
+    """A `with` that borrows, and gives back.
+
+    Whoever is interrupted on the way into it or out of it drops it, as a generator does with a
+    block inside that is dropped itself.
+    """
+
+    # From its beginning to its end.
+    _lent: B | None = None
+
+    def __init__(self, portal: Portal, borrow: Callable[[], B]) -> None:
+        self._portal = portal
+        self._borrow = borrow
+
+    def __enter__(self) -> B:
+        if self._lent is not None:
+            raise ConnectionBusyError(
+                f"This block has {self._lent!r} already; call get_connection(), or get_stream(), "
+                "for each `with`"
+            )
+        lent = self._lent = self._borrow()
+        lent._is_in_block = True
+        return lent
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lent = self._lent
+        assert lent is not None
+        if kind is None:
+            self._portal.later(partial(end, lent._mirrored))
+            lent._is_ended = True
+        else:
+            # A generator may be closed by the garbage collector, in whichever thread.
+            tell = self._portal.soon if issubclass(kind, GeneratorExit) else self._portal.later
+            tell(partial(end, lent._mirrored, is_failed=True))
+        self._lent = None
+
+    def __del__(self) -> None:
+        if self._lent is not None:
+            self._portal.soon(partial(end, self._lent._mirrored, is_failed=True))
 
 
 def end(borrow: WebsocketConnection | WebsocketStream, **how: bool) -> bool:

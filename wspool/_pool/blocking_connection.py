@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Never
 
 import aiohttp
@@ -13,7 +12,7 @@ from wspool._connection.idioms import refusing
 from wspool._connection.link import Transition
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
-from wspool._pool.blocking_borrow import BlockingBorrow, Lender, same
+from wspool._pool.blocking_borrow import BlockingBorrow, Lender, Lent, same
 
 NOT_ASYNC: Final = (
     "a blocking pool is used without async and await: write `with pool.get_connection() as "
@@ -114,17 +113,8 @@ class BlockingWebsocketConnection(BlockingBorrow[WebsocketConnection]):
         self._mirrored._put_back(message)
 
 
-class Block(AbstractContextManager[BlockingWebsocketConnection]):
-    """A `with` that borrows, and what to write in the place of a wrong one."""
-
-    def __init__(self, loan: AbstractContextManager[BlockingWebsocketConnection]) -> None:
-        self._loan = loan
-
-    def __enter__(self) -> BlockingWebsocketConnection:
-        return self._loan.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._loan.__exit__(*error)
+class Block(Lent["BlockingWebsocketConnection"]):
+    """A `with` that borrows a connection, and what to write in the place of a wrong one."""
 
     if not TYPE_CHECKING:
         __await__ = __aenter__ = __aexit__ = refusing(NOT_ASYNC)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self, TypeVar, TypeVarTuple
 
@@ -19,7 +18,7 @@ from wspool._connection.borrow import lend
 from wspool._connection.callsites import in_own_code
 from wspool._connection.errors import ConnectionClosedError
 from wspool._connection.loan import WebsocketConnection
-from wspool._pool.blocking_borrow import BlockingBorrow, L, end
+from wspool._pool.blocking_borrow import B, BlockingBorrow, L, Lent, end
 from wspool._pool.blocking_connection import BlockingWebsocketConnection
 from wspool._pool.blocking_stream import BlockingWebsocketStream
 from wspool._pool.checks import check_timeout
@@ -28,7 +27,6 @@ from wspool._pool.repeating import Again, Attempt
 
 logger = logging.getLogger("wspool")
 
-B = TypeVar("B", bound=BlockingBorrow[Any])
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
@@ -69,20 +67,9 @@ class BlockingLender:
         check_timeout(timeout)
         self._portal.close(timeout)
 
-    @contextmanager
-    def _lent(self, borrow: Callable[[], B]) -> Iterator[B]:
-        """Borrow, and give back."""
-        lent = borrow()
-        try:
-            lent._is_in_block = True
-            yield lent
-        except BaseException as error:
-            ending = partial(end, lent._mirrored, is_failed=True)
-            # A generator may be closed by the garbage collector, in whichever thread.
-            (self._portal.soon if isinstance(error, GeneratorExit) else self._portal.later)(ending)
-            raise
-        self._portal.later(partial(end, lent._mirrored))
-        lent._is_ended = True
+    def _lent(self, borrow: Callable[[], B]) -> Lent[B]:
+        """Return a `with` that borrows, and gives back."""
+        return Lent(self._portal, borrow)
 
     def _caught_up(self) -> None:
         self._portal.catch_up()

@@ -23,7 +23,7 @@ import warnings
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -516,6 +516,147 @@ async def test_what_on_connect_has_learnt_is_the_borrowers_to_read(
             with pool.get_connection() as connection:
                 assert connection.context == "session 7"
         assert pool.stats.borrows == 2
+
+    await to_thread(story)
+
+
+# What is sent without a wait.
+
+posts = pytest.mark.skipif(sys.version_info < (3, 12), reason="every send is waited for")
+
+
+@contextmanager
+def busy(pool: BlockingWebsocketConnectionPool) -> Iterator[None]:
+    """Let the pool's thread do nothing until the block is left."""
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    pool._portal.soon(lambda: (is_busy.set(), may_go_on.wait(30.0)))
+    assert is_busy.wait(30.0)
+    try:
+        yield
+    finally:
+        may_go_on.set()
+
+
+def lose_in_the_very_moment(
+    pool: BlockingWebsocketConnectionPool, connection: BlockingWebsocketConnection
+) -> None:
+    """Send on a connection that is lost between the call and what the pool's thread does."""
+    with busy(pool):
+        pool._portal.soon(wire_of(connection._mirrored).fail, ConnectionResetError("in between"))
+        connection.send("lost")
+
+
+@posts
+async def test_a_send_in_a_block_waits_for_nothing_and_whoever_looks_sees_it(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        with make_blocking() as pool, pool.get_connection() as connection:
+            with busy(pool):
+                connection.send("hello")
+            assert not connection.is_clean
+            assert connection.recv() == "hello"
+            for number in range(100):  # each waits for the one before
+                connection.send(f"{number}")
+            assert [connection.recv() for _ in range(100)] == [f"{number}" for number in range(100)]
+
+    await to_thread(story)
+
+
+@posts
+@pytest.mark.parametrize("use", ["send", "recv", "ping", "iterate"])
+async def test_the_next_call_tells_what_a_send_that_was_not_waited_for_has_met(
+    make_blocking: MakeBlocking, use: str
+) -> None:
+    uses: dict[str, Callable[[BlockingWebsocketConnection], object]] = {
+        "send": lambda connection: connection.send("more"),
+        "recv": lambda connection: connection.recv(timeout=10.0),
+        "ping": lambda connection: connection.ping(timeout=10.0),
+        "iterate": lambda connection: next(iter(connection)),
+    }
+
+    def story() -> None:
+        with make_blocking() as pool:
+            with pool.get_connection() as connection:
+                lose_in_the_very_moment(pool, connection)
+                with pytest.raises(ConnectionClosedError):
+                    uses[use](connection)
+            with pool.get_connection() as connection:
+                assert echoes(connection)
+
+    await to_thread(story)
+
+
+@posts
+async def test_the_end_of_the_block_tells_what_no_other_call_has_told(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        with make_blocking(max_connections=1) as pool:
+            with pytest.raises(ConnectionClosedError), pool.get_connection() as connection:
+                lose_in_the_very_moment(pool, connection)
+            with suppress(ZeroDivisionError), pool.get_connection() as connection:
+                lose_in_the_very_moment(pool, connection)
+                raise ZeroDivisionError
+            assert pool.busy_connections == 0
+            with pool.get_connection() as connection:
+                assert echoes(connection)
+
+    await to_thread(story)
+
+
+@posts
+async def test_work_whose_last_send_was_lost_is_done_once_more(make_blocking: MakeBlocking) -> None:
+    def story() -> None:
+        with make_blocking(max_connections=1) as pool:
+            with pool.get_connection() as connection:
+                assert echoes(connection)
+            calls: list[int] = []
+
+            def publish(connection: BlockingWebsocketConnection) -> None:
+                calls.append(connection.id)
+                if len(calls) == 1:
+                    lose_in_the_very_moment(pool, connection)
+                else:
+                    connection.send("sent")
+
+            pool.run(publish)
+            assert len(set(calls)) == 2
+
+    await to_thread(story)
+
+
+async def test_what_is_wrong_with_a_message_is_told_at_once(make_blocking: MakeBlocking) -> None:
+    def story() -> None:
+        with make_blocking() as pool, pool.get_connection() as connection:
+            for wrong, error in ((1, TypeError), ("\ud800", UnicodeEncodeError)):
+                with pytest.raises(error):
+                    connection.send(wrong)  # type: ignore[arg-type]
+            assert echoes(connection)
+
+    await to_thread(story)
+
+
+async def test_what_was_acquired_and_what_is_known_to_be_lost_is_sent_with_a_wait(
+    make_blocking: MakeBlocking,
+) -> None:
+    def story() -> None:
+        with make_blocking() as pool:
+            acquired = pool.acquire()
+            with ThreadPoolExecutor() as threads:
+                with busy(pool):
+                    sending = threads.submit(acquired.send, "hello")
+                    spin_until(lambda: pool._portal._lives[0].entrants)
+                    assert not sending.done()
+                sending.result()
+            assert acquired.recv() == "hello"
+            pool.release(acquired)
+            with pool.get_connection() as connection:
+                pool._portal.call(
+                    lambda: wire_of(connection._mirrored).fail(ConnectionResetError())
+                )
+                with pytest.raises(ConnectionClosedError):
+                    connection.send("lost")
 
     await to_thread(story)
 

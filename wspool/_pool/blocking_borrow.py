@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
@@ -17,7 +18,7 @@ from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
 from wspool._pool.checks import check_timeout
-from wspool._pool.portal import Portal
+from wspool._pool.portal import Portal, Posted
 
 T = TypeVar("T")
 L = TypeVar("L", bound=WebsocketConnection | WebsocketStream)
@@ -57,7 +58,15 @@ same: Final[Callable[[], Any]] = Same
 class BlockingBorrow(Generic[L]):
     """What connections and streams for threads do alike."""
 
-    __slots__ = ("__weakref__", "_is_ended", "_is_in_block", "_lender", "_mirrored")
+    __slots__ = (
+        "__weakref__",
+        "_is_ended",
+        "_is_in_block",
+        "_lender",
+        "_mirrored",
+        "_posted",
+        "_poster",
+    )
 
     # What is dropped, and how to have it given back.
     _what: ClassVar[str]
@@ -71,6 +80,11 @@ class BlockingBorrow(Generic[L]):
         self._is_in_block = False
         # Whether the loop has been told to give it back.
         self._is_ended = False
+        # The thread that is in this `with`, and hears of what it has not waited for: by its next
+        # call, or by the end of the block. To another one a send could not say that all is over.
+        self._poster = 0
+        # The last send that was not waited for, until its error, if it has one, is told.
+        self._posted: Posted | None = None
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._mirrored)[1:]}"
@@ -92,11 +106,25 @@ class BlockingBorrow(Generic[L]):
         late: str = "",
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
+        posted = self._posted
+        if posted is not None:
+            if posted.is_done:
+                self._posted = None
+                posted.check()
+            else:
+                work = partial(posted.then, work)
         try:
             return self._lender._portal.wait(work, timeout, undo)
         except TimeoutError:
             raise TimeoutError(f"{self._named()} {late} within {timeout} s") from None
+
+    def _confirm(self) -> None:
+        """Return when what was sent has left; raise what has gone wrong."""
+        posted, self._posted = self._posted, None
+        if posted is not None:
+            self._lender._portal.confirm(posted)
 
     def __del__(self) -> None:
         borrow, portal = self._mirrored, self._lender._portal
@@ -136,6 +164,7 @@ class Lent(AbstractContextManager[B]):
             )
         lent = self._lent = self._borrow()
         lent._is_in_block = True
+        lent._poster = get_ident()
         return lent
 
     def __exit__(
@@ -146,7 +175,13 @@ class Lent(AbstractContextManager[B]):
     ) -> None:
         lent = self._lent
         assert lent is not None
+        lent._poster = 0
         if kind is None:
+            try:
+                lent._confirm()
+            except BaseException:
+                self._portal.later(partial(end, lent._mirrored, is_failed=True))
+                raise
             self._portal.later(partial(end, lent._mirrored))
             lent._is_ended = True
         else:

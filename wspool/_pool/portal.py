@@ -257,6 +257,32 @@ class _Work(_Call[T]):
                 self._undo(result)
 
 
+class Posted(_Work[None]):
+    """A coroutine that runs in the loop while its thread goes on, and hears of an error later."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], portal: Portal) -> None:
+        super().__init__(work, None, None, portal.tasks)
+        self._late = portal._late
+        self._late.add(self)
+        self.is_done = False
+
+    def settle(self) -> None:
+        self.is_done = True
+        self._late.discard(self)
+        super().settle()
+
+    def check(self) -> None:
+        """Raise what has gone wrong, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    async def then(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """In the loop, where this has begun: go on with something else, unless it has failed."""
+        self.check()
+        return await work()
+
+
 class Portal:
     """An event loop in a thread of its own, for one resident, with whose closing it ends.
 
@@ -275,7 +301,7 @@ class Portal:
         # interrupts a beginning: whichever is appended later ends at once.
         self._lives: list[_Life] = []
         # What was left to the loop, and is not done yet.
-        self._late: set[Callable[[], object]] = set()
+        self._late: set[object] = set()
 
     @property
     def is_running(self) -> bool:
@@ -308,6 +334,27 @@ class Portal:
             errand.is_given_up = True
             self.soon(errand.give_up)
             raise
+
+    def post(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Posted | None:
+        """Run a coroutine in the loop, and do not wait for it; None if that is over.
+
+        Whatever enters later finds it begun, if it begins `EAGERLY`.
+        """
+        posted = Posted(work, self)
+        try:
+            if self._enter(posted.begin) is not None:
+                return posted
+        except BaseException:
+            self._late.discard(posted)
+            raise
+        self._late.discard(posted)
+        return None
+
+    def confirm(self, posted: Posted) -> None:
+        """Wait until it is done, and raise what has gone wrong. One thread may wait for it."""
+        if not posted.is_done and not self.is_foreign:
+            posted.outcome(self._lives[0])
+        posted.check()
 
     def call(self, function: Callable[[], T]) -> T | None:
         """Call a plain function in the loop; once that is over there is nothing left to do."""

@@ -134,7 +134,8 @@ class BlockingWebsocketConnection(BlockingBorrow[WebsocketConnection]):
         if posted is not None:
             posted.check()
         wire = link.wire
-        return self._mirrored._owns(link) and not (wire.is_lost or wire.has_news)
+        is_mine = link.owner is self._mirrored
+        return is_mine and not (wire.is_lost or wire.inbox or wire.has_unread())
 
     def _named(self) -> str:
         return f"Connection #{self.id}"

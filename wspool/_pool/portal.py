@@ -176,22 +176,16 @@ class _Life:
             self.ended.popleft().give()
 
 
-class _Call(Generic[T]):
+class _Call(_Signal, Generic[T]):
     """Something that is done in the loop while a thread waits for its outcome."""
 
-    def __init__(self) -> None:
-        # The one result, if there is one.
-        self.results: list[T] = []
-        self.error: BaseException | None = None
-        self._settled = _Signal()
-
-    def settle(self) -> None:
-        """In the loop: the outcome is there."""
-        self._settled.give()
+    # The one result, if there is one.
+    results: tuple[T, ...] = ()
+    error: BaseException | None = None
 
     def outcome(self, life: _Life) -> T:
         """In the thread: wait for it."""
-        if not self._settled.wait(life):
+        if not self.wait(life):
             raise RuntimeError(_ENDED)
         error, self.error = self.error, None
         if error is None:
@@ -204,14 +198,18 @@ class _Call(Generic[T]):
     def run(self, function: Callable[[], T]) -> None:
         """In the loop: call a plain function."""
         try:
-            self.results.append(function())
+            self.results = (function(),)
         except BaseException as error:
             self.error = error
-        self.settle()
+        self.give()
 
 
 class _Work(_Call[T]):
     """A coroutine that runs in the loop, and whose result may come too late for anybody."""
+
+    # Whether nobody waits any more.
+    is_given_up = False
+    _task: asyncio.Task[None] | None = None
 
     def __init__(
         self,
@@ -226,9 +224,6 @@ class _Work(_Call[T]):
         self._undo = undo
         self._tasks = tasks
         self._thread_name = threading.current_thread().name
-        self._task: asyncio.Task[None] | None = None
-        # Whether nobody waits any more.
-        self.is_given_up = False
 
     def begin(self) -> None:
         if self.is_given_up:
@@ -242,13 +237,13 @@ class _Work(_Call[T]):
     async def _run(self) -> None:
         try:
             if self._timeout is None:
-                self.results.append(await self._work())
+                self.results = (await self._work(),)
             else:
                 async with asyncio.timeout(self._timeout):
-                    self.results.append(await self._work())
+                    self.results = (await self._work(),)
         except BaseException as error:
             self.error = error
-        self.settle()
+        self.give()
 
     def give_up(self) -> None:
         """In the loop: the thread was interrupted, and nobody will take the result."""
@@ -260,16 +255,17 @@ class _Work(_Call[T]):
 class Posted(_Work[None]):
     """A coroutine that runs in the loop while its thread goes on, and hears of an error later."""
 
+    is_done = False
+
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], portal: Portal) -> None:
         super().__init__(work, None, None, portal.tasks)
         self._late = portal._late
         self._late.add(self)
-        self.is_done = False
 
-    def settle(self) -> None:
+    def give(self) -> None:
         self.is_done = True
         self._late.discard(self)
-        super().settle()
+        super().give()
 
     def check(self) -> None:
         """Raise what has gone wrong, once."""
@@ -358,7 +354,7 @@ class Portal:
 
     def call(self, function: Callable[[], T]) -> T | None:
         """Call a plain function in the loop; once that is over there is nothing left to do."""
-        call = _Call[T]()
+        call: _Call[T] = _Call()
         life = self._enter(partial(call.run, function))
         return call.outcome(life) if life is not None else None
 
@@ -436,7 +432,7 @@ class Portal:
         return None
 
     def _check_caller(self, life: _Life) -> None:
-        if life.is_foreign:
+        if life.pid != os.getpid() and life.is_foreign:
             raise RuntimeError(
                 f"{self.resident!r} was started in process {life.pid}, and its sockets belong to "
                 f"that; this is process {os.getpid()}, forked from it. Start it after the fork, by "

@@ -370,6 +370,16 @@ def test_what_is_given_up_before_the_loop_has_come_to_it_never_begins(
     assert resident.undone == []
 
 
+def test_what_is_given_up_before_its_first_step_is_not_waited_for(
+    portal: Portal, resident: Resident
+) -> None:
+    """In one turn of the loop, where the task has not begun unless it begins eagerly."""
+    errand = module._Work(resident.work, None, None, portal.tasks)
+    portal.call(lambda: (errand.begin(), errand.give_up()))
+    spin_until(lambda: not portal.tasks)
+    portal.close(0.0)
+
+
 def test_a_wait_that_is_interrupted_before_its_entry_has_done_nothing(
     portal: Portal, resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:

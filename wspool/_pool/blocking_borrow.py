@@ -109,16 +109,15 @@ class BlockingBorrow(Generic[L]):
         if timeout is not None:
             check_timeout(timeout)
         posted = self._posted
-        if posted is not None:
-            if posted.is_done:
-                self._posted = None
-                posted.check()
-            else:
-                work = partial(posted.then, work)
+        if posted is not None and self._poster != get_ident():
+            posted = None  # it is the other thread's to hear of
         try:
-            return self._lender._portal.wait(work, timeout, undo)
+            return self._lender._portal.wait(work, timeout, undo, posted)
         except TimeoutError:
             raise TimeoutError(f"{self._named()} {late} within {timeout} s") from None
+        finally:
+            if posted is not None and posted.is_done and posted.error is None:
+                self._posted = None
 
     def _confirm(self) -> None:
         """Return when what was sent has left; raise what has gone wrong."""
@@ -178,7 +177,8 @@ class Lent(AbstractContextManager[B]):
         lent._poster = 0
         if kind is None:
             try:
-                lent._confirm()
+                if lent._posted is not None:
+                    lent._confirm()
             except BaseException:
                 self._portal.later(partial(end, lent._mirrored, is_failed=True))
                 raise

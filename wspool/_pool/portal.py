@@ -217,22 +217,29 @@ class _Work(_Call[T]):
         timeout: float | None,
         undo: Callable[[T], object] | None,
         tasks: set[asyncio.Task[None]],
+        after: Posted | None = None,
     ) -> None:
         super().__init__()
         self._work = work
         self._timeout = timeout
         self._undo = undo
         self._tasks = tasks
+        # What it does not begin after, if that has failed: its error is then told here.
+        self._after = after
         self._thread_name = threading.current_thread().name
 
     def begin(self) -> None:
         if self.is_given_up:
             return
+        after = self._after
+        if after is not None and after.error is not None:
+            self.error, after.error = after.error, None
+            self.give()
+            return
         loop = asyncio.get_running_loop()
         task = self._task = asyncio.Task(self._run(), loop=loop, name=self._thread_name, **EAGERLY)
         if not task.done():
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
         try:
@@ -243,11 +250,18 @@ class _Work(_Call[T]):
                     self.results = (await self._work(),)
         except BaseException as error:
             self.error = error
+        if self._task is not None:  # else it is over in its first step
+            self._tasks.discard(self._task)
         self.give()
 
     def give_up(self) -> None:
         """In the loop: the thread was interrupted, and nobody will take the result."""
-        if self._task is not None and not self._task.cancel() and self._undo is not None:
+        task = self._task
+        if task is None:
+            return
+        if task.cancel():
+            task.add_done_callback(self._tasks.discard)  # it may never begin
+        elif self._undo is not None:
             for result in self.results:
                 self._undo(result)
 
@@ -272,11 +286,6 @@ class Posted(_Work[None]):
         error, self.error = self.error, None
         if error is not None:
             raise error
-
-    async def then(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """In the loop, where this has begun: go on with something else, unless it has failed."""
-        self.check()
-        return await work()
 
 
 class Portal:
@@ -315,12 +324,14 @@ class Portal:
         work: Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None = None,
         undo: Callable[[T], object] | None = None,
+        after: Posted | None = None,
     ) -> T:
         """Run a coroutine in the loop and return its result.
 
-        When the wait is interrupted it is cancelled, or what it returned is undone.
+        When the wait is interrupted it is cancelled, or what it returned is undone. `after`: what
+        was posted before; if it has failed, its error is raised in the place of all this.
         """
-        errand = _Work(work, timeout, undo, self.tasks)
+        errand = _Work(work, timeout, undo, self.tasks, after)
         try:
             if (life := self._enter(errand.begin)) is not None:
                 return errand.outcome(life)
@@ -360,9 +371,9 @@ class Portal:
 
     def later(self, function: Callable[[], object]) -> None:
         """Call a function in the loop, and do not wait: whoever looks is to `catch_up` before."""
-        if self._lives and not self.is_foreign:
+        if self._lives and (life := self._lives[0]).pid == os.getpid():
             self._late.add(function)
-            if not self._lives[0].enter(partial(self._run_late, function)):
+            if not life.enter(partial(self._run_late, function)):
                 self._late.discard(function)
 
     def _run_late(self, function: Callable[[], object]) -> None:

@@ -28,7 +28,7 @@ FILES = """
     _pool.tasks _pool.permits _pool.gate _pool.dialing _pool.draining _pool.errands
     _pool.attending _pool.closing _pool.telling _pool.patience _pool.supply _pool.replacing
     _pool.repeating _pool.streaming _pool.routing
-    _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.portal
+    _pool.upkeep _pool.introspection _pool.configured _pool.pool _pool.calls _pool.portal
     _pool.blocking_borrow _pool.blocking_connection _pool.blocking_stream _pool.blocking_lender
     _pool.blocking
     _group.health _group.members _group.account _group.crowd _group.roster _group.doors

@@ -20,7 +20,7 @@ from wspool import (
     BlockingWebsocketConnectionPool,
     BlockingWebsocketStream,
 )
-from wspool._pool import portal
+from wspool._pool import calls
 
 MOST = 1000
 """Threads."""
@@ -38,11 +38,11 @@ class Borrower(threading.local):
 
 
 borrower = Borrower()
-wait_for_outcome = portal._Call.outcome
+wait_for_outcome = calls.Call.outcome
 
 
 def outcome(call: Any, life: Any) -> Any:
-    """Wait as `_Call.outcome` does, and be interrupted meanwhile or right afterwards."""
+    """Wait as `Call.outcome` does, and be interrupted meanwhile or right afterwards."""
     patience, borrower.patience = borrower.patience, None
     if patience is None:
         return wait_for_outcome(call, life)
@@ -161,7 +161,7 @@ class ThreadScene(Scene):
     threads = ThreadPoolExecutor(MOST)
 
     def make_pool(self, **options: Any) -> Any:
-        portal._Call.outcome = outcome  # type: ignore[method-assign]
+        calls.Call.outcome = outcome  # type: ignore[method-assign]
         return Pool(**options)
 
     async def start(self) -> None:

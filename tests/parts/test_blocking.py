@@ -51,7 +51,7 @@ from wspool import (
     WebsocketConnection,
     WebsocketConnectionPool,
 )
-from wspool._pool import portal
+from wspool._pool import calls, portal
 from wspool.events import Event, PoolClosed
 from wspool.testing import Peer, Server
 
@@ -1188,7 +1188,7 @@ def interrupted(request: pytest.FixtureRequest) -> Callable[[Callable[[], object
 
     def call(function: Callable[[], object]) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(portal._Call, "outcome", request.param(portal._Call.outcome))
+            patch.setattr(calls.Call, "outcome", request.param(calls.Call.outcome))
             with pytest.raises(GivenUp):
                 function()
 

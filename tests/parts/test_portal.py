@@ -26,6 +26,7 @@ import pytest
 
 from tests import ROOT
 from tests.parts.test_blocking import GivenUp, at_once, pool_threads, spin_until, too_late
+from wspool._pool import calls
 from wspool._pool import portal as module
 from wspool._pool.portal import Portal
 
@@ -374,7 +375,7 @@ def test_what_is_given_up_before_its_first_step_is_not_waited_for(
     portal: Portal, resident: Resident
 ) -> None:
     """In one turn of the loop, where the task has not begun unless it begins eagerly."""
-    errand = module._Work(resident.work, None, None, portal.tasks)
+    errand = calls.Work(resident.work, None, None, portal.tasks)
     portal.call(lambda: (errand.begin(), errand.give_up()))
     spin_until(lambda: not portal.tasks)
     portal.close(0.0)
@@ -429,10 +430,11 @@ def test_a_closing_that_is_interrupted_goes_on(portal: Portal, resident: Residen
 class Intruder:
     """Calls a function once, as a signal handler would, in the midst of what its thread does.
 
-    That is after so many steps. In the portal's file a step is an instruction of the interpreter,
+    That is after so many steps. In the portal's files a step is an instruction of the interpreter,
     in the files below a line, and nothing elsewhere.
     """
 
+    FILES: Final = {module.__file__, calls.__file__}
     BELOW: Final = {threading.__file__, asyncio.base_events.__file__, selector_events.__file__}
 
     def __init__(self, after: int, function: Callable[[], object]) -> None:
@@ -448,7 +450,7 @@ class Intruder:
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
         file = frame.f_code.co_filename
-        frame.f_trace_opcodes = file == module.__file__
+        frame.f_trace_opcodes = file in self.FILES
         frame.f_trace_lines = file in self.BELOW
         if event in ("opcode", "line"):
             self.left -= 1

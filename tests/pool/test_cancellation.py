@@ -513,7 +513,7 @@ OPERATIONS = list(dict.fromkeys(case.operation for case in CASES))
 Points = set[tuple[str, int]]
 """Places in the core at which a task was cancelled: file and line."""
 
-THREADS = {"blocking_lender.py", "portal.py"}
+THREADS = {"blocking_lender.py", "calls.py", "portal.py"}
 """Files of the core whose awaits belong to no task of the pool's."""
 
 NO_POINTS = {

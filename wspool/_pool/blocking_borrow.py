@@ -17,8 +17,9 @@ from wspool._connection.errors import ConnectionBusyError
 from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._connection.stream import WebsocketStream
+from wspool._pool.calls import Posted
 from wspool._pool.checks import check_timeout
-from wspool._pool.portal import Portal, Posted
+from wspool._pool.portal import Portal
 
 T = TypeVar("T")
 L = TypeVar("L", bound=WebsocketConnection | WebsocketStream)

@@ -16,7 +16,7 @@ from wspool._connection.loan import WebsocketConnection
 from wspool._connection.states import State
 from wspool._connection.wire import LARGE_BYTES
 from wspool._pool.blocking_borrow import BlockingBorrow, Lender, Lent, same
-from wspool._pool.portal import EAGERLY
+from wspool._pool.calls import EAGERLY
 
 NOT_ASYNC: Final = (
     "a blocking pool is used without async and await: write `with pool.get_connection() as "

@@ -5,10 +5,11 @@ KeyboardInterrupt between any two instructions of the main thread), forks and th
 interpreter. An interrupted call loses nothing: its thread tells the loop that it has given up, and
 looks at no result any more; the loop cancels what is under way, and undoes what has come of it.
 
-No lock is held here while anything else is done. A signal handler, or a finaliser that the garbage
-collector runs, may call the portal wherever its thread is in this file, and would wait for ever for
-a lock that its own thread holds. What threads have to agree on is done by one append, which nothing
-interrupts. A finaliser may use `soon`, which does not wait; a signal handler may use everything.
+No lock is held here, nor in `calls.py`, while anything else is done. A signal handler, or a
+finaliser that the garbage collector runs, may call the portal wherever its thread is in these
+files, and would wait for ever for a lock that its own thread holds. What threads have to agree on
+is done by one append, which nothing interrupts. A finaliser may use `soon`, which does not wait; a
+signal handler may use everything.
 """
 
 from __future__ import annotations
@@ -19,31 +20,21 @@ import atexit
 import logging
 import os
 import selectors
-import sys
 import threading
 import warnings
-from _thread import allocate_lock
-from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from math import inf
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from wspool._connection.aiohttp_internals import step
+from wspool._pool.calls import ENDED, Call, Life, Posted, Signal, Work
 
 logger = logging.getLogger("wspool")
 
 T = TypeVar("T")
 
-POLL_SECONDS: Final = 0.1 if sys.platform == "win32" else 1.0
-"""How often a thread that waits looks up: whether the loop's thread is gone and, on Windows, where
-a wait for a lock cannot be interrupted, for Ctrl+C."""
-
 CATCH_UP_SECONDS: Final = 1.0
 """For which whoever looks waits at most: it may hold a lock that a listener in the loop wants."""
-
-# A call that need not wait for anything is over in the turn in which it enters.
-EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
 
 class Resident(Protocol):
@@ -55,237 +46,8 @@ class Resident(Protocol):
         """Close it, after so many seconds for whoever uses it; before its start without a wait."""
 
 
-_ENDED: Final = (
-    "The thread of this pool's event loop has ended before its time, and nothing more comes of the "
-    "call: the log says what has ended it. Make a new pool"
-)
-
 _running: Final[set[Portal]] = set()
 """Portals whose thread is at work in this process."""
-
-
-class _Signal:
-    """Is given once, in the loop's thread, to one thread that waits for it.
-
-    Below is a bare lock. Those of `threading.Event` and of `concurrent.futures.Future` are used by
-    Python code, which leaves them locked when it is interrupted in the wrong place.
-    """
-
-    def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._lock.acquire()
-
-    def give(self) -> None:
-        self._lock.release()
-
-    def wait(self, life: _Life, timeout: float = inf) -> bool:
-        """Wait for it; False when the time is up, or the loop's thread is gone without it."""
-        while not self._lock.acquire(timeout=min(POLL_SECONDS, timeout)):
-            timeout -= POLL_SECONDS
-            if life.is_gone or timeout <= 0.0:
-                return self._lock.acquire(blocking=False)  # it may have come just now
-        return True
-
-
-class _Life:
-    """The loop of a portal and its thread, as other threads see them."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        # None: the portal was closed before it had one.
-        self.loop = loop
-        self.pid = 0 if loop is None else os.getpid()
-        # What is to be called in the loop, in this order.
-        self.entrants: deque[Callable[[], object]] = deque()
-        # How often it has called them; and for which of these times it was woken up already.
-        self.turn = 0
-        self.woken = -1
-        # Whether it takes no more of these; whether the thread has come to its end.
-        self.is_over = loop is None
-        self.has_ended = False
-        # Whether it has ended otherwise than by the closing of the resident.
-        self.is_broken = False
-        # The thread's, and whether it is the portal's is decided.
-        self.ident = 0
-        self.begun = _Signal()
-        # Of those who wait for the end of the thread.
-        self.ended: deque[_Signal] = deque()
-        # Is done when the closing is to begin, with the seconds that borrowers get.
-        self.stopping: asyncio.Future[float | None]
-        if loop is not None:
-            self.stopping = loop.create_future()
-
-    @property
-    def is_foreign(self) -> bool:
-        return self.pid not in (0, os.getpid())
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether nothing will come of it any more: at the very end, daemons stand still."""
-        return self.has_ended or sys.is_finalizing()
-
-    def enter(self, function: Callable[[], object]) -> bool:
-        """Let the loop call a function in its turn; False if it takes no more."""
-        self.entrants.append(function)
-        if not self.is_over:
-            turn = self.turn
-            if self.woken != turn:
-                assert self.loop is not None
-                try:
-                    self.loop.call_soon_threadsafe(self.admit)
-                except RuntimeError:  # it is closed, and has looked at the entrants before
-                    return True
-                # Only now: whoever is interrupted before has woken nobody, nor said so.
-                self.woken = turn
-            return True
-        try:
-            self.entrants.remove(function)
-        except ValueError:
-            return True  # the loop took it with the last ones
-        return False
-
-    def admit(self) -> None:
-        """In the loop: call whatever has entered; what enters meanwhile comes in the next turn."""
-        try:
-            for _ in range(len(self.entrants)):
-                if self.entrants:  # whoever was too late takes back its own
-                    self.entrants.popleft()()
-        finally:
-            # Whoever has not seen the new turn has entered before, and is seen here.
-            self.turn += 1
-            if self.entrants and self.loop is not None:  # or one has raised, and is in the log
-                self.loop.call_soon(self.admit)
-                self.woken = self.turn
-
-    def begin_to_stop(self, timeout: float | None) -> None:
-        """In the loop: begin to close the resident."""
-        if not self.stopping.done():
-            self.stopping.set_result(timeout)
-
-    def wait_ended(self, timeout: float = inf) -> bool:
-        """Wait for the end of the thread; False when the time is up before."""
-        ended = _Signal()
-        self.ended.append(ended)
-        return self.has_ended or ended.wait(self, timeout)
-
-    def end(self) -> None:
-        """In the thread: the loop is closed, and whatever enters now is too late."""
-        self.ident = 0  # the system gives it to another thread
-        self.is_broken = not self.is_over
-        self.is_over = self.has_ended = True
-        while self.ended:
-            self.ended.popleft().give()
-
-
-class _Call(_Signal, Generic[T]):
-    """Something that is done in the loop while a thread waits for its outcome."""
-
-    # The one result, if there is one.
-    results: tuple[T, ...] = ()
-    error: BaseException | None = None
-
-    def outcome(self, life: _Life) -> T:
-        """In the thread: wait for it."""
-        if not self.wait(life):
-            raise RuntimeError(_ENDED)
-        error, self.error = self.error, None
-        if error is None:
-            return self.results[0]
-        try:
-            raise error
-        finally:
-            del error  # and with it a cycle
-
-    def run(self, function: Callable[[], T]) -> None:
-        """In the loop: call a plain function."""
-        try:
-            self.results = (function(),)
-        except BaseException as error:
-            self.error = error
-        self.give()
-
-
-class _Work(_Call[T]):
-    """A coroutine that runs in the loop, and whose result may come too late for anybody."""
-
-    # Whether nobody waits any more.
-    is_given_up = False
-    _task: asyncio.Task[None] | None = None
-
-    def __init__(
-        self,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        timeout: float | None,
-        undo: Callable[[T], object] | None,
-        tasks: set[asyncio.Task[None]],
-        after: Posted | None = None,
-    ) -> None:
-        super().__init__()
-        self._work = work
-        self._timeout = timeout
-        self._undo = undo
-        self._tasks = tasks
-        # What it does not begin after, if that has failed: its error is then told here.
-        self._after = after
-        self._thread_name = threading.current_thread().name
-
-    def begin(self) -> None:
-        if self.is_given_up:
-            return
-        after = self._after
-        if after is not None and after.error is not None:
-            self.error, after.error = after.error, None
-            self.give()
-            return
-        loop = asyncio.get_running_loop()
-        task = self._task = asyncio.Task(self._run(), loop=loop, name=self._thread_name, **EAGERLY)
-        if not task.done():
-            self._tasks.add(task)
-
-    async def _run(self) -> None:
-        try:
-            if self._timeout is None:
-                self.results = (await self._work(),)
-            else:
-                async with asyncio.timeout(self._timeout):
-                    self.results = (await self._work(),)
-        except BaseException as error:
-            self.error = error
-        if self._task is not None:  # else it is over in its first step
-            self._tasks.discard(self._task)
-        self.give()
-
-    def give_up(self) -> None:
-        """In the loop: the thread was interrupted, and nobody will take the result."""
-        task = self._task
-        if task is None:
-            return
-        if task.cancel():
-            task.add_done_callback(self._tasks.discard)  # it may never begin
-        elif self._undo is not None:
-            for result in self.results:
-                self._undo(result)
-
-
-class Posted(_Work[None]):
-    """A coroutine that runs in the loop while its thread goes on, and hears of an error later."""
-
-    is_done = False
-
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], portal: Portal) -> None:
-        super().__init__(work, None, None, portal.tasks)
-        self._late = portal._late
-        self._late.add(self)
-
-    def give(self) -> None:
-        self.is_done = True
-        self._late.discard(self)
-        super().give()
-
-    def check(self) -> None:
-        """Raise what has gone wrong, once."""
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
 
 
 class Portal:
@@ -304,7 +66,7 @@ class Portal:
         self.tasks: set[asyncio.Task[None]] = set()
         # The first one is the portal's. Several may begin at a time, as a signal handler does that
         # interrupts a beginning: whichever is appended later ends at once.
-        self._lives: list[_Life] = []
+        self._lives: list[Life] = []
         # What was left to the loop, and is not done yet.
         self._late: set[object] = set()
 
@@ -331,7 +93,7 @@ class Portal:
         When the wait is interrupted it is cancelled, or what it returned is undone. `after`: what
         was posted before; if it has failed, its error is raised in the place of all this.
         """
-        errand = _Work(work, timeout, undo, self.tasks, after)
+        errand = Work(work, timeout, undo, self.tasks, after)
         try:
             if (life := self._enter(errand.begin)) is not None:
                 return errand.outcome(life)
@@ -347,7 +109,7 @@ class Portal:
 
         Whatever enters later finds it begun, if it begins `EAGERLY`.
         """
-        posted = Posted(work, self)
+        posted = Posted(work, self.tasks, self._late)
         try:
             if self._enter(posted.begin) is not None:
                 return posted
@@ -365,7 +127,7 @@ class Portal:
 
     def call(self, function: Callable[[], T]) -> T | None:
         """Call a plain function in the loop; once that is over there is nothing left to do."""
-        call: _Call[T] = _Call()
+        call: Call[T] = Call()
         life = self._enter(partial(call.run, function))
         return call.outcome(life) if life is not None else None
 
@@ -385,7 +147,7 @@ class Portal:
     def catch_up(self) -> None:
         """Wait for what was left to the loop, so that what is seen is what has come of it."""
         if self._late and not self.is_foreign:
-            life, caught_up = self._lives[0], _Signal()
+            life, caught_up = self._lives[0], Signal()
             may_wait = life.ident != threading.get_ident() and not life.is_gone
             if may_wait and life.enter(caught_up.give):
                 caught_up.wait(life, CATCH_UP_SECONDS)
@@ -404,7 +166,7 @@ class Portal:
             return
         if self._lives:
             self._check_caller(self._lives[0])
-        life = self._decide(_Life(None))
+        life = self._decide(Life(None))
         if life.loop is None:
             step(self.resident.close_all(timeout))
             return
@@ -429,7 +191,7 @@ class Portal:
             stacklevel=3,
         )
 
-    def _enter(self, begin: Callable[[], object]) -> _Life | None:
+    def _enter(self, begin: Callable[[], object]) -> Life | None:
         """Let the loop begin a call, and return its life; None if that is over."""
         if self._lives:
             life = self._lives[0]
@@ -439,10 +201,10 @@ class Portal:
         if life.enter(begin):
             return life
         if life.is_broken:
-            raise RuntimeError(_ENDED)
+            raise RuntimeError(ENDED)
         return None
 
-    def _check_caller(self, life: _Life) -> None:
+    def _check_caller(self, life: Life) -> None:
         if life.pid != os.getpid() and life.is_foreign:
             raise RuntimeError(
                 f"{self.resident!r} was started in process {life.pid}, and its sockets belong to "
@@ -455,17 +217,17 @@ class Portal:
                 "wait for itself for ever: hooks and listeners use what they are given, and `await`"
             )
 
-    def _decide(self, life: _Life) -> _Life:
+    def _decide(self, life: Life) -> Life:
         """Return the portal's one life, which is this if there was none."""
         if not self._lives:
             self._lives.append(life)
         return self._lives[0]
 
-    def _start(self) -> _Life:
+    def _start(self) -> Life:
         """Begin a thread, and return the life of the one that is the portal's."""
         _check_threads(self.resident)
         loop = asyncio.new_event_loop()
-        life = _Life(loop)
+        life = Life(loop)
         # A daemon, or the end of the program would wait for it before it could be told to end.
         thread = threading.Thread(
             target=self._run, args=(life, loop), name=f"wspool {self.resident.name}", daemon=True
@@ -480,7 +242,7 @@ class Portal:
 
     # What its own thread does.
 
-    def _run(self, life: _Life, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, life: Life, loop: asyncio.AbstractEventLoop) -> None:
         life.ident = threading.get_ident()
         is_ours = self._decide(life) is life
         if is_ours:
@@ -496,7 +258,7 @@ class Portal:
             _running.discard(self)
             life.end()
 
-    def _live(self, life: _Life, loop: asyncio.AbstractEventLoop) -> None:
+    def _live(self, life: Life, loop: asyncio.AbstractEventLoop) -> None:
         life_task = loop.create_task(self._reside(life))
         while not life_task.done():
             try:
@@ -511,7 +273,7 @@ class Portal:
         if not life_task.cancelled():
             life_task.exception()  # it is in the log, and asyncio need not say so again
 
-    async def _reside(self, life: _Life) -> None:
+    async def _reside(self, life: Life) -> None:
         timeout = await life.stopping
         try:
             await self.resident.close_all(timeout)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from time import time
 from types import FrameType
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import aiohttp
 
 from wspool._connection.callsites import Callsite
-from wspool._connection.dialogue import NEW, Dialogue
+from wspool._connection.dialogue import GIVEN_UP, NEW, Dialogue
 from wspool._connection.errors import (
     ConnectionBusyError,
     ConnectionClosedError,
@@ -22,7 +23,7 @@ from wspool._connection.errors import (
 )
 from wspool._connection.link import Link
 from wspool._connection.states import CLOSED, CloseReason
-from wspool._connection.wire import Wire, encoded
+from wspool._connection.wire import TEXT, Wire, encoded
 
 B = TypeVar("B", bound="Borrow")
 
@@ -106,15 +107,23 @@ class Borrow(Dialogue):
         str that is no text.
         """
         wire = self._wire("send")
-        payload, kind = encoded(message)
-        self._note_send()
+        if type(message) is str:
+            payload, kind = message.encode(), TEXT  # as `encoded` does
+        else:
+            payload, kind = encoded(message)
+        self._has_sent = True
+        if self._last_message is not GIVEN_UP:
+            self._last_message = None
         wire.unfinished_sends += 1
         try:
             await wire.websocket.send_frame(payload, kind)
         except (OSError, aiohttp.ClientError) as error:
             wire.fail(error)
             raise self._served().closed_error() from error
-        wire.count_sent(payload)
+        wire.unfinished_sends -= 1
+        wire.sent_messages += 1
+        wire.sent_bytes += len(payload)
+        wire.last_activity = time()
 
     async def send_json(self, value: Any) -> None:
         """Send a value as a JSON text message. Raises what `send` and `json.dumps` raise."""

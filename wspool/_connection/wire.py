@@ -16,7 +16,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -203,13 +203,6 @@ class Wire:
         return aiohttp_internals.is_flooded(self.websocket)
 
     # Writing.
-
-    def count_sent(self, payload: bytes) -> None:
-        """Count a message of an owner's that was sent: one of the `unfinished_sends` less."""
-        self.unfinished_sends -= 1
-        self.sent_messages += 1
-        self.sent_bytes += len(payload)
-        self.last_activity = time()
 
     async def send_ping(self) -> Ping:
         """Send a ping and do not wait for its pong; whoever reads settles it."""

@@ -475,7 +475,8 @@ class World:
         if len(waiting) < len(router.line):
             return  # until one that was cancelled has left, it may have kept the place
         for link in router.queues.busy:
-            if link.is_shared and not link.sharing.is_full and link.is_connected:
+            has_room = link.is_shared and len(link.sharing.lanes) < self.pool.max_streams
+            if has_room and link.is_connected:
                 if router.retiring.why_returned(link) is None:
                     raise Violation(f"a stream waits beside a free slot: {self.pool!r}")
 

@@ -17,8 +17,8 @@ FAULTS = [
         1,
         "whoever reads for all goes, and hands over to nobody",
         sharing.Sharing.hand_over,
-        "if not waiter.done():",
-        "if False:",
+        "waiter is not None",
+        "False",
     ),
     Fault(
         2,
@@ -31,8 +31,8 @@ FAULTS = [
         3,
         "who waits is not woken by what another has read for it",
         sharing.Lane.put,
-        "self.wake()",
-        "pass",
+        "waiter is not None",
+        "False",
     ),
     Fault(
         4,
@@ -59,8 +59,8 @@ FAULTS = [
         7,
         "a link takes more streams than it has slots",
         streaming.Streaming.next_shared,
-        "if sharing.is_full or (",
-        "if (",
+        "< full",
+        "< full + 1",
     ),
     Fault(
         8,
@@ -78,8 +78,8 @@ FAULTS = [
     ),
     Fault(
         10,
-        "a stream that was left behind still reads",
-        stream.WebsocketStream._lane_of_mine,
+        "a stream that was left behind still speaks",
+        stream.WebsocketStream._wire,
         "lane.owner is not self",
         "False",
     ),

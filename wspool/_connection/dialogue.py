@@ -89,6 +89,9 @@ class Dialogue:
             return self._outstanding == 0
         if not self._has_sent:
             return True
+        link = self._link
+        if link is None or link.is_last is None:
+            return False
         last = self._last_read()
         return last is not None and self._is_last(last)
 

@@ -59,7 +59,7 @@ def _sorting_by(paths: list[list[str]]) -> Sort:
         for path in paths:
             found = value
             for part in path:
-                found = _step(found, part)
+                found = found.get(part) if type(found) is dict else _item(found, part)
                 if found is None:
                     break
             else:
@@ -69,10 +69,8 @@ def _sorting_by(paths: list[list[str]]) -> Sort:
     return sort
 
 
-def _step(value: Any, part: str) -> Any:
-    """Return what is at one part of a path, or None; a number counts the items of a list from 0."""
-    if isinstance(value, dict):
-        return value.get(part)
+def _item(value: Any, part: str) -> Any:
+    """Return the item of a list that a number counts from 0, or None."""
     if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
         return value[int(part)]
     return None

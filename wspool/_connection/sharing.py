@@ -30,7 +30,7 @@ from wspool._connection.routes import UNPARSED
 from wspool._connection.states import CloseReason, State
 from wspool._connection.terms import Terms
 from wspool._connection.unclaimed import Entry, Unclaimed
-from wspool._connection.wire import MAX_INBOX_BYTES, Ping, Wire
+from wspool._connection.wire import BINARY, LARGE_BYTES, MAX_INBOX_BYTES, TEXT, Ping, Wire
 
 logger = logging.getLogger("wspool")
 
@@ -96,7 +96,9 @@ class Lane:
         """Let an entry be read after all others."""
         self.entries.append(entry)
         self.unread_bytes += len(entry[0]) + MESSAGE_OVERHEAD_BYTES
-        self.wake()
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():  # as `wake`, inlined
+            waiter.set_result(None)
 
     def put_back(self, entry: Entry) -> None:
         """Let an entry be read next, before what is there."""
@@ -121,7 +123,6 @@ class Sharing:
         "_free",
         "_is_pausing",
         "_number",
-        "_pingers",
         "_terms",
         "_waiting",
         "is_unclean",
@@ -144,9 +145,8 @@ class Sharing:
         self.is_unclean = False
         # Whether the one that reads for all lets the event loop go on, before it reads more.
         self._is_pausing = False
-        # Who waits while another reads, in order; those among them that wait for a pong.
-        self._waiting: dict[asyncio.Future[None], None] = {}
-        self._pingers: list[asyncio.Future[None]] = []
+        # Who waits while another reads, in order, and whether that is for a pong.
+        self._waiting: dict[asyncio.Future[None], bool] = {}
         self.unclaimed = Unclaimed(partial(terms.on_nobody, link))
 
     # The lanes.
@@ -155,10 +155,6 @@ class Sharing:
     def is_lent(self) -> bool:
         """Whether a borrower has a share."""
         return any(lane.is_lent for lane in self.lanes.values())
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.lanes) >= self._terms.max_streams
 
     def begin(self) -> None:
         """Sort what had come before the first stream."""
@@ -176,10 +172,11 @@ class Sharing:
 
     def draw(self) -> int:
         """Return a number that was not drawn before on this connection, and that nobody uses."""
-        self._number += 1
-        while self._number in self.keys:
-            self._number += 1
-        return self._number
+        number = self._number + 1
+        while number in self.keys:
+            number += 1
+        self._number = number
+        return number
 
     def claim(self, lane: Lane, key: Hashable) -> None:
         """Let messages with this key be the lane's, those that came a moment ago included.
@@ -201,8 +198,9 @@ class Sharing:
             )
         self.keys[key] = lane
         lane.keys[key] = None
-        for entry in reversed(self.unclaimed.claim(key)):
-            lane.put_back(entry)
+        if key in self.unclaimed:
+            for entry in reversed(self.unclaimed.claim(key)):
+                lane.put_back(entry)
 
     def end(self, lane: Lane, *, is_clean: bool, is_given_up: bool = False) -> list[Entry]:
         """Free a lane's slot and its keys; return what nobody has read.
@@ -218,7 +216,10 @@ class Sharing:
             self.unclaimed.leave(lane.keys)
         lane.owner = None
         lane.is_lent = lane.is_draining = False
-        lane.wake()
+        if lane.waiter is not None:
+            lane.wake()
+        if not lane.entries:
+            return []  # as nearly always
         entries, lane.unread_bytes = list(lane.entries), 0
         lane.entries.clear()
         return entries
@@ -284,6 +285,7 @@ class Sharing:
         None when no more can come: the link is lost, the owner is another, something is missing, or
         the ping `until` is answered, so that all that was sent before its pong has been returned.
         """
+        link, wire = self.link, self._wire
         lane.is_awaited = True
         try:
             while lane.owner is owner:
@@ -291,24 +293,24 @@ class Sharing:
                     return lane.take()
                 if until is not None and until.answered is not None:
                     return None
-                if lane.is_overflowed or self.link.owner is not self:
+                if lane.is_overflowed or link.owner is not self:
                     return None
-                if not self._is_read:
+                if not (wire.is_reading or self._is_pausing):
                     await self._read(lane, until)
                     continue
-                waiter = lane.waiter = self._stand_by()
-                if until is not None:
-                    self._pingers.append(waiter)
+                waiter = lane.waiter = asyncio.get_running_loop().create_future()
+                self._waiting[waiter] = until is not None
                 try:
                     await waiter
                 finally:
-                    self._leave(waiter)
+                    del self._waiting[waiter]
                     if lane.waiter is waiter:
                         lane.waiter = None
             return None
         finally:
             lane.is_awaited = False
-            self.hand_over()
+            if self._waiting:
+                self.hand_over()
 
     async def ping(self, lane: Lane, owner: object) -> float | None:
         """Return the seconds until a pong, or None if the owner cannot get one any more."""
@@ -321,12 +323,12 @@ class Sharing:
                 if not self._is_read:
                     await self._read(None, ping)
                     continue
-                waiter = self._stand_by()
-                self._pingers.append(waiter)
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting[waiter] = True
                 try:
                     await waiter
                 finally:
-                    self._leave(waiter)
+                    del self._waiting[waiter]
             return ping.answered - ping.sent
         finally:
             self.hand_over()
@@ -338,7 +340,7 @@ class Sharing:
         at once: to let each of them read its own would take a tick of the loop apiece.
         """
         wire, link = self._wire, self.link
-        budget = link.budget
+        budget, frames = link.budget, wire.frames
         taken = 0
         is_served = False
         while link.owner is self and not wire.is_reading:
@@ -357,7 +359,16 @@ class Sharing:
                             return  # meanwhile the pool has read
                         if until is not None and until.answered is not None:
                             return
-                message = wire.at_hand()
+                if frames and not wire.inbox:
+                    # As `at_hand`, without its calls.
+                    frame, size = frames[0]
+                    if size < LARGE_BYTES and ((kind := frame.type) is TEXT or kind is BINARY):
+                        await wire.next_frame()  # does not wait
+                        wire.received_messages += 1
+                        wire.received_bytes += size
+                        message = frame.data
+                if message is None:
+                    message = wire.at_hand()
             if message is None:
                 if taken:
                     return
@@ -405,10 +416,9 @@ class Sharing:
 
         One that is woken already, for whatever reason, reads on or calls this when it goes.
         """
-        if self._waiting and self.link.owner is self and not self._is_read:
-            waiter = next(iter(self._waiting))
-            if not waiter.done():
-                waiter.set_result(None)
+        waiter = next(iter(self._waiting), None)
+        if waiter is not None and not (waiter.done() or self._is_read) and self.link.owner is self:
+            waiter.set_result(None)
 
     @property
     def _is_read(self) -> bool:
@@ -419,17 +429,7 @@ class Sharing:
         assert self.link.wire is not None
         return self.link.wire
 
-    def _stand_by(self) -> asyncio.Future[None]:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = None
-        return waiter
-
-    def _leave(self, waiter: asyncio.Future[None]) -> None:
-        del self._waiting[waiter]
-        if self._pingers and waiter in self._pingers:
-            self._pingers.remove(waiter)
-
     def _wake_pingers(self) -> None:
-        for waiter in self._pingers:
-            if not waiter.done():
+        for waiter, is_for_pong in self._waiting.items():
+            if is_for_pong and not waiter.done():
                 waiter.set_result(None)

@@ -120,7 +120,9 @@ class WebsocketStream(Borrow):
         of this connection has claimed, this one included, and that has not drained yet; TypeError
         for what is not hashable; and what `send` raises for a stream that is over.
         """
-        lane = self._lane_of_mine("claim")
+        lane = self._lane
+        if lane is None or lane.owner is not self:  # as `_lane_of_mine`, inlined: so three times
+            raise self._refusal("claim")
         sharing = lane.sharing
         if sharing.link.owner is not sharing:
             raise self._refusal("claim")
@@ -173,7 +175,9 @@ class WebsocketStream(Borrow):
             raise
 
     async def _next(self) -> Entry:
-        lane = self._lane_of_mine("recv")
+        lane = self._lane
+        if lane is None or lane.owner is not self:
+            raise self._refusal("recv")
         if self._is_receiving:
             raise ConnectionBusyError(
                 f"Another task is in recv on the stream in slot {lane.slot} of connection "
@@ -223,7 +227,9 @@ class WebsocketStream(Borrow):
         return self._lane_of_mine(doing).sharing.link
 
     def _wire(self, doing: str) -> Wire:
-        lane = self._lane_of_mine(doing)
+        lane = self._lane
+        if lane is None or lane.owner is not self:
+            raise self._refusal(doing)
         sharing = lane.sharing
         wire = sharing.link.wire
         if wire is not None and wire.frames and wire.frames[-1][0].type is CLOSE_FRAME:
@@ -237,7 +243,8 @@ class WebsocketStream(Borrow):
         return self._share.owner is not self
 
     def _last_read(self) -> str | bytes | None:
-        lane, last = self._share, self._last_message
+        lane, last = self._lane, self._last_message
+        assert lane is not None
         return None if lane.entries or lane.is_overflowed or last is GIVEN_UP else last
 
     def _put_back(self, entry: Entry) -> None:

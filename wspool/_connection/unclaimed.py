@@ -43,6 +43,10 @@ class Unclaimed:
         self._order: deque[tuple[float, Hashable]] = deque()
         self.bytes = 0
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a claim of this key changes anything here."""
+        return key in self._kept or key in self._former
+
     def take(self, key: Hashable, entry: Entry, now: float) -> None:
         """Keep a message for whoever may claim its key in a moment, or dispose of a late one."""
         if key in self._former:

@@ -175,8 +175,7 @@ def _is_needed(loan: WebsocketConnection, options: Options, *, is_failed: bool) 
     """
     if options.check_server_data_on_release:
         return True
-    can_tell = options.drain_until is not None or options.drain_fence
-    return (is_failed or (can_tell and loan._has_sent)) and not loan.is_clean
+    return (is_failed or (options.tells_ends and loan._has_sent)) and not loan.is_clean
 
 
 async def drain(

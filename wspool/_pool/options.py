@@ -171,7 +171,9 @@ class Options(_Typed):
     # `on_release`, as it is called: with streams after one of these, and never after a loan.
     on_loan_release: Hook | None
     on_stream_release: StreamHook | None
-    # Whether a release without an exception may have to be followed by a drain.
+    # Whether the end of an answer can be told; whether a release without an exception may have to
+    # be followed by a drain.
+    tells_ends: bool
     may_drain: bool
     # Whether an idle connection may have to be checked, or kept alive.
     has_errands: bool
@@ -180,9 +182,9 @@ class Options(_Typed):
         for name, setting in SETTINGS.items():
             vars(self)[name] = setting.check(name, given[name])
         self._check_streams()
-        has_mark = self.drain_until is not None or self.drain_fence
+        self.tells_ends = self.drain_until is not None or self.drain_fence
         has_check = self.check_server_data_on_release or self.on_loan_release is not None
-        self.may_drain = has_mark or has_check
+        self.may_drain = self.tells_ends or has_check
         self.has_errands = bool(self.check_after_idle is not None or self.keepalive_interval)
         if self.min_idle > self.max_connections:
             most = f"at most max_connections={self.max_connections}"

@@ -109,20 +109,25 @@ class Streaming:
         `kept` for those who want one alone, and as are too many after a `resize()`.
         """
         kept += max(0, self._capacity.surplus)
-        shared = [link for link in self._queues.busy if link.is_shared]
-        if kept:
-            shared.sort(key=lambda link: len(link.sharing.lanes), reverse=True)
-            del shared[max(0, len(shared) - kept) :]
+        links = self._fullest(kept) if kept else self._queues.busy
         best: Link | None = None
-        for link in shared:
-            sharing: Sharing = link.sharing
-            if sharing.is_full or (
-                best is not None and len(sharing.lanes) <= len(best.sharing.lanes)
+        most, full = 0, self._terms.max_streams
+        for link in links:
+            sharing: Sharing | None = link.sharing
+            if (
+                sharing is not None
+                and link.loan is sharing
+                and most < (count := len(sharing.lanes)) < full
+                and link.is_connected
+                and self._retiring.why_returned(link) is None
             ):
-                continue
-            if link.is_connected and self._retiring.why_returned(link) is None:
-                best = link
+                best, most = link, count
         return best
+
+    def _fullest(self, spared: int) -> list[Link]:
+        """Return the shared links but for so many of the emptiest."""
+        shared = sorted(self.shared(), key=lambda link: len(link.sharing.lanes), reverse=True)
+        return shared[: max(0, len(shared) - spared)]
 
     def serve_one(self) -> bool:
         """Serve the oldest stream that waits with a share of a shared link, if there is one."""
@@ -158,12 +163,15 @@ class Streaming:
 
     def lend_at_once(self, stream: Borrow) -> bool:
         """Serve a stream at once, if there is a free slot, or an idle link."""
-        link = self.next_shared(self._line.alone) or self._attending.next_idle(for_stream=True)
+        line = self._line
+        kept = line.alone if line.loans or line.beyond else 0
+        link = self.next_shared(kept) or self._attending.next_idle(for_stream=True)
         if link is None:
             return False
         self.lend(link, stream)
         self._stats.borrows += 1
-        self.tell_of(stream, 0.0)
+        if self._events.listeners:
+            self.tell_of(stream, 0.0)
         if self._options.min_idle or self._replacing.outdated:
             self._refill()
         return True
@@ -190,10 +198,15 @@ class Streaming:
     ) -> None:
         """End a stream: its slot is free at once, or when it has drained."""
         lane = stream._lane
-        if lane is None or lane.owner is not stream or stream._served().queues is not self._queues:
+        link = stream._link
+        if (
+            lane is None
+            or lane.owner is not stream
+            or link is None
+            or link.queues is not self._queues
+        ):
             logger.warning("%r is not lent by this pool; releasing it does nothing", stream)
             return
-        link = lane.sharing.link
         if self._events.listeners:
             self._events.stream_checked_in(lane)
         # Without a send nothing can be under way, however the borrower left.
@@ -202,20 +215,19 @@ class Streaming:
         if force_remove:
             _retire(link, CloseReason.USER)
         is_clean = stream.is_clean
-        is_alone = len(lane.sharing.lanes) == 1
         if (
-            stream._is_cut_off
+            not (
+                self._options.on_stream_release is not None
+                or len(lane.entries) > MAX_SHOWN_AT_ONCE
+                or (stream._has_sent and not is_clean and self._options.tells_ends)
+            )
+            or stream._is_cut_off
             or self.is_closing
-            or (is_alone and self._retiring.why_returned(link) is not None)
-            or not (self._needs_drain(stream, is_failed=is_failed) or _has_much(lane))
+            or (len(lane.sharing.lanes) == 1 and self._retiring.why_returned(link) is not None)
         ):
             self._end(lane, is_clean=is_clean, is_given_up=is_failed and not is_clean)
         else:
             self._begin_drain(lane, stream, is_failed=is_failed)
-
-    def _needs_drain(self, stream: WebsocketStream, *, is_failed: bool) -> bool:
-        options = self._options
-        return options.on_stream_release is not None or _awaits(stream, options)
 
     def _end(self, lane: Lane, *, is_clean: bool, is_given_up: bool = False) -> None:
         """Free a lane's slot, and let its link go on."""
@@ -320,16 +332,6 @@ def _retire(link: Link, why: CloseReason) -> None:
     link.retire_at, link.retire_why = float("-inf"), why
 
 
-def _has_much(lane: Lane) -> bool:
-    return len(lane.entries) > MAX_SHOWN_AT_ONCE
-
-
-def _awaits(stream: WebsocketStream, options: Options) -> bool:
-    """Return whether the end of an answer is to come, and can be told."""
-    can_tell = options.drain_until is not None or options.drain_fence
-    return can_tell and stream._has_sent and not stream.is_clean
-
-
 async def drain_lane(
     drain: StreamDrain,
     lane: Lane,
@@ -387,7 +389,8 @@ async def _read(
     sharing = lane.sharing
     link = sharing.link
     assert link.wire is not None
-    was_clean, awaits = stream.is_clean, _awaits(stream, options)
+    was_clean = stream.is_clean
+    awaits = options.tells_ends and stream._has_sent and not was_clean
     ends = 0 if was_clean else stream.outstanding or 1
     lane.is_overflowed = False  # of what is missing, the last messages are counted
     fence = None

@@ -313,8 +313,8 @@ MUTATIONS: Final = (
         "illegal transition half done",
         "test_an_illegal_trigger_is_an_error_and_nothing_has_moved",
         "_connection/states.py",
-        "        if move is None:\n",
-        "        if move is None:\n            model.queues[model.state].pop(model, None)\n",
+        "        if found is None:\n",
+        "        if found is None:\n            model.queues[model.state].pop(model, None)\n",
     ),
 )
 

@@ -46,8 +46,8 @@ def outcome(call: Any, life: Any) -> Any:
     patience, borrower.patience = borrower.patience, None
     if patience is None:
         return wait_for_outcome(call, life)
-    if call._settled.wait(life, patience):
-        call._settled.give()
+    if call.wait(life, patience):
+        call.give()
         if random.random() < 0.5:
             borrower.patience = patience
             return wait_for_outcome(call, life)

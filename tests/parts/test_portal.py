@@ -167,7 +167,7 @@ def test_an_error_keeps_nothing_alive(portal: Portal) -> None:
             with pytest.raises(Failure):
                 ask()
             # Not at once: the loop's thread has to let go of it, too.
-            spin_until(lambda: not any(isinstance(o, module._Call) for o in gc.get_objects()))
+            spin_until(lambda: not any(isinstance(o, calls.Call) for o in gc.get_objects()))
     finally:
         gc.enable()
 
@@ -324,7 +324,7 @@ def test_a_result_that_comes_when_nobody_takes_it_any_more_is_undone_once(
         return "a connection"
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Call, "outcome", too_late(module._Call.outcome))
+        patch.setattr(calls.Call, "outcome", too_late(calls.Call.outcome))
         with pytest.raises(GivenUp):
             portal.wait(get, undo=resident.undone.append)
         with pytest.raises(GivenUp):
@@ -346,7 +346,7 @@ def test_an_error_that_comes_too_late_is_nobodys(
         raise GivenUp
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Call, "outcome", outcome)
+        patch.setattr(calls.Call, "outcome", outcome)
         with pytest.raises(GivenUp):
             portal.wait(fail, undo=resident.undone.append)
     portal.call(int)
@@ -361,7 +361,7 @@ def test_what_is_given_up_before_the_loop_has_come_to_it_never_begins(
     portal.call(int)
     portal.soon(may_go_on.wait)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Call, "outcome", at_once(module._Call.outcome))
+        patch.setattr(calls.Call, "outcome", at_once(calls.Call.outcome))
         with pytest.raises(GivenUp):
             portal.wait(resident.work, undo=resident.undone.append)
     may_go_on.set()
@@ -531,8 +531,8 @@ def test_every_wait_looks_up_now_and_then(
                 limits.append(timeout)
             return self._lock.acquire(blocking, timeout)
 
-    monkeypatch.setattr(module, "allocate_lock", Lock)
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "allocate_lock", Lock)
+    monkeypatch.setattr(calls, "POLL_SECONDS", 0.01)
     with pytest.raises(TimeoutError):
         portal.wait(resident.work, timeout=0.1)
     resident.may_close.clear()
@@ -552,7 +552,7 @@ def test_calls_fail_when_the_loops_thread_has_ended_and_nobody_waits_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "POLL_SECONDS", 0.01)
     portal = Portal(resident, exit_timeout=5.0, made_at=f"{__file__}:1")
     waiting = [threads.submit(portal.wait, resident.work) for _ in range(3)]
     spin_until(lambda: len(portal.tasks) == 3)

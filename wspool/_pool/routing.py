@@ -103,7 +103,6 @@ class Router:
         self._is_routing = False
         # Whether the end of an answer can be known, or it was said that it cannot.
         self._knows_ends = options.may_drain or options.max_uses == 1
-        self._has_max_uses = options.max_uses is not None
         # From start() on.
         self.clock: Callable[[], float]
 
@@ -381,7 +380,7 @@ class Router:
     def _why_returned(self, link: Link) -> CloseReason | None:
         if self.is_closing:
             return CloseReason.POOL
-        if link.retire_at < NEVER or self._has_max_uses:
+        if link.retire_at < NEVER or self.options.max_uses is not None:
             why = self.retiring.why_returned(link)
             if why is not None:
                 return why

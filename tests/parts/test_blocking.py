@@ -1195,6 +1195,33 @@ def interrupted(request: pytest.FixtureRequest) -> Callable[[Callable[[], object
     return call
 
 
+async def test_whoever_is_interrupted_in_recv_may_call_it_again_at_once(
+    make_blocking: MakeBlocking,
+) -> None:
+    """Also where the loop hears of both only now: the first one leaves before the second begins."""
+
+    def story() -> None:
+        with make_blocking() as pool, ExitStack() as stack, ThreadPoolExecutor() as threads:
+            connection = pool.acquire()
+
+            def give_up(*_: object) -> Any:
+                spin_until(lambda: wire_of(connection._mirrored).is_receiving)
+                stack.enter_context(busy(pool))
+                raise GivenUp
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(calls.Call, "outcome", give_up)
+                with pytest.raises(GivenUp):
+                    connection.recv()
+            receiving = threads.submit(connection.recv)
+            spin_until(lambda: len(pool._portal._lives[0].entrants) == 2)
+            stack.close()
+            connection.send("hello")
+            assert receiving.result() == "hello"
+
+    await to_thread(story)
+
+
 async def test_a_connection_that_was_won_and_given_up_goes_to_the_next(
     server: Server, make_blocking: MakeBlocking, interrupted: Callable[..., None]
 ) -> None:

@@ -1,6 +1,6 @@
 """What a pool must know of an aiohttp WebSocket and cannot ask through its public interface.
 
-Six things, each in one place, each tested on every supported aiohttp:
+Seven things, each in one place, each tested on every supported aiohttp:
 
 - whether the event loop has read anything for a WebSocket that nobody receives from. aiohttp
   acts on pings, closes and lost transports only inside `receive()`, so `closed` says nothing. A
@@ -12,6 +12,7 @@ Six things, each in one place, each tested on every supported aiohttp:
 - whether reading is paused, because the queue is full: then more waits in the kernel's buffers;
 - that a receive that was cancelled is no close: see `expect_close`;
 - whether bytes have come that are no whole message, and of which no frame tells;
+- how much is read off a socket at a time;
 - when the transport is gone, and how to make it go: after `close()`, and even after the session
   was closed, it stays open for as long as the peer does not read what was sent.
 

@@ -30,6 +30,10 @@ ENDED: Final = (
 )
 
 
+NEXT_TURN: Final = object()
+"""Is returned by a function after which the loop is to turn, before it calls the next one."""
+
+
 class Signal:
     """Is given once, in the loop's thread, to one thread that waits for it.
 
@@ -113,8 +117,9 @@ class Life:
         """In the loop: call whatever has entered; what enters meanwhile comes in the next turn."""
         try:
             for _ in range(len(self.entrants)):
-                if self.entrants:  # whoever was too late takes back its own
-                    self.entrants.popleft()()
+                # Whoever was too late takes back its own.
+                if self.entrants and self.entrants.popleft()() is NEXT_TURN:
+                    break
         finally:
             # Whoever has not seen the new turn has entered before, and is seen here.
             self.turn += 1
@@ -220,16 +225,18 @@ class Work(Call[T]):
             self._tasks.discard(self._task)
         self.give()
 
-    def give_up(self) -> None:
+    def give_up(self) -> object:
         """In the loop: the thread was interrupted, and nobody will take the result."""
         task = self._task
         if task is None:
-            return
+            return None
         if task.cancel():
             task.add_done_callback(self._tasks.discard)  # it may never begin
-        elif self._undo is not None:
+            return NEXT_TURN  # it lets go of what the thread may want with its next call
+        if self._undo is not None:
             for result in self.results:
                 self._undo(result)
+        return None
 
 
 class Posted(Work[None]):

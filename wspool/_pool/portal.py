@@ -281,6 +281,8 @@ class Portal:
             life.is_over = True
             life.admit()
             await asyncio.sleep(0)  # whoever has entered begins
+            while life.entrants:
+                await asyncio.sleep(0)
             while self.tasks:  # with the resident closed, they end by themselves
                 await asyncio.wait(self.tasks)
 

@@ -210,7 +210,11 @@ def contenders() -> list[Contender]:
     return [
         Contender("wspool", "#0072b2", open_ours, echo_by_pool),
         Contender(
-            f"wspool, {STREAMS} streams on each connection", "#56b4e9", open_streams, echo_by_stream
+            f"wspool, {STREAMS} streams on each connection",
+            "#56b4e9",
+            open_streams,
+            echo_by_stream,
+            most=1_000,
         ),
         Contender("asyncio.Queue of aiohttp WebSockets", "#555555", open_queue, echo_by_aiohttp),
         Contender(

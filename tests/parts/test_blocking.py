@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import pytest
@@ -211,6 +211,15 @@ async def test_acquire_waits_for_as_long_as_it_is_told_to(make_blocking: MakeBlo
                 pool.release(waiting.result())
 
     await to_thread(story)
+
+
+USES: Final[dict[str, Callable[[BlockingWebsocketConnection], object]]] = {
+    "send": lambda connection: connection.send("stale"),
+    "recv": lambda connection: connection.recv(timeout=10.0),
+    "ping": lambda connection: connection.ping(timeout=10.0),
+    "iterate": lambda connection: next(iter(connection)),
+}
+"""What may be called on a connection, and is refused once that is over."""
 
 
 def spin_until(condition: Callable[[], object]) -> None:
@@ -564,23 +573,16 @@ async def test_a_send_in_a_block_waits_for_nothing_and_whoever_looks_sees_it(
 
 
 @posts
-@pytest.mark.parametrize("use", ["send", "recv", "ping", "iterate"])
+@pytest.mark.parametrize("use", USES)
 async def test_the_next_call_tells_what_a_send_that_was_not_waited_for_has_met(
     make_blocking: MakeBlocking, use: str
 ) -> None:
-    uses: dict[str, Callable[[BlockingWebsocketConnection], object]] = {
-        "send": lambda connection: connection.send("more"),
-        "recv": lambda connection: connection.recv(timeout=10.0),
-        "ping": lambda connection: connection.ping(timeout=10.0),
-        "iterate": lambda connection: next(iter(connection)),
-    }
-
     def story() -> None:
         with make_blocking() as pool:
             with pool.get_connection() as connection:
                 lose_in_the_very_moment(pool, connection)
                 with pytest.raises(ConnectionClosedError):
-                    uses[use](connection)
+                    USES[use](connection)
             with pool.get_connection() as connection:
                 assert echoes(connection)
 
@@ -679,17 +681,11 @@ def hooks() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("has_hooks", [False, True])
-@pytest.mark.parametrize("use", ["send", "recv", "ping", "iterate"])
+@pytest.mark.parametrize("use", USES)
 async def test_a_thread_that_outlives_its_block_is_refused_and_disturbs_nobody(
     server: Server, make_blocking: MakeBlocking, hooks: dict[str, Any], has_hooks: bool, use: str
 ) -> None:
     """Whether the connection is idle, lent again or in a hook's hand."""
-    uses: dict[str, Callable[[BlockingWebsocketConnection], object]] = {
-        "send": lambda connection: connection.send("stale"),
-        "recv": lambda connection: connection.recv(timeout=10.0),
-        "ping": lambda connection: connection.ping(timeout=10.0),
-        "iterate": lambda connection: next(iter(connection)),
-    }
 
     def story() -> None:
         pool = make_blocking(max_connections=1, acquire_timeout=20.0, **hooks if has_hooks else {})
@@ -700,7 +696,7 @@ async def test_a_thread_that_outlives_its_block_is_refused_and_disturbs_nobody(
             refused = 0
             while not is_over.is_set():
                 with pytest.raises(ConnectionBusyError, match="is over"):
-                    uses[use](connection)
+                    USES[use](connection)
                 refused += 1
             return refused
 

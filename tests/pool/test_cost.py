@@ -12,18 +12,18 @@ import operator
 import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
-from types import FrameType
 from typing import Any, Final
 
 import pytest
 
 from tests.conftest import MakePool
+from tests.support.calls import called_by
 from tests.support.inside import router_of, wire_of
 from wspool import WebsocketConnectionPool
 from wspool._connection.aiohttp_internals import READ_BYTES
 from wspool.testing import Peer, Server
 
-CALLS: Final = 16
+CALLS: Final = 15
 """Calls of Python functions in one borrow."""
 
 REPORTING_CALLS: Final = 0
@@ -66,18 +66,8 @@ def measured(measure: Measure) -> float:
 
 async def calls_of(pool: WebsocketConnectionPool, borrow: Borrow) -> float:
     """Return the calls of Python functions of one borrow, the caller's own apart."""
-    calls: list[str] = []
-
-    def count(frame: FrameType, event: str, arg: Any) -> None:
-        if event == "call":
-            calls.append(frame.f_code.co_name)
-
-    sys.setprofile(count)
-    try:
-        await borrow()
-    finally:
-        sys.setprofile(None)
-    assert calls[0] == "borrow"
+    calls = await called_by(borrow)
+    assert calls[0].co_name == "borrow"
     return len(calls) - 1
 
 

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import wspool
+from tests.support.calls import called_by
 from tests.support.inside import link_of
 from wspool import WebsocketConnectionPool, WebsocketStream
 from wspool.testing import Server
 
-HELD: Final = 27
+HELD: Final = 25
 """Calls of the package's functions for a question and its answer on a stream that is held.
 
 That a coroutine goes on counts as a call, too."""
 
-BESIDE: Final = 33
+BESIDE: Final = 32
 """The same while another stream reads for all, which then goes on."""
 
 EACH: Final = 48
@@ -81,19 +80,8 @@ def measured(measure: Measure, *, is_held: bool, is_beside: bool = False) -> flo
 
 async def calls_of(call: Call) -> float:
     """Return the calls of the package's functions, the server's apart."""
-    names: list[str] = []
-
-    def count(frame: FrameType, event: str, arg: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and file.startswith(PACKAGE) and "_testing" not in file:
-            names.append(frame.f_code.co_name)
-
-    sys.setprofile(count)
-    try:
-        await call()
-    finally:
-        sys.setprofile(None)
-    return len(names)
+    files = [code.co_filename for code in await called_by(call)]
+    return sum(file.startswith(PACKAGE) and "_testing" not in file for file in files)
 
 
 async def objects_of(call: Call) -> float:

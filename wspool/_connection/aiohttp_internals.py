@@ -44,9 +44,9 @@ MAX_REASON_BYTES: Final = 123
 """Of a CLOSE frame's reason (RFC 6455, 5.5)."""
 
 READ_BYTES: Final = 64 * 1024
-"""Are read off a socket at a time. For the 256 KiB of asyncio's own, glibc maps and unmaps memory at
-each read, until the program has freed a larger block. Up to then, with these an echo takes 0.9 of
-the time (0.75 of the processor's), messages of a MiB half of it, and many small ones the same."""
+"""Are read off a socket at a time. For the 256 KiB of asyncio's own, glibc maps and unmaps memory
+at each read, until the program has freed a larger block. Up to then, with these an echo takes 0.9
+of the time (0.75 of the processor's), messages of a MiB half of it, many small ones the same."""
 
 _MESSAGES: Final = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 

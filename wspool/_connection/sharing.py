@@ -340,7 +340,7 @@ class Sharing:
         at once: to let each of them read its own would take a tick of the loop apiece.
         """
         wire, link = self._wire, self.link
-        budget, frames = link.budget, wire.frames
+        budget = link.budget
         taken = 0
         is_served = False
         while link.owner is self and not wire.is_reading:
@@ -359,7 +359,7 @@ class Sharing:
                             return  # meanwhile the pool has read
                         if until is not None and until.answered is not None:
                             return
-                if frames and not wire.inbox:
+                if (frames := wire.frames) and not wire.inbox:
                     # As `at_hand`, without its calls.
                     frame, size = frames[0]
                     if size < LARGE_BYTES and ((kind := frame.type) is TEXT or kind is BINARY):

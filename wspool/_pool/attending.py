@@ -143,6 +143,8 @@ class Attending:
     def why_idle(self, link: Link, now: float) -> CloseReason | None:
         """Return why an idle link is to be closed, if it is."""
         options = self._options
+        if now < link.retire_at and now - link.idle_since <= options.idle_timeout:
+            return None  # as nearly always: to count the others takes longer
         is_spare = (
             self._capacity.open > options.min_connections and len(self._idle) > options.min_idle
         )

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from wspool._connection import states
-from wspool._connection.borrow import Borrow
+from wspool._connection.borrow import Borrow, lend
 from wspool._connection.dialogue import NEW
 from wspool._connection.errors import ConnectionPoolUnavailableError
 from wspool._connection.exporting import exported
@@ -263,10 +263,7 @@ class WebsocketConnectionPool(Configured):
 
         Timeout and errors are those of `acquire`. Raises ValueError in a pool without `route`.
         """
-        stream = self.get_stream(timeout=timeout)
-        if not self._lend_at_once(stream, sys._getframe(1)):
-            await self._router.wait(stream)
-        return stream
+        return await lend(self.get_stream(timeout=timeout), sys._getframe(1))
 
     def get_stream(self, *, timeout: float | None = ACQUIRE_TIMEOUT) -> WebsocketStream:
         """Return a stream that is acquired and given back by `async with`.

@@ -163,15 +163,12 @@ class Streaming:
 
     def lend_at_once(self, stream: Borrow) -> bool:
         """Serve a stream at once, if there is a free slot, or an idle link."""
-        line = self._line
-        kept = line.alone if line.loans or line.beyond else 0
-        link = self.next_shared(kept) or self._attending.next_idle(for_stream=True)
+        link = self.next_shared(self._line.alone) or self._attending.next_idle(for_stream=True)
         if link is None:
             return False
         self.lend(link, stream)
         self._stats.borrows += 1
-        if self._events.listeners:
-            self.tell_of(stream, 0.0)
+        self.tell_of(stream, 0.0)
         if self._options.min_idle or self._replacing.outdated:
             self._refill()
         return True
